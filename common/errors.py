@@ -1,0 +1,30 @@
+"""Errors a user can act on: what is wrong, where, and the way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Bad input, found before any training: names the place, the value and the way out.
+
+    Args:
+        problem: what is wrong, with the offending value in it.
+        where: the file, table row or configuration key.
+        fix: what the user can do.
+    """
+
+    def __init__(self, problem: str, *, where: str | Path, fix: str) -> None:
+        super().__init__(problem, where, fix)
+        self.problem, self.where, self.fix = problem, str(where), fix
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.problem}\n  way out: {self.fix}"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # keyword-only arguments survive the trip from a Ray worker to the driver
+        return _rebuild_input_error, (self.problem, self.where, self.fix)
+
+
+def _rebuild_input_error(problem: str, where: str, fix: str) -> InputError:
+    return InputError(problem, where=where, fix=fix)

@@ -1,0 +1,63 @@
+"""The nnU-Net plan as plain data: what generators, slices and labelling derive their settings from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.files import read_json
+
+Pair = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The 2D configuration of an nnU-Net plan; every pair is (height, width), as in nnU-Net."""
+
+    patch_size_px: Pair
+    strides: tuple[Pair, ...]  # first is always (1, 1); one entry a stage
+    kernel_sizes: tuple[Pair, ...]  # one entry a stage
+    spacing_mm: tuple[float, float]  # in-plane target spacing after the plan's transposition
+    transpose_forward: tuple[int, ...]
+    normalization_schemes: tuple[str, ...]  # one a channel
+    use_mask_for_norm: tuple[bool, ...]  # one a channel
+    intensity: tuple[dict[str, float], ...]  # foreground statistics of the dataset, one a channel
+    batch_size: int
+
+    @property
+    def n_channels(self) -> int:
+        """Image channels."""
+        return len(self.normalization_schemes)
+
+
+def plan_from_json(plans: Mapping[str, Any], configuration: str = "2d") -> Plan:
+    """Read nnU-Net plans of the current layout (``architecture.arch_kwargs``) or of v2.2 (flat keys)."""
+    config = plans["configurations"][configuration]
+    architecture = config.get("architecture", {}).get("arch_kwargs")
+    strides = architecture["strides"] if architecture else config["pool_op_kernel_sizes"]
+    kernels = architecture["kernel_sizes"] if architecture else config["conv_kernel_sizes"]
+    n_channels = len(config["normalization_schemes"])
+    intensity = plans.get("foreground_intensity_properties_per_channel", {})
+    return Plan(
+        patch_size_px=_pair(config["patch_size"]),
+        strides=tuple(_pair(stride) for stride in strides),
+        kernel_sizes=tuple(_pair(kernel) for kernel in kernels),
+        spacing_mm=(float(config["spacing"][-2]), float(config["spacing"][-1])),
+        transpose_forward=tuple(int(axis) for axis in plans["transpose_forward"]),
+        normalization_schemes=tuple(config["normalization_schemes"]),
+        use_mask_for_norm=tuple(bool(flag) for flag in config["use_mask_for_norm"]),
+        intensity=tuple(dict(intensity.get(str(channel), {})) for channel in range(n_channels)),
+        batch_size=int(config["batch_size"]),
+    )
+
+
+def load_plan(path: Path, configuration: str = "2d") -> Plan:
+    """Read a plans JSON file."""
+    return plan_from_json(read_json(path), configuration)
+
+
+def _pair(values: Any) -> Pair:
+    height, width = values
+    return int(height), int(width)

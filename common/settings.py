@@ -1,0 +1,86 @@
+"""Frozen dataclasses from plain dictionaries and back: unknown keys and wrong types are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def to_dict(settings: Any) -> dict[str, Any]:
+    """A dataclass as JSON-able dictionaries and lists."""
+    result = _plain(dataclasses.asdict(settings))
+    assert isinstance(result, dict)
+    return result
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+    """Build dataclass ``cls`` (nested dataclasses, tuples, dictionaries and unions included) from ``values``.
+
+    Raises:
+        TypeError: an unknown key, a missing field or a value of the wrong type; the message names it.
+    """
+    hints = get_type_hints(cls)
+    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise TypeError(f"{cls.__name__} has no field {unknown[0]!r}; its fields are {sorted(names)}")
+    return cls(**{name: _coerce(hints[name], value, f"{cls.__name__}.{name}") for name, value in values.items()})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _coerce(hint: Any, value: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _coerce_union(hint, value, where)
+    if origin is tuple:
+        return _coerce_tuple(hint, value, where)
+    if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        key_hint, item_hint = get_args(hint)
+        return {_coerce_key(key_hint, key): _coerce(item_hint, item, f"{where}[{key}]") for key, item in value.items()}
+    if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
+        return from_dict(hint, value)  # type: ignore[arg-type]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise TypeError(f"{where} takes {hint.__name__}, not {value!r}")
+    return value
+
+
+def _coerce_key(hint: Any, key: Any) -> Any:
+    return hint(key) if hint in (int, str) else key
+
+
+def _coerce_union(hint: Any, value: Any, where: str) -> Any:
+    options = get_args(hint)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        try:
+            return _coerce(option, value, where)
+        except (TypeError, AttributeError):
+            continue
+    raise TypeError(f"{where} takes {hint}, not {value!r}")
+
+
+def _coerce_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:
+    if isinstance(value, str) or not isinstance(value, (list, tuple)):
+        raise TypeError(f"{where} takes a list, not {value!r}")
+    items = get_args(hint)
+    if len(items) == 2 and items[1] is Ellipsis:
+        return tuple(_coerce(items[0], item, where) for item in value)
+    if len(items) != len(value):
+        raise TypeError(f"{where} takes {len(items)} values, not {value!r}")
+    return tuple(_coerce(item_hint, item, where) for item_hint, item in zip(items, value, strict=True))

@@ -16,7 +16,7 @@ from typing import Any
 def atomic_path(target: Path) -> Iterator[Path]:
     """Yield a temporary sibling of ``target`` that replaces it when the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=target.suffix)
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=".", suffix=f".{target.name}")
     os.close(descriptor)
     temporary = Path(name)
     try:

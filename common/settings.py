@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -17,18 +18,29 @@ def to_dict(settings: Any) -> dict[str, Any]:
     return result
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any]) -> T:
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Build dataclass ``cls`` (nested dataclasses, tuples, dictionaries and unions included) from ``values``.
 
+    Args:
+        where: dotted path of ``values``, for messages.
+
     Raises:
-        TypeError: an unknown key, a missing field or a value of the wrong type; the message names it.
+        TypeError: an unknown key (with the nearest known one), a missing field or a value of the wrong type.
     """
     hints = get_type_hints(cls)
-    names = {field.name for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - names)
-    if unknown:
-        raise TypeError(f"{cls.__name__} has no field {unknown[0]!r}; its fields are {sorted(names)}")
-    return cls(**{name: _coerce(hints[name], value, f"{cls.__name__}.{name}") for name, value in values.items()})
+    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in sorted(set(values) - set(fields)):
+        near = difflib.get_close_matches(name, fields, n=1)
+        hint = f"; did you mean {_join(where, near[0])!r}?" if near else f"; known keys: {', '.join(sorted(fields))}"
+        raise TypeError(f"unknown key {_join(where, name)!r}{hint}")
+    for name, field in fields.items():
+        if name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise TypeError(f"key {_join(where, name)!r} is missing")
+    return cls(**{name: _coerce(hints[name], value, _join(where, name)) for name, value in values.items()})
+
+
+def _join(where: str, name: str) -> str:
+    return f"{where}.{name}" if where else name
 
 
 def _plain(value: Any) -> Any:
@@ -47,20 +59,26 @@ def _coerce(hint: Any, value: Any, where: str) -> Any:
         return _coerce_union(hint, value, where)
     if origin is tuple:
         return _coerce_tuple(hint, value, where)
-    if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise TypeError(f"{where} takes a mapping, not {value!r}")
         key_hint, item_hint = get_args(hint)
         return {_coerce_key(key_hint, key): _coerce(item_hint, item, f"{where}[{key}]") for key, item in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-        return from_dict(hint, value)  # type: ignore[arg-type]
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise TypeError(f"{where} takes {hint.__name__}, not {value!r}")
+        raise TypeError(f"{where} takes {_name(hint)}, not {value!r}")
     return value
 
 
+def _name(hint: Any) -> str:
+    return hint.__name__ if isinstance(hint, type) else str(hint)
+
+
 def _coerce_key(hint: Any, key: Any) -> Any:
-    return hint(key) if hint in (int, str) else key
+    return hint(key) if hint in (int, str) else key  # JSON turns integer keys into text
 
 
 def _coerce_union(hint: Any, value: Any, where: str) -> Any:
@@ -70,9 +88,9 @@ def _coerce_union(hint: Any, value: Any, where: str) -> Any:
     for option in options:
         try:
             return _coerce(option, value, where)
-        except (TypeError, AttributeError):
+        except TypeError:
             continue
-    raise TypeError(f"{where} takes {hint}, not {value!r}")
+    raise TypeError(f"{where} takes {_name(hint)}, not {value!r}")
 
 
 def _coerce_tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:

@@ -1,0 +1,1 @@
+"""Hydra's YAML files; a package, so that ``pkg://config`` finds the shared groups from any folder."""

@@ -1,0 +1,22 @@
+"""nnU-Net 2.8 as a library: the only room that imports it. No fork, no shared folders, no spawned pools."""
+
+from nnunetv2_mod.plan import PlanSettings, adopt_plan, plan_dataset
+from nnunetv2_mod.predict import SegmentationModel, load_model, predict_arrays, predict_normalised, read_raw_image
+from nnunetv2_mod.preprocessed import PreprocessedCase, read_preprocessed
+from nnunetv2_mod.train import TrainSettings, learning_rate, train
+
+__all__ = [
+    "PlanSettings",
+    "PreprocessedCase",
+    "SegmentationModel",
+    "TrainSettings",
+    "adopt_plan",
+    "learning_rate",
+    "load_model",
+    "plan_dataset",
+    "predict_arrays",
+    "predict_normalised",
+    "read_preprocessed",
+    "read_raw_image",
+    "train",
+]

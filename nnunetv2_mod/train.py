@@ -1,0 +1,160 @@
+"""Train or fine-tune one nnU-Net: settings, learning-rate schedules and the call; the trainer itself is next door."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.checkpoints import load_tensors, save_tensors
+from common.errors import InputError
+from common.files import read_json, write_json, write_text
+from common.progress import Progress, silent
+from nnunetv2_mod.environment import nnunet_roots
+from nnunetv2_mod.plan import CONFIGURATION
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+SCHEDULES = ("poly", "poly_warmup")
+WARMUP_FRACTION = 0.1
+POLY_EXPONENT = 0.9
+MODEL_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """nnU-Net's training constants; the defaults are nnU-Net's."""
+
+    n_epochs: int = 1000
+    n_iterations: int = 250  # per epoch
+    n_val_iterations: int = 50  # per epoch
+    schedule: str = "poly"
+    initial_lr: float = 1e-2
+    augmentation_processes: int = 0  # 0: in the training process, reproducible; more: faster on GPUs, not reproducible
+    checkpoint_every: int = 1  # epochs between two points a killed training can resume from
+
+    def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise InputError(
+                f"schedule {self.schedule!r} is unknown", where="nnunet schedule", fix=f"use one of {SCHEDULES}"
+            )
+
+
+def learning_rate(settings: TrainSettings, epoch: int) -> float:
+    """Learning rate of ``epoch`` (from 0): poly decay, or a linear warm-up over a tenth of the epochs before it.
+
+    The warm-up has at least one epoch and its first rate is above zero (the original trained its first epoch at
+    exactly 0 and dropped the warm-up below 10 epochs, D15).
+    """
+    n_warmup = 0
+    if settings.schedule == "poly_warmup" and settings.n_epochs > 1:
+        n_warmup = max(1, int(WARMUP_FRACTION * settings.n_epochs))
+    if epoch < n_warmup:
+        return settings.initial_lr * (epoch + 1) / (n_warmup + 1)
+    remaining = 1 - (epoch - n_warmup) / (settings.n_epochs - n_warmup)
+    return settings.initial_lr * remaining**POLY_EXPONENT
+
+
+def train(
+    planned: Path,
+    out: Path,
+    settings: TrainSettings,
+    seed: int,
+    device: str = "cpu",
+    initial_model: Path | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Train on the preprocessed cases in ``planned`` (a folder written by ``plan_dataset`` or ``adopt_plan``).
+
+    Writes ``out/model/`` (``model.safetensors``, ``plans.json``, ``dataset.json``), ``out/curves.jsonl`` and nnU-Net's
+    own results under ``out/nnunet/``. Resumes from the last checkpoint there; on one CPU thread the resumed run equals
+    an undisturbed one bit for bit, as every epoch draws from its own seed.
+
+    Args:
+        initial_model: a ``model`` folder whose weights, heads included, start the training (fine-tuning).
+    """
+    import torch
+
+    from nnunetv2_mod.trainer import build_trainer
+
+    dataset = _only_dataset(planned)
+    results = out / "nnunet" / "nnUNet_results"
+    results.mkdir(parents=True, exist_ok=True)
+    with nnunet_roots(
+        planned, planned / "preprocessed", results, augmentation_processes=settings.augmentation_processes
+    ):
+        trainer = build_trainer(dataset, settings, seed, torch.device(device), progress)
+        folder = Path(trainer.output_folder)
+        if not (folder / "checkpoint_final.pth").is_file():
+            trainer.initialize()
+            if not trainer.resume() and initial_model is not None:
+                load_all_weights(trainer.network, initial_model / MODEL_FILE)
+            trainer.run_training()
+    _export(dataset, folder, out)
+
+
+def load_all_weights(network: torch.nn.Module, model_file: Path) -> None:
+    """Load every tensor, segmentation heads included; nnU-Net's own loader leaves the heads out.
+
+    Raises:
+        InputError: names or shapes differ, naming the first that does.
+    """
+    tensors, _ = load_tensors(model_file)
+    target = network.state_dict()
+    for name in sorted(set(target) ^ set(tensors)):
+        raise InputError(f"tensor {name!r} is only on one side", where=model_file, fix="use the plan it was trained by")
+    for name, tensor in tensors.items():
+        if target[name].shape != tensor.shape:
+            raise InputError(
+                f"tensor {name!r} is {tuple(tensor.shape)}, the plan needs {tuple(target[name].shape)}",
+                where=model_file,
+                fix="use the plan it was trained by",
+            )
+    network.load_state_dict(tensors)
+
+
+def _only_dataset(planned: Path) -> Path:
+    datasets = sorted((planned / "preprocessed").glob("Dataset*"))
+    if len(datasets) != 1:
+        raise InputError(f"{len(datasets)} preprocessed datasets", where=planned, fix="run the stage before it again")
+    return datasets[0]
+
+
+def _export(dataset: Path, results: Path, out: Path) -> None:
+    """Best checkpoint as safetensors with its plan, and the curves without wall-clock times."""
+    import torch
+
+    best: dict[str, Any] = torch.load(results / "checkpoint_best.pth", map_location="cpu", weights_only=False)
+    final: dict[str, Any] = torch.load(results / "checkpoint_final.pth", map_location="cpu", weights_only=False)
+    (out / "model").mkdir(exist_ok=True)
+    save_tensors(
+        out / "model" / MODEL_FILE,
+        best["network_weights"],
+        {
+            "epoch": int(best["current_epoch"]),
+            "mirror_axes": list(best["inference_allowed_mirroring_axes"] or ()),
+            "configuration": CONFIGURATION,
+        },
+    )
+    write_json(out / "model" / "plans.json", read_json(dataset / "nnUNetPlans.json"))
+    shutil.copyfile(dataset / "dataset.json", out / "model" / "dataset.json")
+    write_text(out / "curves.jsonl", "".join(_curve_lines(final["logging"])))
+
+
+def _curve_lines(logging_state: dict[str, list[Any]]) -> list[str]:
+    keys = {
+        "train_loss": "train_losses",
+        "val_loss": "val_losses",
+        "pseudo_dice": "mean_fg_dice",
+        "pseudo_dice_ema": "ema_fg_dice",
+        "learning_rate": "lrs",
+    }
+    n_epochs = len(logging_state["train_losses"])
+    rows = ({name: float(logging_state[key][epoch]) for name, key in keys.items()} for epoch in range(n_epochs))
+    return [json.dumps({"step": epoch + 1, "unit": "epoch", **row}) + "\n" for epoch, row in enumerate(rows)]

@@ -1,0 +1,250 @@
+"""The typed configuration of an experiment; every YAML under ``config/`` mirrors these dataclasses one to one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from common.errors import InputError
+from common.settings import from_dict
+from dataset.source import SourceConfig
+from memorization.calibration import MemorizationConfig
+from nnunetv2_mod import PlanSettings, TrainSettings
+
+N_FOLDS = 5
+PLAN_SOURCES = ("synthetic", "real_all")
+IMAGES_PER_TRAINING_IMAGE = 10  # paper: ten synthetic images per real one
+
+
+@dataclass(frozen=True)
+class PathConfig:
+    """Folders."""
+
+    data: str = "data"
+    logs: str = "runs"
+
+
+@dataclass(frozen=True)
+class GeneralConfig:
+    """The experiment's name, seed and cluster address."""
+
+    exp_name: str = "unnamed"
+    exp_desc: str = ""
+    seed_base: int = 71173
+    ray_address: str | None = None
+
+
+@dataclass(frozen=True)
+class DataConfig(SourceConfig):
+    """The source's own keys, the outer fold, and keys that users of the original know."""
+
+    fold: int | str = 0  # 0 to 4, or "all"
+    base_dataset: str | None = None  # folder under path.data; the default root
+    dataset_descriptor: str = "case"  # the name in nnU-Net's dataset folders
+    original_data_was_png: bool | None = None  # followed from the files; refused where it contradicts them
+    min_slice_distance_mm: float = 4.0  # 3D: thinner slices are thinned for the generator
+
+
+@dataclass(frozen=True)
+class GanTrainConfig:
+    """Length of the generator's training; ``auto``: as many thousand images as the site has images."""
+
+    kimg: float | str = "auto"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Lengths of the trainings; the rest follows from nnU-Net."""
+
+    gan: GanTrainConfig = GanTrainConfig()
+    nnunet_epochs: int = 1000
+    nnunet_epochs_finetune: int | None = None  # None: as many as nnunet_epochs
+    nnunet_iterations: int = 250
+    nnunet_val_iterations: int = 50
+    nnunet_schedule: str = "poly"
+    nnunet_schedule_finetune: str = "poly_warmup"
+    augmentation_processes: int = 0
+
+    def segmentation(self) -> TrainSettings:
+        """Settings of a training from scratch."""
+        return TrainSettings(
+            n_epochs=self.nnunet_epochs,
+            n_iterations=self.nnunet_iterations,
+            n_val_iterations=self.nnunet_val_iterations,
+            schedule=self.nnunet_schedule,
+            augmentation_processes=self.augmentation_processes,
+        )
+
+    def fine_tuning(self) -> TrainSettings:
+        """Settings of the fine-tuning at a site."""
+        return TrainSettings(
+            n_epochs=self.nnunet_epochs_finetune or self.nnunet_epochs,
+            n_iterations=self.nnunet_iterations,
+            n_val_iterations=self.nnunet_val_iterations,
+            schedule=self.nnunet_schedule_finetune,
+            augmentation_processes=self.augmentation_processes,
+        )
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Which generator, on which split, and its own settings (validated by the generator)."""
+
+    name: str = "stylegan2"
+    train_on: str = "train"  # "train_and_val" as the paper: synthetic images then derive from validation patients (D13)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """How many images a site samples; ``auto``: ten per image the generator saw."""
+
+    n_images: int | str = "auto"
+    batch_size: int = 64
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """Labelling of the kept images; synthetic slices of 3D data are labelled and shared in stacks."""
+
+    stack_size: int = 50
+    batch_size: int = 16
+
+
+@dataclass(frozen=True)
+class MergeConfig:
+    """Where the pooled set's plan comes from, and what of it validates the pretraining."""
+
+    plan_from: str = "synthetic"  # or "real_all", the paper's: it needs pooled real data, which no deployment has
+    validation_fraction: float = 0.2
+    max_validation_images: int = 2500
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is compared, and how."""
+
+    per_site_synthetic: bool = False  # also train and test syn-X, each site's synthetic set alone
+    nsd_tolerance: float = 2.0  # px for PNG data, mm for volumes
+
+
+@dataclass(frozen=True)
+class StageResources:
+    """CPUs and GPUs of the three kinds of stages."""
+
+    light: float = 1.0  # preparing, planning, sharing, merging
+    embed: float = 1.0  # memorization, sampling, labelling, evaluation
+    train: float = 1.0  # generators and networks
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where stages run and what each kind asks for."""
+
+    kind: str = "ray"  # or "inline": in this process, one after the other
+    n_cpus: int | None = None  # of a local Ray; None: all
+    cpus: StageResources = StageResources()
+    gpus: StageResources = StageResources(0.0, 0.0, 0.0)
+    pin_sites: bool = False  # a site's private stages run only on nodes with the Ray resource site:<name>
+    retries: int = 3  # after the death of a worker; an error is not retried
+    object_store_mb: int = 128
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """One experiment: what ``python run_nnunet.py --config-name=...`` composes."""
+
+    path: PathConfig = PathConfig()
+    general: GeneralConfig = GeneralConfig()
+    data: DataConfig = DataConfig()
+    plan: PlanSettings = PlanSettings()
+    train: TrainConfig = TrainConfig()
+    generator: GeneratorConfig = GeneratorConfig()
+    generate: GenerateConfig = GenerateConfig()
+    memorization: MemorizationConfig = MemorizationConfig()
+    label: LabelConfig = LabelConfig()
+    merge: MergeConfig = MergeConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    skip: Mapping[str, Any] = field(default_factory=dict)  # kind -> site -> stage -> bool, as in the original
+    dry_run: bool = False
+
+    @property
+    def run(self) -> Path:
+        """The experiment's folder."""
+        return Path(self.path.logs).expanduser().absolute() / self.general.exp_name
+
+    @property
+    def source(self) -> SourceConfig:
+        """The data source alone, with its root resolved."""
+        values = {item.name: getattr(self.data, item.name) for item in fields(SourceConfig)}
+        if values["root"] is not None:
+            values["root"] = str(Path(values["root"]).expanduser().absolute())
+        elif self.data.base_dataset is not None:
+            values["root"] = str(self.data_dir / self.data.base_dataset)
+        return SourceConfig(**values)
+
+    @property
+    def data_dir(self) -> Path:
+        """The folder of data sets and of the phantom."""
+        return Path(self.path.data).expanduser().absolute()
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The outer folds of this run."""
+        return tuple(range(N_FOLDS)) if self.data.fold == "all" else (int(self.data.fold),)
+
+
+def experiment_config(values: Mapping[str, Any]) -> ExperimentConfig:
+    """Check a composed configuration.
+
+    Raises:
+        InputError: an unknown key (also one added with ``++``), a wrong type or a value out of range.
+    """
+    try:
+        config = from_dict(ExperimentConfig, values)
+    except TypeError as error:
+        raise InputError(
+            str(error), where="configuration", fix="correct the override or the YAML file; `--cfg job` prints all keys"
+        ) from error
+    _check_values(config)
+    return config
+
+
+def _check_values(config: ExperimentConfig) -> None:
+    checks = (
+        (
+            "data.fold",
+            config.data.fold,
+            config.data.fold == "all" or config.data.fold in range(N_FOLDS),
+            '0 to 4, or "all"',
+        ),
+        ("merge.plan_from", config.merge.plan_from, config.merge.plan_from in PLAN_SOURCES, f"one of {PLAN_SOURCES}"),
+        (
+            "generator.train_on",
+            config.generator.train_on,
+            config.generator.train_on in ("train", "train_and_val"),
+            "train or train_and_val",
+        ),
+        ("cluster.kind", config.cluster.kind, config.cluster.kind in ("ray", "inline"), "ray or inline"),
+        ("train.gan.kimg", config.train.gan.kimg, _auto_or_positive(config.train.gan.kimg), "auto or a number above 0"),
+        (
+            "generate.n_images",
+            config.generate.n_images,
+            _auto_or_positive(config.generate.n_images),
+            "auto or a number above 0",
+        ),
+        ("train.nnunet_epochs", config.train.nnunet_epochs, config.train.nnunet_epochs > 0, "a number above 0"),
+        ("general.exp_name", config.general.exp_name, "/" not in config.general.exp_name, "a folder name without '/'"),
+    )
+    for key, value, valid, expected in checks:
+        if not valid:
+            raise InputError(f"{value!r} is not allowed", where=key, fix=f"use {expected}")
+    config.train.segmentation()
+    config.train.fine_tuning()
+
+
+def _auto_or_positive(value: float | str) -> bool:
+    return value == "auto" if isinstance(value, str) else value > 0

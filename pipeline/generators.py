@@ -1,0 +1,103 @@
+"""The generators an experiment can name. A new one is a room with this interface, an entry here and one YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from common.errors import InputError
+from common.plan import Plan
+from common.progress import Progress
+from common.settings import from_dict, to_dict
+
+
+class Generator(Protocol):
+    """What the pipeline asks of a generator; the contract test holds every registered one to it."""
+
+    package: str  # the room whose code its results depend on
+
+    def check(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Complete and validate the settings (TypeError on unknown keys or wrong types)."""
+
+    def train(
+        self,
+        images: np.ndarray,
+        plan: Plan,
+        kimg: float | None,
+        settings: Mapping[str, Any],
+        out: Path,
+        seed: int,
+        device: str,
+        progress: Progress,
+    ) -> Mapping[str, Any]:
+        """Train on (n, channels, height, width) integers, resuming in ``out``; returns the resolved settings."""
+
+    def sees_mirrored(self, settings: Mapping[str, Any]) -> bool:
+        """Whether training images are also shown mirrored."""
+
+    def sample(
+        self, trained: Path, seeds: Sequence[int], batch_size: int, device: str, progress: Progress
+    ) -> np.ndarray:
+        """One image per seed, (n, channels, height, width), in the type of the training images."""
+
+
+@dataclass(frozen=True)
+class StyleGan2:
+    """The plan-shaped StyleGAN2 of ``gan/``."""
+
+    package: str = "gan"
+
+    def check(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Complete the settings with the defaults of ``GanConfig``."""
+        from gan.settings import GanConfig
+
+        return to_dict(from_dict(GanConfig, settings, "generator.settings"))
+
+    def train(
+        self,
+        images: np.ndarray,
+        plan: Plan,
+        kimg: float | None,
+        settings: Mapping[str, Any],
+        out: Path,
+        seed: int,
+        device: str,
+        progress: Progress,
+    ) -> Mapping[str, Any]:
+        """Derive everything from the plan and the data, then train."""
+        from gan.settings import GanConfig, derive_settings
+        from gan.train import train
+
+        derived = derive_settings(plan, len(images), images.shape[1], kimg, from_dict(GanConfig, settings))
+        train(images, out, derived, seed, device, progress)
+        return to_dict(derived)
+
+    def sees_mirrored(self, settings: Mapping[str, Any]) -> bool:
+        """The ``mirror`` setting."""
+        return bool(settings["mirror"])
+
+    def sample(
+        self, trained: Path, seeds: Sequence[int], batch_size: int, device: str, progress: Progress
+    ) -> np.ndarray:
+        """Sample the EMA generator."""
+        from gan.sample import sample
+
+        return sample(trained / "generator.safetensors", len(seeds), seeds, batch_size, device, progress)
+
+
+GENERATORS: Mapping[str, Generator] = {"stylegan2": StyleGan2()}
+
+
+def find_generator(name: str) -> Generator:
+    """The generator called ``name``.
+
+    Raises:
+        InputError: there is none; the message lists those there are.
+    """
+    if name not in GENERATORS:
+        raise InputError(f"no generator {name!r}", where="generator.name", fix=f"use one of {sorted(GENERATORS)}")
+    return GENERATORS[name]

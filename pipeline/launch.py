@@ -1,0 +1,171 @@
+"""From a checked configuration to a finished run: data, graph, what is done, dry run, stages, tables and report."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import InputError
+from common.files import read_json, sha256_of_json, write_json
+from dataset.check import check_cases
+from dataset.source import Case, content_digest, load_cases
+from pipeline.config import ExperimentConfig
+from pipeline.experiment import build_graph, planned_sites
+from pipeline.graph import Graph
+from pipeline.run import RunResult, run_graph
+from pipeline.skip import skipped_stages
+from pipeline.store import Store, check_writable, stage_digests
+from pipeline.tables import format_plan, write_fold_results
+
+log = logging.getLogger(__name__)
+
+EXIT_FAILED_STAGE = 1
+EXIT_BAD_INPUT = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A graph with what is known of it before anything runs."""
+
+    graph: Graph
+    digests: Mapping[str, str]
+    states: Mapping[str, str]  # stage id -> done, resume, redo, to do, skipped
+
+    @property
+    def done(self) -> set[str]:
+        """Stages that need not run."""
+        return {stage_id for stage_id, state in self.states.items() if state in ("done", "skipped")}
+
+
+def launch(config: ExperimentConfig) -> int:
+    """Carry out one experiment; returns the process's exit code.
+
+    Raises:
+        InputError: bad data, a folder that cannot be written, resources that are not there, before any training.
+    """
+    store = Store(config.run)
+    cases = _read_cases(config)
+    if config.dry_run:
+        log.info("%s", format_plan(_plan(config, store, cases), config))
+        return 0
+    check_writable(config.run)
+    with _only_one(config.run):
+        _check_data(config, store, cases)
+        plan = _plan(config, store, cases)
+        _write_run_record(config)
+        result = _run(config, plan, store)
+        for fold in config.folds:
+            _write_results(store, plan, config, fold)
+    return _conclude(result, store)
+
+
+def _read_cases(config: ExperimentConfig) -> tuple[Case, ...]:
+    """The cases of the source; a dry run of an experiment whose data is not here goes on without them."""
+    try:
+        return load_cases(config.source, config.data_dir)
+    except InputError as error:
+        if not (config.dry_run and config.data.sites):
+            raise
+        log.warning("data not read, so every stage counts as to do: %s", error)
+        return ()
+
+
+def _plan(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -> Plan:
+    found = sorted({case.site for case in cases})
+    graph = build_graph(config, planned_sites(config, found))
+    data = {site: content_digest([case for case in cases if case.site == site]) for site in found}
+    digests = stage_digests(graph, data)
+    states = {stage_id: store.state(stage, digests[stage_id]) for stage_id, stage in graph.stages.items()}
+    skipped = skipped_stages(config.skip, graph)
+    unmade = {stage_id for stage_id in skipped if store.manifest(graph.stages[stage_id]) is None}
+    for stage_id in unmade:
+        skipped |= set(graph.descendants(stage_id))
+    return Plan(graph, digests, states | dict.fromkeys(skipped, "skipped"))
+
+
+def _check_data(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -> None:
+    """Decode everything once before anything is trained; data that passed is not decoded again."""
+    record = store.run / "checked_data.json"
+    identity = sha256_of_json([content_digest(cases), repr(config.source)])
+    if record.is_file() and read_json(record)["digest"] == identity:
+        return
+    report = check_cases(cases, config.source)
+    if config.data.original_data_was_png is not None and config.data.original_data_was_png == report.is_volumetric:
+        raise InputError(
+            f"original_data_was_png={config.data.original_data_was_png}, but the files say otherwise",
+            where="data.original_data_was_png",
+            fix="leave the key out: it follows from the files",
+        )
+    for warning in report.warnings:
+        log.warning("%s", warning)
+    write_json(record, {"digest": identity})
+
+
+def _run(config: ExperimentConfig, plan: Plan, store: Store) -> RunResult:
+    from pipeline.executors import build_executor
+
+    n_to_do = len(plan.graph.stages) - len(plan.done)
+    log.info("%s: %d stages, %d to do", store.run, len(plan.graph.stages), n_to_do)
+    if not n_to_do:
+        return RunResult((), (), ())
+    executor = build_executor(config.cluster, config.general.ray_address)
+    try:
+        return run_graph(plan.graph, store, plan.digests, plan.done, executor)
+    finally:
+        executor.close()
+
+
+def _write_run_record(config: ExperimentConfig) -> None:
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    for fold in config.folds:
+        record = {"command": f"python {command}", "exp_name": config.general.exp_name, "exp_desc": config.general.exp_desc}
+        write_json(config.run / f"fold_{fold}" / "run.json", {**record, "seed_base": config.general.seed_base})
+
+
+def _write_results(store: Store, plan: Plan, config: ExperimentConfig, fold: int) -> None:
+    """Tables and report of a fold, from whatever is finished; skipped where nothing changed since they were written."""
+    folder = store.run / f"fold_{fold}"
+    stages = [stage for stage in plan.graph.stages.values() if stage.fold == fold]
+    manifests = {stage.id: store.manifest(stage) for stage in stages}
+    identity = sha256_of_json({name: manifest["digest"] for name, manifest in manifests.items() if manifest})
+    record = folder / "reported.json"
+    table = folder / "summary.txt"
+    if not (record.is_file() and read_json(record)["digest"] == identity and (folder / "report.html").is_file()):
+        evaluated = [store.folder(stage.id) for stage in stages if stage.name == "evaluate" and manifests[stage.id]]
+        write_fold_results(store.run, fold, evaluated)
+        write_json(record, {"digest": identity})
+    if table.is_file():
+        log.info("\n%s\n", table.read_text(encoding="utf-8").rstrip())
+    log.info("report: %s", folder / "report.html")
+
+
+def _conclude(result: RunResult, store: Store) -> int:
+    for outcome in result.failed:
+        log.error("FAILED %s: %s\n  log: %s", outcome.stage_id, outcome.error, outcome.log)
+    if result.blocked:
+        log.error("not started, because they need it: %s", ", ".join(result.blocked))
+    if result.failed:
+        log.error("The other stages are finished and stay so. Mend the cause and run the same command again.")
+    return EXIT_FAILED_STAGE if result.failed else 0
+
+
+@contextmanager
+def _only_one(run: Path) -> Iterator[None]:
+    """Two runs of one experiment at once would overwrite each other: the second is refused. Freed if we are killed."""
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                "another process runs this experiment", where=run, fix="wait for it, or set another general.exp_name"
+            ) from error
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield

@@ -1,0 +1,62 @@
+"""The card of a package: what it is, in words a data protection officer and a researcher both read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+CARD = """# Synthetic images of site {site}
+
+{n_images} synthetic images in {n_cases} cases, made by a generator ({generator}) that was trained on the images of
+site {site} and labelled by a segmentation network that was trained there. No file in this folder is an image of a
+patient, and none carries metadata of one.
+
+| | |
+| --- | --- |
+| channels | {channels} |
+| labels | {labels} |
+| file ending | {ending} |
+| spacing (through-plane, row, column) | {spacing} |
+| intensities | {intensity_space} |
+| written by | {written_by} |
+
+## How to use it
+
+The folder is an nnU-Net raw dataset: put it under `nnUNet_raw` as `DatasetXXX_Name`, then
+`nnUNetv2_plan_and_preprocess -d XXX`. The labels are predictions of a network, not of a person.
+
+## What was done against copies of patients
+
+Every generated image was compared with every training image of the site ({embedder} features, mirrored images
+included where the generator saw them), and dropped where it was at least as close as the closest {percentile:g} % of
+images of different patients are to each other.
+
+| | |
+| --- | --- |
+| generated | {n_sampled} |
+| dropped | {n_dropped} |
+| kept | {n_kept} |
+| threshold (squared distance of unit vectors) | {threshold_l2:.6g} |
+
+This filter is evidence, not a guarantee: the generator was trained without differential privacy, and a copy that the
+features do not recognise would pass.
+"""
+
+
+def render_card(content: Mapping[str, Any], privacy: Mapping[str, Any]) -> str:
+    """``CARD.md`` from the manifest's fields and the figures of the filter."""
+    return CARD.format(
+        site=content["site"],
+        n_images=content["n_images"],
+        n_cases=content["n_cases"],
+        generator=content["generator"]["name"],
+        channels=", ".join(content["channel_names"]),
+        labels=", ".join(f"{name} = {value}" for name, value in content["labels"].items()),
+        ending=content["file_ending"],
+        spacing=" x ".join(f"{value:g}" for value in content["spacing_mm"]),
+        intensity_space={"source": "units of the source files", "normalised": "normalised by the site's plan"}[
+            content["intensity_space"]
+        ],
+        written_by=content["written_by"],
+        **privacy,
+    )

@@ -86,7 +86,7 @@ class StyleGan2:
         """Sample the EMA generator."""
         from gan.sample import sample
 
-        return sample(trained / "generator.safetensors", len(seeds), seeds, batch_size, device, progress)
+        return sample(trained / "generator.safetensors", seeds, batch_size, device, progress)
 
 
 GENERATORS: Mapping[str, Generator] = {"stylegan2": StyleGan2()}

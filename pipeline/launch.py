@@ -97,7 +97,8 @@ def _check_data(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -
     if record.is_file() and read_json(record)["digest"] == identity:
         return
     report = check_cases(cases, config.source)
-    if config.data.original_data_was_png is not None and config.data.original_data_was_png == report.is_volumetric:
+    is_volumetric = any(len(shape) == 3 for shape in report.shapes_px)
+    if config.data.original_data_was_png is not None and config.data.original_data_was_png == is_volumetric:
         raise InputError(
             f"original_data_was_png={config.data.original_data_was_png}, but the files say otherwise",
             where="data.original_data_was_png",

@@ -9,13 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common.files import read_json, write_json
 from common.image_set import save_image_set
 from common.plan import Plan, load_plan
 from dataset.convert import write_raw_dataset
 from dataset.folds import assign_folds
 from dataset.images import read_image
-from dataset.slices import SliceCase, build_slices
+from dataset.slices import SliceCase, build_slices, case_of_image
 from dataset.source import SourceConfig, load_cases
 from nnunetv2_mod import PlanSettings, plan_dataset, read_preprocessed
 from pipeline.run_stage import StageContext
@@ -74,28 +76,32 @@ def slices(context: StageContext) -> None:
     dataset = raw_dataset(context.inputs["prepare"])
     volumetric = read_json(dataset / "dataset.json")["file_ending"] != ".png"
     read = partial(_volume, planned, plan) if volumetric else partial(_flat_image, dataset)
-    cases = partial(_slice_cases, dataset, read)
-    save_image_set(context.out, build_slices(cases, plan, volumetric, context.stage.settings["min_slice_distance_mm"]))
+    image_set = build_slices(
+        partial(_slice_cases, dataset, read),
+        plan,
+        space="normalised" if volumetric else "source",
+        volumetric=volumetric,
+        min_slice_distance_mm=context.stage.settings["min_slice_distance_mm"],
+        progress=context.progress,
+    )
+    save_image_set(context.out, image_set)
 
 
-def _slice_cases(dataset: Path, read: Callable[[str], dict[str, Any]]) -> Iterator[SliceCase]:
+def _slice_cases(dataset: Path, read: Callable[[str, str, str], SliceCase]) -> Iterator[SliceCase]:
     splits = read_json(dataset.parent / "splits.json")
     patients = read_json(dataset.parent / "patients.json")
     for split in ("train", "val"):
         for case in splits[split]:
-            yield SliceCase(case, patients[case], split, **read(case))
+            yield read(case, patients[case], split)
 
 
-def _flat_image(dataset: Path, case: str) -> dict[str, Any]:
-    """2D: the source's own pixels."""
-    return {"array": read_image(dataset / "imagesTr" / f"{case}_0000.png").array[:, None]}
+def _flat_image(dataset: Path, case: str, patient: str, split: str) -> SliceCase:
+    """2D: the source's own pixels, from one file or one per channel."""
+    files = sorted((dataset / "imagesTr").glob(f"{case}_[0-9][0-9][0-9][0-9].png"))
+    return case_of_image(case, patient, split, np.concatenate([read_image(file).array for file in files]))
 
 
-def _volume(planned: Path, plan: Plan, case: str) -> dict[str, Any]:
+def _volume(planned: Path, plan: Plan, case: str, patient: str, split: str) -> SliceCase:
     """3D: nnU-Net's preprocessed case, already normalised, resampled and transposed."""
     read = read_preprocessed(planned, plan, case)
-    return {
-        "array": read.array,
-        "outside": read.outside,
-        "through_plane_spacing_mm": read.through_plane_spacing_mm,
-    }
+    return SliceCase(case, patient, split, read.array, read.through_plane_spacing_mm, read.outside)

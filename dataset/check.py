@@ -1,0 +1,301 @@
+"""Everything wrong with a source, found before any training, and a sheet that shows what its masks outline.
+
+    python -m dataset.check root=/data/cxr image_column=file patient_column=patient_id site_column=projection \
+        mask_dir=lung_masks out=sheet.png
+
+The keys are the fields of ``SourceConfig`` (lists as ``a,b``, maps as ``lungs:1,heart:2``, the phantom's as
+``phantom.size_px=128``), ``data_dir`` and ``out``. Exit code 1 on bad data.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import InputError
+from common.files import atomic_path, sha256_of_file
+from common.progress import Progress, silent
+from common.settings import from_dict
+from dataset.convert import channel_names, read_pair
+from dataset.folds import check_patient_count
+from dataset.source import Case, SourceConfig, check_labels, load_report
+
+_MAX_LISTED = 20
+_TILE_PX = 192
+_OUTLINES = ((255, 64, 64), (64, 200, 255), (255, 220, 0), (120, 255, 120), (255, 120, 255), (255, 160, 60))
+
+
+@dataclass(frozen=True)
+class SiteCount:
+    """Size of one site."""
+
+    n_patients: int
+    n_images: int
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a source holds, as it will be used (after ``max_size_px``)."""
+
+    sites: dict[str, SiteCount]
+    shapes_px: dict[tuple[int, ...], int]  # image size (without channels) -> number of images
+    dtype: str
+    channels: tuple[str, ...]
+    label_fractions: dict[str, float]  # share of all pixels
+    warnings: tuple[str, ...] = field(default=())
+
+    def text(self) -> str:
+        """The report as lines for a reader."""
+        lines = [f"site {site}: {c.n_patients} patients, {c.n_images} images" for site, c in self.sites.items()]
+        shapes = sorted(self.shapes_px.items(), key=lambda item: (-item[1], item[0]))
+        more = f" and {len(shapes) - 3} other sizes" if len(shapes) > 3 else ""
+        sizes = ", ".join(f"{' x '.join(map(str, shape))} ({n_images})" for shape, n_images in shapes[:3])
+        lines.append(f"pixels: {self.dtype}, channels {', '.join(self.channels)}, size {sizes}{more}")
+        lines += [f"label {name}: {fraction:.2%} of all pixels" for name, fraction in self.label_fractions.items()]
+        return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)]) + "\n"
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What one decoded case adds to the report."""
+
+    shape_px: tuple[int, ...]
+    kind: tuple[bool, int, str]  # volume, channels, dtype
+    n_pixels_of_label: np.ndarray  # by id, background first
+    sha256: str
+
+
+def check_cases(cases: Sequence[Case], config: SourceConfig, progress: Progress = silent) -> CheckReport:
+    """Decode every image and mask and count what is there.
+
+    Raises:
+        InputError: unreadable, constant or NaN images, sizes that differ, labels outside the map, mixed kinds of images
+            or too few patients at a site: the first problem, and a list of the others.
+    """
+    check_labels(config)
+    facts: dict[str, _Facts] = {}
+    problems: list[InputError] = []
+    for done, case in enumerate(cases):
+        try:
+            facts[case.case_id] = _examine(case, config)
+        except InputError as error:
+            problems.append(error)
+        progress(done + 1, len(cases), "case")
+    sites = _count_sites(cases)
+    problems += [error for site, count in sites.items() for error in _patient_problems(site, count.n_patients)]
+    problems += _mixed_kinds(cases, facts)
+    _raise_first(problems)
+    _, n_channels, dtype = next(iter(facts.values())).kind
+    return CheckReport(
+        sites=sites,
+        shapes_px=dict(Counter(fact.shape_px for fact in facts.values())),
+        dtype=dtype,
+        channels=channel_names(config, n_channels),
+        label_fractions=_label_fractions(config, facts.values()),
+        warnings=(*_empty_mask_warnings(facts), *_copy_warnings(cases, facts)),
+    )
+
+
+def write_contact_sheet(path: Path, cases: Sequence[Case], config: SourceConfig, n_per_site: int = 8) -> None:
+    """Write a PNG: a row or more a site, ``n_per_site`` images spread over its cases, their masks outlined.
+
+    Of a volume the slice with most foreground is shown.
+    """
+    import PIL.Image
+
+    rows = []
+    for site in dict.fromkeys(case.site for case in cases):
+        of_site = [case for case in cases if case.site == site]
+        chosen = np.unique(np.linspace(0, len(of_site) - 1, min(n_per_site, len(of_site))).round().astype(int))
+        tiles = [_tile(of_site[index], config) for index in chosen]
+        rows.append(np.hstack(tiles + [np.zeros_like(tiles[0])] * (n_per_site - len(tiles))))
+    with atomic_path(path) as temporary:
+        PIL.Image.fromarray(np.vstack(rows)).save(temporary, format="PNG")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check a source named by ``key=value`` arguments; 0 when all is well, 1 on bad data."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        values = _parse_arguments(arguments)
+        out, data_dir = Path(values.pop("out", "contact_sheet.png")), Path(values.pop("data_dir", "."))
+        config = _config_of(values)
+        loaded = load_report(config, data_dir)
+        report = check_cases(loaded.cases, config)
+        write_contact_sheet(out, loaded.cases, config)
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write("".join(f"warning: {warning}\n" for warning in loaded.warnings))
+    sys.stdout.write(f"{report.text()}contact sheet: {out}\n")
+    return 0
+
+
+def _examine(case: Case, config: SourceConfig) -> _Facts:
+    image, mask = read_pair(case, config)
+    return _Facts(
+        shape_px=image.shape_px,
+        kind=(image.is_volume, len(image.array), str(image.array.dtype)),
+        n_pixels_of_label=np.bincount(mask.ravel(), minlength=len(config.labels) + 1),
+        sha256=sha256_of_file(case.image),
+    )
+
+
+def _count_sites(cases: Sequence[Case]) -> dict[str, SiteCount]:
+    patients: dict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        patients[case.site].add(case.patient)
+    n_images = Counter(case.site for case in cases)
+    return {site: SiteCount(len(patients[site]), n_images[site]) for site in patients}
+
+
+def _patient_problems(site: str, n_patients: int) -> list[InputError]:
+    try:
+        check_patient_count(site, n_patients)
+    except InputError as error:
+        return [error]
+    return []
+
+
+def _mixed_kinds(cases: Sequence[Case], facts: Mapping[str, _Facts]) -> list[InputError]:
+    """One problem a case that differs from what most are: a volume or not, channels, bit depth."""
+    kinds = Counter(fact.kind for fact in facts.values())
+    if len(kinds) < 2:
+        return []
+    usual = min(kinds, key=lambda kind: (-kinds[kind], kind))
+    return [
+        InputError(
+            f"{_kind_name(facts[case.case_id].kind)}, but {kinds[usual]} other images are {_kind_name(usual)}",
+            where=case.image,
+            fix="convert all images of a source to one number of channels and one bit depth",
+        )
+        for case in cases
+        if case.case_id in facts and facts[case.case_id].kind != usual
+    ]
+
+
+def _kind_name(kind: tuple[bool, int, str]) -> str:
+    is_volume, n_channels, dtype = kind
+    return f"{'a volume' if is_volume else '2D'} of {n_channels} channels, {dtype}"
+
+
+def _raise_first(problems: Sequence[InputError]) -> None:
+    if not problems:
+        return
+    first = problems[0]
+    if len(problems) == 1:
+        raise first
+    others = "".join(f"\n  - {error.where}: {error.problem}" for error in problems[1:_MAX_LISTED])
+    unlisted = f"\n  - and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
+    raise InputError(
+        f"{first.problem}\n  and {len(problems) - 1} more:{others}{unlisted}", where=first.where, fix=first.fix
+    )
+
+
+def _label_fractions(config: SourceConfig, facts: Iterable[_Facts]) -> dict[str, float]:
+    n_pixels = np.sum([fact.n_pixels_of_label for fact in facts], axis=0)
+    return {name: float(n_pixels[label] / n_pixels.sum()) for name, label in config.labels.items()}
+
+
+def _empty_mask_warnings(facts: Mapping[str, _Facts]) -> list[str]:
+    empty = sorted(case_id for case_id, fact in facts.items() if not fact.n_pixels_of_label[1:].any())
+    return [f"{len(empty)} masks are empty, for example {', '.join(empty[:5])}"] if empty else []
+
+
+def _copy_warnings(cases: Sequence[Case], facts: Mapping[str, _Facts]) -> list[str]:
+    """Byte-identical images under two patients would leak between folds."""
+    holders: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        holders[facts[case.case_id].sha256].append(case)
+    return [
+        f"the same image is stored as {', '.join(case.case_id for case in copies)} of different patients: keep one"
+        for copies in holders.values()
+        if len({case.patient for case in copies}) > 1
+    ]
+
+
+def _tile(case: Case, config: SourceConfig) -> np.ndarray:
+    """(_TILE_PX, _TILE_PX, 3) uint8: the image stretched to its 1st..99th percentile, outlines, the case id."""
+    import PIL.Image
+    import PIL.ImageDraw
+
+    image, mask = read_pair(case, config)
+    pixels = image.array
+    if image.is_volume:
+        index = int(np.argmax((mask > 0).sum(axis=(1, 2))))
+        pixels, mask = pixels[:, index], mask[index]
+    factor = _TILE_PX / max(mask.shape)
+    size = (max(1, round(mask.shape[1] * factor)), max(1, round(mask.shape[0] * factor)))
+    colours = _display_colours(pixels)
+    picture = np.array(PIL.Image.fromarray(colours).resize(size, PIL.Image.Resampling.BILINEAR))
+    enlarged = np.array(PIL.Image.fromarray(mask).resize(size, PIL.Image.Resampling.NEAREST))
+    for label in range(1, len(config.labels) + 1):
+        picture[_outline(enlarged == label)] = _OUTLINES[(label - 1) % len(_OUTLINES)]
+    tile = PIL.Image.new("RGB", (_TILE_PX, _TILE_PX))
+    tile.paste(PIL.Image.fromarray(picture))
+    text = f"{case.site}  {case.case_id}"[:30]
+    PIL.ImageDraw.Draw(tile).text((3, 2), text, fill=(255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0))
+    return np.asarray(tile)
+
+
+def _display_colours(pixels: np.ndarray) -> np.ndarray:
+    """(C, H, W) of any dtype as (H, W, 3) uint8; the first channel in grey unless there are three."""
+    shown = (pixels if len(pixels) == 3 else pixels[:1]).astype(np.float64)
+    low, high = np.percentile(shown, (1, 99))
+    grey = np.clip((shown - low) / max(high - low, 1e-9), 0.0, 1.0) * 255
+    return np.ascontiguousarray(np.broadcast_to(np.moveaxis(grey, 0, -1), (*grey.shape[1:], 3)).astype(np.uint8))
+
+
+def _outline(region: np.ndarray) -> np.ndarray:
+    """Pixels of a region with a 4-neighbour outside it; the image's border counts as outside."""
+    padded = np.pad(region, 1)
+    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return region & ~inner
+
+
+def _parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
+    values = {}
+    for argument in arguments:
+        key, separator, value = argument.partition("=")
+        if not separator:
+            raise InputError(f"argument {argument!r}", where="python -m dataset.check", fix="write it as key=value")
+        values[key] = value
+    return values
+
+
+def _config_of(texts: Mapping[str, str]) -> SourceConfig:
+    values: dict[str, Any] = {}
+    try:
+        for key, text in texts.items():
+            group, _, name = key.rpartition(".")
+            target = values.setdefault(group, {}) if group else values
+            target[name] = _parse_value(name, text)
+        return from_dict(SourceConfig, values)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            str(error), where="python -m dataset.check", fix="see the fields of dataset.source.SourceConfig"
+        ) from error
+
+
+def _parse_value(name: str, text: str) -> Any:
+    """Text as the named field takes it: whole numbers, ``a,b`` lists and ``a:1,b:2`` maps, else the text itself."""
+    if name in ("sites", "channel_names"):
+        return text.split(",")
+    if name in ("labels", "mask_values"):
+        return {key: int(label) for key, _, label in (item.partition(":") for item in text.split(","))}
+    if name == "images_per_patient":
+        return [int(part) for part in text.split(",")]
+    if name in ("max_size_px", "n_sites", "n_patients", "size_px", "seed"):
+        return int(text)
+    return text
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

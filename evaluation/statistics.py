@@ -1,0 +1,234 @@
+"""Intervals and paired tests over cases, folds and sites.
+
+A fold's value is the mean over its cases of each label, then the plain mean over labels, NaN left out at both steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.seeds import derive_seed
+from evaluation.segmentation import METRICS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MIN_PAIRS = 5  # fewer cannot reach p < 0.05 in a one-sided signed-rank test (smallest p: 1 / 2**n)
+LEVEL = 0.95
+N_RESAMPLES = 2000
+DEPENDENCE_NOTE = (
+    "The pairs share folds, training images and test images and are not independent, so this p is smaller than it "
+    "should be (the paper tests the same way); the interval over folds is the safer reading."
+)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its 95 % interval; ``kind`` says how it was made. Bounds are NaN where data are too few."""
+
+    mean: float
+    low: float
+    high: float
+    kind: str
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """One-sided test that ``model_a`` is better than ``model_b``; ``p`` is NaN where ``reason`` says why.
+
+    ``mean_difference`` is a - b in the metric's unit, ``effect`` the matched-pairs rank-biserial correlation: 1 where
+    a is better in every pair, -1 where b is.
+    """
+
+    model_a: str
+    model_b: str
+    metric: str
+    n_pairs: int
+    mean_difference: float
+    effect: float
+    p: float
+    reason: str = ""
+    note: str = DEPENDENCE_NOTE
+
+
+def nan_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Mean without the NaNs; NaN, without a warning, where nothing is left."""
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(defined, values, 0.0).sum(axis=axis) / defined.sum(axis=axis))
+
+
+def t_interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """Student's interval of the mean of independent ``values`` (n,); NaN bounds for fewer than two."""
+    from scipy import stats
+
+    array = np.asarray(values, float)
+    array = array[~np.isnan(array)]
+    if len(array) < 2:
+        return Interval(float(nan_mean(array)), math.nan, math.nan, f"none ({len(array)} folds)")
+    mean, spread = float(array.mean()), float(array.std(ddof=1)) / math.sqrt(len(array))
+    reach = spread * float(stats.t.ppf(0.5 + LEVEL / 2, len(array) - 1))
+    return Interval(mean, mean - reach, mean + reach, f"t over {len(array)} folds")
+
+
+def bootstrap_means(
+    values: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES, clusters: Sequence[object] | None = None
+) -> np.ndarray:
+    """Means of resampled ``values`` (n_cases, n_labels): over cases, then over labels; (n_resamples,).
+
+    Whole clusters (the cases of a patient) are drawn where ``clusters`` (n_cases,) names them, else single cases. The
+    draw depends on the seed and the number of clusters only, so that two models with one seed get the same cases.
+    """
+    defined = ~np.isnan(values)
+    names = np.asarray([str(name) for name in (range(len(values)) if clusters is None else clusters)])
+    cluster = np.unique(names, return_inverse=True)[1]
+    sums, counts = (np.zeros((cluster.max() + 1, values.shape[1])) for _ in range(2))
+    np.add.at(sums, cluster, np.where(defined, values, 0.0))
+    np.add.at(counts, cluster, defined)
+    n = len(sums)
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return nan_mean((drawn @ sums) / (drawn @ counts), axis=1)
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray,
+    seed: int,
+    n_resamples: int = N_RESAMPLES,
+    clusters: Sequence[object] | None = None,
+) -> Interval:
+    """Percentile bootstrap of the mean of ``values``, (n_cases,) or (n_cases, n_labels), by case or by cluster."""
+    array = np.asarray(values, float)
+    array = array.reshape(len(array), -1)
+    mean = float(nan_mean(nan_mean(array, axis=0))) if array.size else math.nan
+    n_units = len(array) if clusters is None else len({str(name) for name in clusters})
+    unit = "cases" if clusters is None else "patients"
+    if n_units < 2 or math.isnan(mean):
+        return Interval(mean, math.nan, math.nan, f"none ({n_units} {unit})")
+    means = bootstrap_means(array, seed, n_resamples, clusters)
+    return _percentile_interval(mean, means, f"bootstrap over {n_units} {unit}")
+
+
+def _percentile_interval(mean: float, means: np.ndarray, kind: str) -> Interval:
+    low, high = np.nanpercentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return Interval(mean, float(low), float(high), kind)
+
+
+def case_matrix(results: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Cases by labels of one model, tested site and fold: index ``case``, one column a label, both sorted."""
+    return results.pivot(index="case", columns="label", values=metric).sort_index().sort_index(axis=1)
+
+
+def fold_means(results: pd.DataFrame, metric: str) -> pd.Series:
+    """The value of each (model, trained_on, tested_on, fold): mean over cases, then over labels."""
+    by_label = results.groupby(["model", "trained_on", "tested_on", "fold", "label"], sort=True)[metric].mean()
+    return by_label.groupby(level=[0, 1, 2, 3], sort=True).mean()
+
+
+def interval_of(results: pd.DataFrame, metric: str, seed: int = 0) -> Interval:
+    """The mean of one model on one tested site with its interval, within the metric's bounds.
+
+    Over folds (t) where there are at least two, else over the cases of the one fold (bootstrap).
+    """
+    folds = fold_means(results, metric).dropna()
+    if len(folds) == 1:
+        chosen = results[results["fold"] == folds.index.get_level_values("fold")[0]]
+        interval = bootstrap_interval(case_matrix(chosen, metric).to_numpy(float), derive_seed(seed, metric))
+    else:
+        interval = t_interval(folds.to_numpy())
+    bounds = METRICS[metric]
+    low, high = (float(np.clip(bound, bounds.lower, bounds.upper)) for bound in (interval.low, interval.high))
+    return Interval(interval.mean, low, high, interval.kind)
+
+
+def gain(
+    results: pd.DataFrame, model_a: str, model_b: str, tested_on: Sequence[str], metric: str = "dice", seed: int = 0
+) -> Interval:
+    """``model_a`` minus ``model_b``, averaged over the sites ``tested_on``, over the folds both were tested in.
+
+    The interval is over the folds' differences (t), or, with one fold, over cases, both models drawing the same ones.
+    """
+    chosen = results[results["tested_on"].isin(list(tested_on))]
+    means = fold_means(chosen, metric).groupby(level=["model", "fold", "tested_on"]).mean()
+    differences = _difference(means, model_a, model_b).groupby(level="fold").mean()
+    if len(differences) != 1:
+        return t_interval(differences.to_numpy())
+    chosen = chosen[chosen["fold"] == differences.index[0]]
+    by_site = [
+        _resampled_difference(group, model_a, model_b, metric, derive_seed(seed, site))
+        for site, group in chosen.groupby("tested_on", sort=True)
+    ]
+    n_cases = int(chosen.groupby("tested_on")["case"].nunique().sum())
+    resampled = nan_mean(np.array(by_site), axis=0)
+    return _percentile_interval(float(differences.iloc[0]), resampled, f"bootstrap over {n_cases} cases")
+
+
+def _difference(means: pd.Series, model_a: str, model_b: str) -> pd.Series:
+    levels = means.index.get_level_values("model")
+    of_a, of_b = (means[levels == model].droplevel("model") for model in (model_a, model_b))
+    return (of_a - of_b).dropna()
+
+
+def _resampled_difference(results: pd.DataFrame, model_a: str, model_b: str, metric: str, seed: int) -> np.ndarray:
+    cases = sorted(results["case"].unique())
+    of_a, of_b = (
+        bootstrap_means(case_matrix(results[results["model"] == model], metric).reindex(cases).to_numpy(float), seed)
+        if (results["model"] == model).any()
+        else np.full(N_RESAMPLES, math.nan)
+        for model in (model_a, model_b)
+    )
+    return of_a - of_b
+
+
+def paired_test(results: pd.DataFrame, model_a: str, model_b: str, metric: str = "dice") -> PairedTest:
+    """The paper's test: one-sided Wilcoxon signed-rank that ``model_a`` is better than ``model_b``.
+
+    Families (``syn-real``, ``real``) are paired over (fold, training site, tested site), as in the paper; two full
+    model names (``syn-real-A``, ``real-all``) over (fold, tested site).
+    """
+    of_a, of_b = (_pairable_means(results, model, metric) for model in (model_a, model_b))
+    differences = (of_a - of_b).dropna().to_numpy(float)
+    better = differences if METRICS[metric].direction == "higher" else -differences
+    p, reason = _signed_rank(better)
+    return PairedTest(
+        model_a, model_b, metric, len(differences), float(nan_mean(differences)), _rank_biserial(better), p, reason
+    )
+
+
+def _pairable_means(results: pd.DataFrame, model: str, metric: str) -> pd.Series:
+    if (results["model"] == model).any():
+        chosen = results[results["model"] == model].assign(trained_on="")
+    else:
+        chosen = results[results["model"] == model + "-" + results["trained_on"].astype(str)]
+    return fold_means(chosen, metric).droplevel("model")
+
+
+def _signed_rank(better: np.ndarray) -> tuple[float, str]:
+    from scipy import stats
+
+    if len(better) < MIN_PAIRS:
+        return math.nan, f"{len(better)} pairs, at least {MIN_PAIRS} are needed"
+    if not better.any():
+        return math.nan, "the two are equal in every pair"
+    return float(stats.wilcoxon(better, alternative="greater").pvalue), ""
+
+
+def _rank_biserial(better: np.ndarray) -> float:
+    from scipy import stats
+
+    changed = better[better != 0]
+    if not len(changed):
+        return math.nan
+    ranks = stats.rankdata(np.abs(changed))
+    return float((ranks * np.sign(changed)).sum() / ranks.sum())
+
+
+def bonferroni(p_values: Sequence[float]) -> list[float]:
+    """p values for several tests at once: each times the number of tests that gave one, at most 1; NaN stays NaN."""
+    n_tests = sum(not math.isnan(p) for p in p_values)
+    return [min(1.0, p * n_tests) if not math.isnan(p) else p for p in p_values]

@@ -1,0 +1,109 @@
+"""Settings of the generator: what the user may set, and what follows from the plan and the data."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from common.errors import InputError
+from common.plan import Pair, Plan
+
+AUGMENTATIONS = ("color", "translation", "cutout")
+MAX_EMA_KIMG = 10.0  # half-life of the weight average in the "low_shot" preset
+SHORTEST_EMA_SHARE = 0.05  # of the training, where the preset's half-life would outlast it
+
+
+@dataclass(frozen=True)
+class GanConfig:
+    """StyleGAN2 with DiffAugment; the defaults are the "low_shot" preset of the paper (spec section 10.1)."""
+
+    batch_size: int = 8
+    channel_base: int = 32768  # feature maps at resolution (h, w): channel_base / sqrt(h * w), at most channel_max
+    channel_max: int = 512
+    z_dim: int = 512
+    w_dim: int = 512
+    mapping_layers: int = 2
+    learning_rate: float = 0.002
+    r1_gamma: float = 10.0
+    r1_interval: int = 16  # steps between two lazy regularisations of the discriminator
+    path_length_weight: float = 2.0
+    path_length_decay: float = 0.01
+    path_length_interval: int = 4
+    style_mixing: float = 0.9  # probability
+    minibatch_std_group: int = 4
+    ema_kimg: float | None = None  # half-life; None: 10, or a twentieth of a training too short for that
+    augment: tuple[str, ...] = AUGMENTATIONS
+    mirror: bool = False  # also show images mirrored; anatomy is not symmetric, so the user must ask for it (D35)
+    n_snapshots: int = 20  # checkpoints and sample sheets over the training
+
+
+@dataclass(frozen=True)
+class GanSettings:
+    """Everything a training needs; all of it is stored in the checkpoint."""
+
+    config: GanConfig
+    image_size_px: Pair  # (height, width)
+    n_channels: int
+    strides: tuple[Pair, ...]
+    kernel_sizes: tuple[Pair, ...]
+    kimg: float
+    n_steps: int
+    ema_kimg: float
+
+    @property
+    def resolutions(self) -> tuple[Pair, ...]:
+        """Size at each stage of the plan, full size first."""
+        sizes = [self.image_size_px]
+        for stride in self.strides[1:]:
+            sizes.append((sizes[-1][0] // stride[0], sizes[-1][1] // stride[1]))
+        return tuple(sizes)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Feature maps at each stage, full size first: ``min(base // floor(sqrt(h w)), max)``."""
+        return tuple(
+            max(1, min(self.config.channel_base // math.isqrt(height * width), self.config.channel_max))
+            for height, width in self.resolutions
+        )
+
+
+def derive_settings(plan: Plan, n_images: int, n_channels: int, kimg: float | None, config: GanConfig) -> GanSettings:
+    """Settings that follow from the plan and the data; ``kimg`` None: as many thousand images as there are images.
+
+    Raises:
+        InputError: a size that the plan's strides do not divide, or a configuration no training can use.
+    """
+    _check(config, n_images)
+    total = (math.prod(stride[0] for stride in plan.strides), math.prod(stride[1] for stride in plan.strides))
+    height, width = plan.patch_size_px
+    if height % total[0] or width % total[1]:
+        raise InputError(
+            f"patch {height} x {width} is not divisible by the product of the strides {total}",
+            where="plan",
+            fix="let nnU-Net plan the dataset again",
+        )
+    kimg = float(max(1, n_images)) if kimg is None else float(kimg)
+    ema_kimg = config.ema_kimg if config.ema_kimg is not None else min(MAX_EMA_KIMG, SHORTEST_EMA_SHARE * kimg)
+    return GanSettings(
+        config=config,
+        image_size_px=plan.patch_size_px,
+        n_channels=n_channels,
+        strides=plan.strides,
+        kernel_sizes=plan.kernel_sizes,
+        kimg=kimg,
+        n_steps=max(1, math.ceil(kimg * 1000 / config.batch_size)),
+        ema_kimg=ema_kimg,
+    )
+
+
+def _check(config: GanConfig, n_images: int) -> None:
+    unknown = sorted(set(config.augment) - set(AUGMENTATIONS))
+    checks = (
+        ("augment", unknown, not unknown, f"names out of {AUGMENTATIONS}"),
+        ("batch_size", config.batch_size, config.batch_size >= 1, "at least 1"),
+        ("n_images", n_images, n_images >= 2, "at least two training images"),
+        ("mapping_layers", config.mapping_layers, config.mapping_layers >= 1, "at least 1"),
+    )
+    for name, value, valid, expected in checks:
+        if not valid:
+            raise InputError(f"{value!r} is not allowed", where=f"generator.settings.{name}", fix=f"use {expected}")

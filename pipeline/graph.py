@@ -1,0 +1,104 @@
+"""The stage graph as plain data: what is done, from what, with which settings and resources."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a stage asks for, or a cluster has."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node of the graph: a function that reads the folders of its inputs and writes one folder."""
+
+    name: str  # "generator"
+    fold: int
+    site: str  # "A", or "all" for stages across sites
+    function: str  # "pipeline.stages.synthesise:train_generator"
+    settings: Mapping[str, Any]  # JSON-able; everything that influences the result
+    inputs: Mapping[str, str]  # role -> id of the stage that writes it
+    part: str = ""  # tells stages of one name and site apart, for example the evaluated model
+    seed: int = 0
+    resources: Resources = Resources()
+    private_to: str | None = None  # the site whose real data it reads; None: only what may cross borders
+    code: tuple[str, ...] = ()  # packages and files of the repository its result depends on
+    cost: float = 1.0  # expected relative duration, for the order and the time left only
+    leaves_site: bool = False  # its folder is the package itself
+    resumable: bool = False  # goes on from its own checkpoint when half written
+    environment: Mapping[str, Any] = field(default_factory=dict)  # places on this machine; not part of the result
+
+    @property
+    def id(self) -> str:
+        """``fold_0/generator/A``; also the stage's folder in the run."""
+        return "/".join(filter(None, (f"fold_{self.fold}", self.name, self.site, self.part)))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Stages by id. Edges are the stages' inputs.
+
+    Raises:
+        ValueError: an id that is not its stage's, an unknown input, or a cycle.
+    """
+
+    stages: Mapping[str, Stage]
+
+    def __post_init__(self) -> None:
+        for stage_id, stage in self.stages.items():
+            if stage_id != stage.id:
+                raise ValueError(f"stage {stage.id} stands under {stage_id}")
+            for role, source in stage.inputs.items():
+                if source not in self.stages:
+                    raise ValueError(f"{stage_id} reads {role} from {source}, which is no stage")
+        self.topological_order()
+
+    @cached_property
+    def _dependants(self) -> dict[str, tuple[str, ...]]:
+        found: dict[str, list[str]] = {stage_id: [] for stage_id in self.stages}
+        for stage_id, stage in self.stages.items():
+            for source in sorted(set(stage.inputs.values())):
+                found[source].append(stage_id)
+        return {stage_id: tuple(sorted(dependants)) for stage_id, dependants in found.items()}
+
+    @cached_property
+    def _order(self) -> tuple[str, ...]:
+        waiting = {stage_id: len(set(stage.inputs.values())) for stage_id, stage in self.stages.items()}
+        ready = sorted(stage_id for stage_id, n_inputs in waiting.items() if n_inputs == 0)
+        order: list[str] = []
+        while ready:
+            order.append(heapq.heappop(ready))
+            for dependant in self._dependants[order[-1]]:
+                waiting[dependant] -= 1
+                if waiting[dependant] == 0:
+                    heapq.heappush(ready, dependant)
+        if len(order) < len(self.stages):
+            raise ValueError(f"these stages wait for each other: {sorted(set(self.stages) - set(order))}")
+        return tuple(order)
+
+    def topological_order(self) -> tuple[str, ...]:
+        """Inputs before dependants; by id where that leaves a choice."""
+        return self._order
+
+    def dependants(self, stage_id: str) -> tuple[str, ...]:
+        """Stages that read this one's folder."""
+        return self._dependants[stage_id]
+
+    def descendants(self, stage_id: str) -> frozenset[str]:
+        """Stages that need this one, directly or not."""
+        found: set[str] = set()
+        open_ids = [stage_id]
+        while open_ids:
+            new = set(self._dependants[open_ids.pop()]) - found
+            found |= new
+            open_ids += new
+        return frozenset(found)

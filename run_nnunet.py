@@ -9,10 +9,14 @@ import logging
 import sys
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from common.errors import InputError
+from common.settings import to_dict
+from pipeline.config import ExperimentConfig, experiment_config
 
+ConfigStore.instance().store(name="schema", node=to_dict(ExperimentConfig()))
 log = logging.getLogger("autoshare")
 exit_codes: list[int] = []  # one a Hydra job: a failing fold of a multirun must not stop the others
 
@@ -20,7 +24,6 @@ exit_codes: list[int] = []  # one a Hydra job: a failing fold of a multirun must
 @hydra.main(version_base="1.3", config_path="config/nnunet", config_name="demo")
 def main(composed: DictConfig) -> None:
     """Check the composed configuration and hand it over."""
-    from pipeline.config import experiment_config
     from pipeline.launch import EXIT_BAD_INPUT, launch
 
     try:

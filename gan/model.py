@@ -23,8 +23,7 @@ class Mapping(nn.Module):
         super().__init__()
         widths = [z_dim, *[w_dim] * n_layers]
         self.layers = nn.ModuleList(
-            Linear(n_in, n_out, lr_multiplier=MAPPING_LR_MULTIPLIER)
-            for n_in, n_out in itertools.pairwise(widths)
+            Linear(n_in, n_out, lr_multiplier=MAPPING_LR_MULTIPLIER) for n_in, n_out in itertools.pairwise(widths)
         )
 
     def forward(self, z: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class PreprocessedCase:
 
 
 def read_preprocessed(planned: Path, plan: Plan, case: str) -> PreprocessedCase:
-    """One case of a planned dataset; its first spatial axis is the through-plane one, after the plan's transposition."""
+    """One case of a planned dataset, transposed as planned: its first spatial axis is the through-plane one."""
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
     (folder,) = sorted((planned / "preprocessed").glob("Dataset*/*_2d"))

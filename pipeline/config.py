@@ -41,6 +41,7 @@ class DataConfig(SourceConfig):
     """The source's own keys, the outer fold, and keys that users of the original know."""
 
     fold: int | str = 0  # 0 to 4, or "all"
+    labels: dict[str, int] = field(default_factory=dict)  # empty: {foreground: 1}; Hydra would add to a default
     base_dataset: str | None = None  # folder under path.data; the default root
     dataset_descriptor: str = "case"  # the name in nnU-Net's dataset folders
     original_data_was_png: bool | None = None  # followed from the files; refused where it contradicts them
@@ -180,6 +181,7 @@ class ExperimentConfig:
     def source(self) -> SourceConfig:
         """The data source alone, with its root resolved."""
         values = {item.name: getattr(self.data, item.name) for item in fields(SourceConfig)}
+        values["labels"] = values["labels"] or SourceConfig().labels
         if values["root"] is not None:
             values["root"] = str(Path(values["root"]).expanduser().absolute())
         elif self.data.base_dataset is not None:

@@ -140,7 +140,9 @@ class _FoldBuilder:
 
     def _pooled_real(self) -> Iterator[Stage]:
         inputs = {f"prepare:{site}": ("prepare", site) for site in self.sites}
-        yield self._stage("prepare", ALL, {"dataset_name": self._dataset_name(ALL)}, inputs, function="prepare:prepare_all")
+        yield self._stage(
+            "prepare", ALL, {"dataset_name": self._dataset_name(ALL)}, inputs, function="prepare:prepare_all"
+        )
         yield self._stage("plan", ALL, {"plan": to_dict(self.config.plan)}, {"prepare": ALL})
         yield self._stage("segment_real", ALL, {"train": to_dict(self.config.train.segmentation())}, {"plan": ALL})
 
@@ -184,9 +186,7 @@ class _FoldBuilder:
             "nsd_tolerance": self.config.evaluation.nsd_tolerance,
         }
         stage = self._stage("evaluate", site, settings, {"prepare": site})
-        return dataclasses.replace(
-            stage, part=model.name, inputs={**stage.inputs, "model": model.stage_id}
-        )
+        return dataclasses.replace(stage, part=model.name, inputs={**stage.inputs, "model": model.stage_id})
 
     def _stage(
         self,
@@ -239,5 +239,3 @@ def _portable(source: dict[str, Any]) -> dict[str, Any]:
 def planned_sites(config: ExperimentConfig, found: Sequence[str]) -> tuple[str, ...]:
     """The sites of the experiment: those the configuration names, or those found in the data."""
     return tuple(config.data.sites or found)
-
-

@@ -18,7 +18,9 @@ from common.settings import from_dict, to_dict
 class Generator(Protocol):
     """What the pipeline asks of a generator; the contract test holds every registered one to it."""
 
-    package: str  # the room whose code its results depend on
+    @property
+    def package(self) -> str:
+        """The room whose code its results depend on."""
 
     def check(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """Complete and validate the settings (TypeError on unknown keys or wrong types)."""

@@ -126,7 +126,11 @@ def _run(config: ExperimentConfig, plan: Plan, store: Store) -> RunResult:
 def _write_run_record(config: ExperimentConfig) -> None:
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     for fold in config.folds:
-        record = {"command": f"python {command}", "exp_name": config.general.exp_name, "exp_desc": config.general.exp_desc}
+        record = {
+            "command": f"python {command}",
+            "exp_name": config.general.exp_name,
+            "exp_desc": config.general.exp_desc,
+        }
         write_json(config.run / f"fold_{fold}" / "run.json", {**record, "seed_base": config.general.seed_base})
 
 

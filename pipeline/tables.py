@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from common.files import write_text
 from evaluation.report import write_report
-from evaluation.results import format_table, read_results, summarise, write_results, write_table
+from evaluation.results import KEY_COLUMNS, format_table, read_results, summarise, write_table
 
 if TYPE_CHECKING:
     from pipeline.config import ExperimentConfig
@@ -22,7 +22,7 @@ def write_fold_results(run: Path, fold: int, evaluated: Sequence[Path]) -> None:
     folder = run / f"fold_{fold}"
     if evaluated:
         results = pd.concat([read_results(path / "results.csv") for path in evaluated])
-        write_results(folder / "results.csv", results.to_dict("records"))
+        write_table(folder / "results.csv", results.sort_values(list(KEY_COLUMNS), kind="stable"))
         summary = summarise(results)
         write_table(folder / "summary.csv", summary)
         write_text(folder / "summary.txt", format_table(summary) + "\n")
@@ -42,7 +42,8 @@ def format_plan(plan: Plan, config: ExperimentConfig) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     n_to_do = len(plan.graph.stages) - len(plan.done)
-    return "\n".join([*lines, "", *_facts(config), f"{len(plan.graph.stages)} stages, {n_to_do} to do; nothing was run"])
+    total = f"{len(plan.graph.stages)} stages, {n_to_do} to do; nothing was run"
+    return "\n".join([*lines, "", *_facts(config), total])
 
 
 def _facts(config: ExperimentConfig) -> list[str]:

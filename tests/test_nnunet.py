@@ -135,9 +135,9 @@ def test_two_experiments_do_not_share_nnunets_folders(planned: Path, undisturbed
 
 def test_labelling_normalises_each_channel_as_training_does(tmp_path: Path) -> None:
     """D3: the original z-scored all channels together when labelling; training had z-scored each."""
+    from common.plan import load_plan
     from nnunetv2_mod.predict import _preprocess
     from nnunetv2_mod.preprocessed import read_preprocessed
-    from common.plan import load_plan
 
     dataset = write_blobs(tmp_path / "raw", n_channels=3)
     plan_dataset(dataset, tmp_path, PlanSettings(base_features=4), SPLITS)
@@ -154,7 +154,7 @@ def test_labelling_normalises_each_channel_as_training_does(tmp_path: Path) -> N
 def test_batched_labels_equal_single_ones_and_keep_height_and_width(undisturbed: Path) -> None:
     model = load_model(undisturbed / "model")
     rng = np.random.default_rng(3)
-    images = [rng.normal(100, 30, (1, 1, 32, 48)).astype(np.float32), rng.normal(100, 30, (1, 1, 30, 41)).astype(np.float32)]
+    images = [rng.normal(100, 30, (1, 1, *shape)).astype(np.float32) for shape in ((32, 48), (30, 41))]
     spacings = [(999.0, 1.0, 1.0)] * 2
     together = predict_arrays(model, images, spacings)
     alone = [predict_arrays(model, [image], spacings[:1])[0] for image in images]

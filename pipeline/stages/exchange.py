@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,7 @@ def merge(context: StageContext) -> None:
         plan_dataset(target, context.out, context.settings(PlanSettings, "plan"), splits, context.progress)
 
 
-def _n_validation(n_cases: int, settings: dict[str, Any], manifest: dict[str, Any]) -> int:
+def _n_validation(n_cases: int, settings: Mapping[str, Any], manifest: Mapping[str, Any]) -> int:
     """At least one case and at most the stated number of images validate, and at least one trains."""
     images_per_case = max(1, manifest["n_images"] // n_cases)
     wanted = min(int(settings["validation_fraction"] * n_cases), settings["max_validation_images"] // images_per_case)

@@ -44,5 +44,5 @@ def evaluate(context: StageContext) -> None:
                 }
             )
         context.progress(n_done, len(truths), "cases")
-    np.savez_compressed(context.out / "predictions.npz", **predictions)
+    np.savez_compressed(context.out / "predictions.npz", allow_pickle=False, **predictions)
     write_results(context.out / "results.csv", rows)

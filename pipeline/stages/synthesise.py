@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from typing import Any
 
 import numpy as np
@@ -12,7 +10,6 @@ from common.errors import InputError
 from common.files import read_json, write_json
 from common.image_set import ImageEntry, ImageSet, load_image_set, save_image_set
 from common.plan import load_plan
-from common.progress import Progress
 from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
 from memorization.calibration import Calibration, MemorizationConfig, calibrate
@@ -95,8 +92,12 @@ def filter_copies(context: StageContext) -> None:
             where=context.out,
             fix="train the generator on more patients or for fewer kimg (train.gan.kimg)",
         )
-    write_scores(context.out / "scores.csv", [entry.name for entry in samples.entries], result,
-                 [entry.name for entry in references.entries])
+    write_scores(
+        context.out / "scores.csv",
+        [entry.name for entry in samples.entries],
+        result,
+        [entry.name for entry in references.entries],
+    )
     draw_histogram(context.out / "histogram.png", calibration, result.distances[:, 0])
     draw_nearest_pairs(context.out / "nearest_pairs.png", samples, references, result)
     write_json(context.out / "filter.json", _figures(calibration, config, len(samples), len(kept)))
@@ -118,9 +119,7 @@ def _figures(calibration: Calibration, config: MemorizationConfig, n_sampled: in
 
 
 def _embedder(context: StageContext, config: MemorizationConfig) -> Embedder:
-    return build_embedder(
-        config.embedder, batch_size=config.batch_size, device=context.device, weights=config.weights
-    )
+    return build_embedder(config.embedder, batch_size=config.batch_size, device=context.device, weights=config.weights)
 
 
 def _embed_real(

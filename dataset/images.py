@@ -60,7 +60,6 @@ def read_image(path: Path) -> Image:
         InputError: missing, unreadable, truncated, of an unsupported kind, constant, or with NaN or infinite values.
     """
     image = _read_volume(path) if file_ending(path) in VOLUME_ENDINGS else _read_flat(path)
-    _check_finite(image.array, path)
     if image.array.min() == image.array.max():
         raise InputError(
             f"constant image: every pixel is {image.array.flat[0]}",
@@ -192,11 +191,8 @@ def _default_mask_values(values: np.ndarray, labels: Mapping[str, int], lossy: b
 
 def _mask_array(path: Path, ending: str) -> np.ndarray:
     """Integer values (H, W) or (Z, H, W); several equal channels (a grey mask saved as RGB) count as one."""
-    if ending in VOLUME_ENDINGS:
-        stored = _read_volume(path).array
-        _check_finite(stored, path)
-    else:
-        stored = _decode(path, ending, expand_colours=False)
+    is_volume = ending in VOLUME_ENDINGS
+    stored = _read_volume(path).array if is_volume else _decode(path, ending, expand_colours=False)
     if np.any(stored != stored[:1]):
         raise InputError(
             f"the mask has {len(stored)} different channels",
@@ -213,12 +209,17 @@ def _mask_array(path: Path, ending: str) -> np.ndarray:
     return values
 
 
-def _check_finite(array: np.ndarray, path: Path) -> None:
-    if np.issubdtype(array.dtype, np.integer):
+def _check_finite(path: Path) -> None:
+    """Look at the values in the file itself: ITK, and so nnU-Net, reads NaN and infinity as 0 without a word."""
+    import nibabel
+
+    stored = nibabel.load(path)
+    assert isinstance(stored, nibabel.Nifti1Pair)
+    if not np.issubdtype(stored.get_data_dtype(), np.floating):
         return
-    broken = ~np.isfinite(array)
+    broken = ~np.isfinite(np.asanyarray(stored.dataobj).T)
     if broken.any():
-        position = tuple(int(index) for index in np.argwhere(broken)[0][1:])
+        position = tuple(int(index) for index in np.argwhere(broken)[0][-3:])
         raise InputError(
             f"{int(broken.sum())} NaN or infinite voxels, the first at {position} (slice, row, column)",
             where=path,
@@ -248,6 +249,7 @@ def _read_volume(path: Path) -> Image:
         raise InputError(
             f"not a readable volume ({reason})", where=path, fix="copy or export it again, with orthonormal axes"
         ) from error
+    _check_finite(path)
     array = SimpleITK.GetArrayFromImage(stored)
     spacing_mm = tuple(float(step) for step in stored.GetSpacing()[::-1])
     if stored.GetNumberOfComponentsPerPixel() > 1:

@@ -94,6 +94,17 @@ def fit_to_patch(image: np.ndarray, patch_size_px: tuple[int, int], scale: float
     return image
 
 
+def restore_scale(images: np.ndarray, scale: float) -> np.ndarray:
+    """Undo a site's ``scale`` on (n, C, H, W) float intensities: what is shared has real images' pixel size (D11)."""
+    if scale == 1.0:
+        return images
+    from skimage.transform import resize
+
+    height, width = (round(side / scale) for side in images.shape[-2:])
+    restored: np.ndarray = resize(images, (*images.shape[:2], height, width), order=1, mode="edge", preserve_range=True)
+    return restored.astype(images.dtype)
+
+
 def crop_to_nonzero(image: np.ndarray) -> np.ndarray:
     """The bounding box (C, h, w) of what is not 0 in all channels; an image of zeros stays whole."""
     filled = np.any(image != 0, axis=0)

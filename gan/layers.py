@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,25 +33,46 @@ def fir_norm(factors: Pair) -> int:
 
 
 def blur(x: Tensor, factors: Pair, padding: tuple[Pair, Pair]) -> Tensor:
-    """Filter (b, c, h, w) with ``fir_taps`` along the axes whose factor is above 1, after zero padding there.
+    """Filter (b, c, h, w) with ``fir_taps`` along the axes whose factor is above 1, after zero padding there."""
+    blurred: Tensor = _Blur.apply(x, factors, padding)
+    return blurred
 
-    The triangle is a box of 2 and two boxes of ``factor``, so shifted sums do it: no multiplication, and none of a
-    depthwise convolution's double backward, which loops over every channel.
+
+class _Blur(torch.autograd.Function):
+    """The filter is symmetric, so its adjoint is itself with the complementary padding, to any order of derivative.
+
+    Left to autograd, every shifted sum would fill and copy a tensor of zeros on the way back; a depthwise convolution's
+    double backward would loop over every channel.
     """
-    for axis, factor in ((2, factors[0]), (3, factors[1])):
-        if factor > 1:
-            before, after = padding[axis - 2]
-            x = F.pad(x, (before, after, 0, 0) if axis == 3 else (0, 0, before, after))
-            for length in (2, factor, factor):
-                x = _box(x, axis, length)
-    return x
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, factors: Pair, padding: tuple[Pair, Pair]) -> Tensor:
+        context.factors, context.padding = factors, padding
+        (top, bottom), (left, right) = (
+            pair if factor > 1 else (0, 0) for pair, factor in zip(padding, factors, strict=True)
+        )
+        x = F.pad(x, (left, right, top, bottom))
+        for axis, factor in ((2, factors[0]), (3, factors[1])):
+            if factor > 1:
+                # the triangle is a box of 2 and two boxes of the factor, so sums do it: no multiplication
+                for length in (2, factor, factor):
+                    x = _box(x, axis, length)
+        return x
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        padding = tuple(
+            (2 * factor - 1 - before, 2 * factor - 1 - after)
+            for factor, (before, after) in zip(context.factors, context.padding, strict=True)
+        )
+        return blur(gradient, context.factors, (padding[0], padding[1])), None, None
 
 
 def _box(x: Tensor, axis: int, length: int) -> Tensor:
     size = x.shape[axis] - length + 1
-    total = x.narrow(axis, 0, size)
-    for shift in range(1, length):
-        total = total + x.narrow(axis, shift, size)
+    total = x.narrow(axis, 0, size) + x.narrow(axis, 1, size)
+    for shift in range(2, length):
+        total += x.narrow(axis, shift, size)
     return total
 
 

@@ -9,6 +9,19 @@ from common.errors import InputError
 from common.plan import Pair, Plan
 
 AUGMENTATIONS = ("color", "translation", "cutout")
+WEIGHTS = ("r1_gamma", "path_length_weight", "path_length_decay")
+COUNTS = (
+    "batch_size",
+    "channel_base",
+    "channel_max",
+    "z_dim",
+    "w_dim",
+    "mapping_layers",
+    "r1_interval",
+    "path_length_interval",
+    "minibatch_std_group",
+    "n_snapshots",
+)
 MAX_EMA_KIMG = 10.0  # half-life of the weight average in the "low_shot" preset
 SHORTEST_EMA_SHARE = 0.05  # of the training, where the preset's half-life would outlast it
 
@@ -82,6 +95,14 @@ def derive_settings(plan: Plan, n_images: int, n_channels: int, kimg: float | No
             where="plan",
             fix="let nnU-Net plan the dataset again",
         )
+    if kimg is not None and not 0 < kimg < math.inf:
+        raise InputError(f"{kimg!r} is not a length", where="train.gan.kimg", fix="use auto or a number above 0")
+    if len(plan.kernel_sizes) != len(plan.strides):
+        raise InputError(
+            f"{len(plan.strides)} strides and {len(plan.kernel_sizes)} kernels",
+            where="plan",
+            fix="let nnU-Net plan the dataset again",
+        )
     kimg = float(max(1, n_images)) if kimg is None else float(kimg)
     ema_kimg = config.ema_kimg if config.ema_kimg is not None else min(MAX_EMA_KIMG, SHORTEST_EMA_SHARE * kimg)
     return GanSettings(
@@ -98,12 +119,15 @@ def derive_settings(plan: Plan, n_images: int, n_channels: int, kimg: float | No
 
 def _check(config: GanConfig, n_images: int) -> None:
     unknown = sorted(set(config.augment) - set(AUGMENTATIONS))
-    checks = (
+    checks: list[tuple[str, object, bool, str]] = [
         ("augment", unknown, not unknown, f"names out of {AUGMENTATIONS}"),
-        ("batch_size", config.batch_size, config.batch_size >= 1, "at least 1"),
         ("n_images", n_images, n_images >= 2, "at least two training images"),
-        ("mapping_layers", config.mapping_layers, config.mapping_layers >= 1, "at least 1"),
-    )
+        ("style_mixing", config.style_mixing, 0 <= config.style_mixing <= 1, "a probability"),
+        ("learning_rate", config.learning_rate, config.learning_rate > 0, "a number above 0"),
+        ("ema_kimg", config.ema_kimg, config.ema_kimg is None or config.ema_kimg > 0, "a number above 0, or null"),
+    ]
+    checks += [(name, getattr(config, name), getattr(config, name) >= 1, "at least 1") for name in COUNTS]
+    checks += [(name, getattr(config, name), getattr(config, name) >= 0, "0 or more") for name in WEIGHTS]
     for name, value, valid, expected in checks:
         if not valid:
             raise InputError(f"{value!r} is not allowed", where=f"generator.settings.{name}", fix=f"use {expected}")

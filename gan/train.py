@@ -6,12 +6,14 @@ generator state to draw what an undisturbed one draws.
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,6 +45,7 @@ RESULT = "generator.safetensors"
 CURVES = "curves.jsonl"
 SHEET = "sample_sheet.png"
 N_CURVE_POINTS = 200
+CURVE_KEYS = ("step", "unit", "loss_g", "loss_d", "r1", "path_length", "real_logit", "fake_logit")
 SHEET_SHAPE = (4, 8)  # rows, columns
 LARGEST_GRADIENT = 1e5
 
@@ -65,7 +68,10 @@ def train(
         RuntimeError: the training diverged.
     """
     _check_images(images, settings)
+    _remove_half_written(out)
     if (out / RESULT).is_file():
+        _check_same_run(out / RESULT, load_tensors(out / RESULT)[1], settings, seed)
+        (out / CHECKPOINT).unlink(missing_ok=True)
         return
     run = _Training(images, settings, seed, torch.device(device))
     run.resume(out)
@@ -93,6 +99,18 @@ def _check_images(images: np.ndarray, settings: GanSettings) -> None:
         )
 
 
+def _remove_half_written(out: Path) -> None:
+    """A killed training may leave a temporary sibling of the file it was writing (``common.files.atomic_path``)."""
+    for name in (CHECKPOINT, RESULT, CURVES, SHEET):
+        for leftover in out.glob(f".*.{name}"):
+            leftover.unlink()
+
+
+def _check_same_run(path: Path, metadata: dict[str, Any], settings: GanSettings, seed: int) -> None:
+    if metadata["settings"] != to_dict(settings) or metadata["seed"] != seed:
+        raise InputError("its settings or seed are not this training's", where=path, fix="delete the folder")
+
+
 @dataclass
 class _Training:
     images: np.ndarray
@@ -105,12 +123,12 @@ class _Training:
     measured: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        torch.manual_seed(derive_seed(self.seed, "initialise"))
         config = self.settings.config
-        self.generator = Generator(self.settings).to(self.device)
-        self.discriminator = Discriminator(self.settings).to(self.device)
-        self.average = Generator(self.settings).to(self.device).requires_grad_(False)
-        self.average.load_state_dict(self.generator.state_dict())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(self.seed, "initialise"))
+            self.generator = Generator(self.settings).to(self.device)
+            self.discriminator = Discriminator(self.settings).to(self.device)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.optimizers = {
             "generator": _adam(self.generator, config.learning_rate, config.path_length_interval),
             "discriminator": _adam(self.discriminator, config.learning_rate, config.r1_interval),
@@ -224,7 +242,7 @@ class _Training:
 
     def snapshot(self, out: Path) -> None:
         """Curves and sheet first, then the point to resume from: what is on disk is never ahead of it for good."""
-        write_text(out / CURVES, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_text(out / CURVES, "".join(json.dumps({key: row[key] for key in CURVE_KEYS}) + "\n" for row in self.rows))
         self._draw_sheet(out / SHEET)
         tensors = {
             f"{name}.{key}": tensor
@@ -243,10 +261,7 @@ class _Training:
         if not (out / CHECKPOINT).is_file():
             return
         tensors, metadata = load_tensors(out / CHECKPOINT)
-        if metadata["settings"] != to_dict(self.settings) or metadata["seed"] != self.seed:
-            raise InputError(
-                "its settings or seed are not this training's", where=out / CHECKPOINT, fix="delete the folder"
-            )
+        _check_same_run(out / CHECKPOINT, metadata, self.settings, self.seed)
         for name, module in self._modules().items():
             module.load_state_dict({key: tensors[f"{name}.{key}"] for key in module.state_dict()})
         for name, optimizer in self.optimizers.items():
@@ -257,7 +272,7 @@ class _Training:
 
     def finish(self, out: Path) -> None:
         """The averaged generator alone; the state for resuming has done its work."""
-        metadata = {"settings": to_dict(self.settings), "step": self.step, "dtype": str(self.images.dtype)}
+        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "dtype": str(self.images.dtype)}
         save_tensors(out / RESULT, self.average.state_dict(), metadata)
         (out / CHECKPOINT).unlink(missing_ok=True)
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 # Read by nnU-Net at import: one planner process; its own pools are replaced below.
 os.environ.setdefault("nnUNet_def_n_proc", "1")
@@ -36,14 +35,19 @@ def nnunet_roots(raw: Path, preprocessed: Path, results: Path, *, augmentation_p
 
 
 @contextmanager
-def threads_for_pools(module: Any) -> Iterator[None]:
-    """Give ``module`` thread pools where it asks ``multiprocessing`` for spawned ones.
+def threads_for_pools() -> Iterator[None]:
+    """Give nnU-Net's planner thread pools where it asks for processes.
 
-    A spawned pool re-imports torch in every worker (5-7 s each); reading small images is input/output-bound.
+    A spawned pool re-imports torch in every worker (5-7 s each), and a forked one can hang for ever in a process that
+    has threads, as every Ray worker has. What they do here is read small files.
     """
-    original = module.multiprocessing
-    module.multiprocessing = SimpleNamespace(get_context=lambda method: SimpleNamespace(Pool=ThreadPool))
+    from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
+    from nnunetv2.utilities import utils
+
+    processes, pool = fingerprint_extractor.multiprocessing, utils.Pool
+    fingerprint_extractor.multiprocessing = SimpleNamespace(get_context=lambda method: SimpleNamespace(Pool=ThreadPool))
+    utils.Pool = ThreadPool
     try:
         yield
     finally:
-        module.multiprocessing = original
+        fingerprint_extractor.multiprocessing, utils.Pool = processes, pool

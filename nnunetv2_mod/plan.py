@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 CONFIGURATION = "2d"
 PLANS_NAME = "nnUNetPlans"
+N_INTENSITY_PIXELS_2D = 10**6
 MAX_FEATURES_2D = 512  # nnU-Net's cap for 2D networks
 
 
@@ -48,17 +49,19 @@ def plan_dataset(
     Returns:
         The path of ``plans.json``.
     """
-    from nnunetv2.experiment_planning.dataset_fingerprint import fingerprint_extractor
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
     from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
     _check_name(raw_dataset)
     preprocessed = out / "preprocessed"
     (preprocessed / raw_dataset.name).mkdir(parents=True, exist_ok=True)
-    with nnunet_roots(raw_dataset.parent, preprocessed, out / "unused"):
-        with threads_for_pools(fingerprint_extractor):
-            extractor = fingerprint_extractor.DatasetFingerprintExtractor(raw_dataset.name, num_processes=1)
-            extractor.show_progress_bar = False
-            extractor.run(overwrite_existing=True)
+    with nnunet_roots(raw_dataset.parent, preprocessed, out / "unused"), threads_for_pools():
+        extractor = DatasetFingerprintExtractor(raw_dataset.name, num_processes=1)
+        extractor.show_progress_bar = False
+        if read_json(raw_dataset / "dataset.json")["file_ending"] == ".png":
+            # these statistics only normalise CT; nnU-Net would draw 10^8 pixels from however few there are
+            extractor.num_foreground_voxels_for_intensitystats = N_INTENSITY_PIXELS_2D
+        extractor.run(overwrite_existing=True)
         ExperimentPlanner(
             raw_dataset.name, gpu_memory_target_in_gb=settings.gpu_memory_gb, plans_name=PLANS_NAME
         ).plan_experiment()
@@ -127,7 +130,8 @@ def _preprocess(
     configuration = manager.get_configuration(CONFIGURATION)
     target = folder / configuration.data_identifier
     target.mkdir(exist_ok=True)
-    cases = get_filenames_of_train_images_and_targets(str(raw_dataset), dataset_json)
+    with threads_for_pools():
+        cases = get_filenames_of_train_images_and_targets(str(raw_dataset), dataset_json)
 
     def one_case(case: str) -> None:
         configuration.preprocessor_class(verbose=False).run_case_save(

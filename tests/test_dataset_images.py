@@ -104,6 +104,7 @@ def test_nifti_is_read_in_slice_row_column_order(tmp_path):
 
 
 def test_nan_in_a_volume_is_counted_and_located(tmp_path):
+    """ITK, the reader of nnU-Net, turns them into 0 silently."""
     volume = np.random.default_rng(0).normal(size=(4, 6, 5)).astype(np.float32)
     volume[2, 3, 1], volume[3, 0, 0] = np.nan, np.inf
     refused(lambda: read_image(save_volume(tmp_path / "v.nii.gz", volume)), "v.nii.gz", "2 NaN", "(2, 3, 1)")
@@ -125,8 +126,8 @@ def test_truncated_files_are_named(tmp_path, name):
 
 
 def test_kinds_that_are_not_read_say_what_to_do(tmp_path):
-    tifffile.imwrite(tmp_path / "stack.tif", np.random.default_rng(0).integers(0, 9, (4, 8, 8), dtype=np.uint8))
-    refused(lambda: read_image(tmp_path / "stack.tif"), "4 pages", "NIfTI")
+    tifffile.imwrite(tmp_path / "stack.tif", np.random.default_rng(0).integers(0, 9, (5, 8, 8), dtype=np.uint8))
+    refused(lambda: read_image(tmp_path / "stack.tif"), "5 pages", "NIfTI")
     tifffile.imwrite(tmp_path / "float.tif", GREY.astype(np.float32))
     refused(lambda: read_image(tmp_path / "float.tif"), "float32", "NIfTI")
     refused(lambda: read_image(tmp_path / "a.dcm"), ".dcm", ".nii.gz")

@@ -204,10 +204,7 @@ def test_contradictory_settings(root, changes, mentions):
 def test_site_rule_that_cannot_tell_sites(root, rule, mention):
     rows = [(*row, "" if index == 2 else index) for index, row in enumerate(rows_of(root))]
     write_table(root, rows, ("image", "patient", "site", "gap"))
-    refusal(
-        lambda: load(root, site_rule=rule) if False else load_cases(SourceConfig(root=str(root), site_rule=rule), root),
-        mention,
-    )
+    refusal(lambda: load_cases(SourceConfig(root=str(root), site_rule=rule), root), mention)
 
 
 def test_sites_cannot_take_names_that_break_folders(root):

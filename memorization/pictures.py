@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib import style
+from matplotlib.figure import Figure
 
 from common.files import atomic_path
 from common.image_set import ImageSet
@@ -13,44 +15,43 @@ from memorization.filter import FilterResult
 
 N_BINS = 30
 DPI = 120
+# nnU-Net restyles matplotlib for its whole process; a picture must not depend on what ran before it
+STYLE = style.context(["default", {"font.size": 9}], after_reset=True)
 
 
+@STYLE
 def draw_histogram(path: Path, calibration: Calibration, sample_distances: np.ndarray) -> None:
     """Nearest distances, real to real of other patients and synthetic to real, with the threshold.
 
     The axis is logarithmic with a linear piece at 0, so that an exact copy has a place on it (D24).
     """
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
 
     real = np.asarray(calibration.distances)
     positive = np.concatenate([real, sample_distances, [calibration.threshold_l2]])
     positive = positive[positive > 0]
     low, high = (float(positive.min()), float(positive.max())) if len(positive) else (1e-3, 1.0)
     edges = np.concatenate([[0.0], np.geomspace(low * 0.9, high * 1.1, N_BINS)])
-    with mpl.rc_context({"font.size": 9}):
-        figure = Figure(figsize=(7, 3), layout="constrained")
-        axes = figure.subplots()
-        for values, label in ((real, "real to real, other patients"), (sample_distances, "synthetic to real")):
-            share = np.full(len(values), 100 / max(1, len(values)))
-            axes.hist(values, bins=edges.tolist(), weights=share.tolist(), alpha=0.6, label=label)
-        axes.axvline(calibration.threshold_l2, color="C3", label=f"threshold {calibration.threshold_l2:.3g}")
-        axes.axvspan(*calibration.interval_l2, color="C3", alpha=0.12, label="its 95 % interval")
-        axes.set_xscale("symlog", linthresh=low)
-        axes.set_xlim(0, high * 1.2)
-        axes.set_xlabel(f"squared distance to the nearest image ({calibration.embedder} features)")
-        axes.set_ylabel("images (%)")
-        axes.legend()
-        with atomic_path(path) as temporary:
-            figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    for values, label in ((real, "real to real, other patients"), (sample_distances, "synthetic to real")):
+        share = np.full(len(values), 100 / max(1, len(values)))
+        axes.hist(values, bins=edges.tolist(), weights=share.tolist(), alpha=0.6, label=label)
+    axes.axvline(calibration.threshold_l2, color="C3", label=f"threshold {calibration.threshold_l2:.3g}")
+    axes.axvspan(*calibration.interval_l2, color="C3", alpha=0.12, label="its 95 % interval")
+    axes.set_xscale("symlog", linthresh=low)
+    axes.set_xlim(0, high * 1.2)
+    axes.set_xlabel(f"squared distance to the nearest image ({calibration.embedder} features)")
+    axes.set_ylabel("images (%)")
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
 
 
+@STYLE
 def draw_nearest_pairs(
     path: Path, samples: ImageSet, references: ImageSet, result: FilterResult, n_pairs: int = 8
 ) -> None:
     """The samples closest to a training image, each above that image, closest first."""
-    from matplotlib.figure import Figure
-
     closest = np.argsort(result.distances[:, 0], kind="stable")[:n_pairs]
     figure = Figure(figsize=(1.5 * max(2, len(closest)), 3.6), layout="constrained")
     axes = figure.subplots(2, len(closest), squeeze=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -93,12 +93,21 @@ class Graph:
         """Stages that read this one's folder."""
         return self._dependants[stage_id]
 
+    def ancestors(self, stage_id: str) -> frozenset[str]:
+        """Stages that this one needs, directly or not."""
+        return reached(stage_id, lambda found: self.stages[found].inputs.values())
+
     def descendants(self, stage_id: str) -> frozenset[str]:
         """Stages that need this one, directly or not."""
-        found: set[str] = set()
-        open_ids = [stage_id]
-        while open_ids:
-            new = set(self._dependants[open_ids.pop()]) - found
-            found |= new
-            open_ids += new
-        return frozenset(found)
+        return reached(stage_id, self.dependants)
+
+
+def reached(start: str, neighbours: Callable[[str], Iterable[str]]) -> frozenset[str]:
+    """All nodes that ``neighbours`` leads to from ``start``, in one step or more."""
+    found: set[str] = set()
+    open_ids = [start]
+    while open_ids:
+        new = set(neighbours(open_ids.pop())) - found
+        found |= new
+        open_ids += new
+    return frozenset(found)

@@ -60,7 +60,7 @@ def stop_after(n_steps: int):
     return progress
 
 
-@pytest.mark.parametrize("n_steps", [3, 8, 11])
+@pytest.mark.parametrize("n_steps", [3, 11])
 def test_an_interrupted_training_ends_with_the_same_bytes_as_an_undisturbed_one(tmp_path: Path, n_steps: int) -> None:
     """D18: nothing of the original could be resumed. Curves and sheets count, not only weights."""
     config = GanConfig(**{**TINY.__dict__, "mirror": True})
@@ -76,11 +76,10 @@ def test_a_killed_training_resumes_and_leaves_no_other_files(tmp_path: Path) -> 
     script = f"""
 import os, signal, sys
 sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!r}]
-import common.checkpoints as checkpoints
 from pathlib import Path
 from test_gan_training import noise_images, tiny_settings
 import gan.train
-saves, save = [], checkpoints.save_tensors
+saves, save = [], gan.train.save_tensors
 def save_then_die(path, tensors, metadata):
     saves.append(path)
     if len(saves) == 2:
@@ -93,9 +92,8 @@ gan.train.train(noise_images(), Path({str(tmp_path / "killed")!r}), tiny_setting
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, check=False)
     assert killed.returncode == -signal.SIGKILL and (tmp_path / "killed" / CHECKPOINT).is_file()
-    assert (
-        load_tensors(tmp_path / "killed" / CHECKPOINT)[1]["step"] == 4
-    )  # curves and sheet are already those of step 8
+    # curves and sheet are already those of step 8
+    assert load_tensors(tmp_path / "killed" / CHECKPOINT)[1]["step"] == 4
     train(noise_images(), tmp_path / "killed", tiny_settings(), seed=3)
     train(noise_images(), tmp_path / "whole", tiny_settings(), seed=3)
     assert contents(tmp_path / "whole") == contents(tmp_path / "killed")
@@ -151,16 +149,15 @@ def test_lazy_regularisation_corrects_learning_rate_and_betas() -> None:
 
 
 def test_weight_average_halves_its_distance_in_its_half_life() -> None:
-    run = _Training(noise_images(), tiny_settings(), 3, torch.device("cpu"))
+    config = GanConfig(**{**TINY.__dict__, "ema_kimg": 0.01})
+    run = _Training(noise_images(), tiny_settings(config=config), 3, torch.device("cpu"))
     for parameter in run.generator.parameters():
         parameter.data = torch.ones_like(parameter)
     for parameter in run.average.parameters():
         parameter.data = torch.zeros_like(parameter)
-    for _ in range(round(run.settings.ema_kimg * 1000 / run.settings.config.batch_size * 10)):
+    for _ in range(5):  # 10 images of a half-life of 10 images
         run._average_weights()
-    steps = round(run.settings.ema_kimg * 1000 / run.settings.config.batch_size * 10)
-    expected = 1 - 0.5 ** (steps * run.settings.config.batch_size / 1000 / run.settings.ema_kimg)
-    assert torch.allclose(run.average.constant, torch.full_like(run.average.constant, expected), atol=1e-5)
+    assert torch.allclose(run.average.constant, torch.full_like(run.average.constant, 0.5), atol=1e-5)
 
 
 def test_gradients_that_are_not_finite_are_replaced_before_a_step() -> None:
@@ -254,7 +251,7 @@ def test_training_brings_the_mean_image_closer_to_that_of_the_data(tmp_path: Pat
     config = GanConfig(8, 256, 16, 16, 16, learning_rate=0.005, r1_gamma=1.0, augment=("translation",), n_snapshots=1)
     plan = plan_of((16, 16), [(2, 2), (2, 2)])
     distances = []
-    for n_steps in (1, 200):
+    for n_steps in (1, 120):
         train(images, tmp_path / str(n_steps), derive_settings(plan, 16, 1, n_steps * 8 / 1000, config), seed=1)
         fakes = sample(tmp_path / str(n_steps) / RESULT, range(64))
         distances.append(float(np.abs(fakes.mean(axis=0) - images.mean(axis=0)).mean()))

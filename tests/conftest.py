@@ -1,0 +1,67 @@
+"""One tiny experiment, run once a session as a user would run it, and what tests need to look at it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TINY = (
+    "--config-name=demo",
+    "general.exp_name=tiny",
+    "cluster=inline",
+    "data.phantom.size_px=32",
+    "data.phantom.n_patients=6",
+    "data.phantom.images_per_patient=[1,1]",
+    "plan.base_features=4",
+    "train.gan.kimg=0.4",
+    "generator.settings.channel_base=256",
+    "generator.settings.channel_max=8",
+    "generator.settings.z_dim=16",
+    "generator.settings.w_dim=16",
+    "train.nnunet_epochs=3",
+    "train.nnunet_iterations=4",
+    "train.nnunet_val_iterations=1",
+    "generate.n_images=40",
+)
+
+
+def run_command(*overrides: str, cwd: Path) -> list[str]:
+    """The command line of the tiny experiment with its runs and data under ``cwd``."""
+    folders = (f"path.logs={cwd / 'runs'}", f"path.data={cwd / 'data'}")
+    return [sys.executable, str(REPOSITORY / "run_nnunet.py"), *TINY, *folders, *overrides]
+
+
+def run_tiny(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Run the tiny experiment to its end, whatever that is."""
+    return subprocess.run(run_command(*overrides, cwd=cwd), cwd=cwd, capture_output=True, text=True, timeout=600)
+
+
+def manifests(run: Path) -> dict[str, dict]:
+    """Every stage's manifest, by its path in the run."""
+    inside = [path for path in run.glob("fold_*/**/manifest.json") if path.parent.parent.name != "share"]
+    paths = [*inside, *run.glob("fold_*/share/*.stage.json")]
+    return {str(path.relative_to(run)): json.loads(path.read_text()) for path in paths}
+
+
+def deterministic(manifest: dict) -> dict:
+    """A manifest without the part that says when and where."""
+    return {key: value for key, value in manifest.items() if key != "run"}
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory) -> Path:
+    """The finished tiny experiment: ``runs/tiny``."""
+    cwd = tmp_path_factory.mktemp("tiny")
+    ended = run_tiny(cwd=cwd)
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    return cwd / "runs" / "tiny"

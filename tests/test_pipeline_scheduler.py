@@ -124,13 +124,16 @@ def test_failed_stage_blocks_its_descendants_and_nothing_else():
         make_stage("c", "A", ["fold_0/b/A"]),
         make_stage("kept", "A", ["fold_0/a/A"]),
         make_stage("reader", "A", ["fold_0/kept/A"]),
+        make_stage("end", "A", ["fold_0/reader/A", "fold_0/c/A"]),
         make_stage("a", "B"),
         make_stage("b", "B", ["fold_0/a/B"]),
     )
     capacity, done = Resources(2), {"fold_0/kept/A"}
     dispatcher = Dispatcher(graph, plan_schedule(graph, capacity, done), capacity, done)
     dispatcher.started("fold_0/a/A")
-    assert dispatcher.failed("fold_0/a/A") == ["fold_0/b/A", "fold_0/c/A"]
+    assert dispatcher.failed("fold_0/a/A") == ["fold_0/b/A", "fold_0/c/A", "fold_0/end/A"]
+    dispatcher.started("fold_0/reader/A")
+    assert dispatcher.failed("fold_0/reader/A") == []  # "end" is blocked already
     run = simulate(graph, plan_schedule(graph, capacity, done), capacity, done, failing={"fold_0/a/A"})
     assert set(run.ends) == {"fold_0/a/A", "fold_0/a/B", "fold_0/b/B", "fold_0/reader/A"}
 
@@ -171,17 +174,15 @@ def test_no_site_waits_for_a_slower_one_before_the_merge():
 
 
 def test_barrier_program_overlaps_generators_and_real_networks_and_waits_everywhere_else():
-    """Two GPUs, two sites: (2 generators + 2 networks) in pairs, then the rest alone."""
+    """The strongest program of the original: as early or as late as can be, the networks would train alone (15 h)."""
     stages = [make_stage("slices", site, cost=1) for site in "AB"]
-    stages += [
-        make_stage("generator", site, [f"fold_0/slices/{site}"], cost, gpus=1) for site, cost in zip("AB", (3, 6))
-    ]
+    stages += [make_stage("generator", s, [f"fold_0/slices/{s}"], cost, gpus=1) for s, cost in (("A", 3), ("B", 6))]
     stages += [make_stage("real", site, cost=6, gpus=1) for site in "AB"]
-    stages += [make_stage("label", s, [f"fold_0/generator/{s}", f"fold_0/real/{s}"], 2, gpus=1) for s in "AB"]
+    stages += [make_stage("sample", site, [f"fold_0/generator/{site}"], 1, gpus=1) for site in "AB"]
+    stages += [make_stage("label", s, [f"fold_0/sample/{s}", f"fold_0/real/{s}"], 2, gpus=1) for s in "AB"]
     graph = make_graph(*stages)
-    assert barrier_programs(graph)[-1] == ({"slices"}, {"generator", "real"}, {"label"})
-    # 1 h of slices, 6+6 h and 6+3 h on two GPUs, 2 h of labels; as early as can be: 6 h + 6 h + 2 h
-    assert barrier_makespan(graph, Resources(8, 2)) == 14
+    assert barrier_programs(graph)[-1] == ({"slices"}, {"generator", "real"}, {"sample"}, {"label"})
+    assert barrier_makespan(graph, Resources(8, 4)) == 1 + 6 + 1 + 2
 
 
 def test_schedule_is_the_same_for_any_order_of_the_stages():

@@ -1,0 +1,160 @@
+"""Every experiment composes and passes the typed schema; unknown keys and wrong types do not."""
+
+import dataclasses
+import logging
+
+import pytest
+import yaml
+from conftest import REPOSITORY
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+import run_nnunet  # noqa: F401  (stores the schema that the experiments start from)
+from common.errors import InputError
+from gan.settings import GanConfig
+from memorization.calibration import MemorizationConfig
+from pipeline.config import ClusterConfig, DataConfig, ExperimentConfig, GeneratorConfig, experiment_config
+from pipeline.launch import launch
+
+CONFIG = REPOSITORY / "config"
+EXPERIMENTS = sorted(path.stem for path in (CONFIG / "nnunet").glob("*.yaml") if path.stem != "base")
+MIRRORED = {
+    "data": DataConfig,
+    "generator": GeneratorConfig,
+    "memorization": MemorizationConfig,
+    "cluster": ClusterConfig,
+}
+GROUP_FILES = sorted(path for group in MIRRORED for path in (CONFIG / group).glob("*.yaml"))
+
+
+def composed(experiment: str, *overrides: str) -> ExperimentConfig:
+    with initialize_config_dir(str(CONFIG / "nnunet"), version_base="1.3"):
+        values = OmegaConf.to_container(compose(experiment, list(overrides)), resolve=True)
+    return experiment_config(values)
+
+
+def test_the_experiments_of_the_release_are_all_there():
+    assert {"demo", "folder", "cxr_hannover", "qata_000", "polyp_000"} <= set(EXPERIMENTS)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes(experiment):
+    config = composed(experiment)
+    assert config.general.exp_name == experiment  # its own folder under runs/
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_says_how_on_what_and_with_which_result(experiment):
+    lines = (CONFIG / "nnunet" / f"{experiment}.yaml").read_text().splitlines()
+    header = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+    for field in ("# Command:", "# Hardware:", "# Expected:"):
+        assert any(line.startswith(field) for line in header), f"{experiment}: no {field}"
+    assert any(f"--config-name={experiment}" in line for line in header)
+
+
+@pytest.mark.parametrize(
+    "group", ["generator=stylegan2_small", "memorization=paper", "cluster=inline", "cluster=pinned"]
+)
+def test_groups_can_be_chosen_on_the_command_line(group):
+    name, value = group.split("=")
+    assert composed("qata_000", group) != composed("qata_000"), f"{name}={value} changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("++train.nnunet_epoch=3", "'train.nnunet_epochs'"),
+        ("++train.gan.kimgs=3", "'train.gan.kimg'"),
+        ("++memorization.percentle=3", "'memorization.percentile'"),
+        ("++cluster.pin_site=true", "'cluster.pin_sites'"),
+        ("++dat.fold=1", "'data'"),
+    ],
+)
+def test_unknown_key_is_refused_with_the_nearest_one(override, named):
+    with pytest.raises(InputError, match="unknown key") as refused:
+        composed("demo", override)
+    assert named in str(refused.value)
+    assert "way out" in str(refused.value)
+
+
+def test_unknown_generator_setting_is_refused_with_the_nearest_one(tmp_path):
+    with pytest.raises(InputError, match="batch_size"):
+        launch(composed("qata_000", "++generator.settings.batch_sise=4", "dry_run=true", f"path.logs={tmp_path}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("++train.nnunet_epochs=many", "train.nnunet_epochs"),
+        ("++train.nnunet_epochs=1.5", "train.nnunet_epochs"),
+        ("++train.nnunet_epochs=0", "train.nnunet_epochs"),
+        ("++train.gan.kimg=-1", "train.gan.kimg"),
+        ("++train.gan.kimg=long", "train.gan.kimg"),
+        ("++data.fold=5", "data.fold"),
+        ("++data.fold=some", "data.fold"),
+        ("++data.labels=lung", "data.labels"),
+        ("++cluster.pin_sites=1", "cluster.pin_sites"),
+        ("++memorization.percentile=101", "memorization.percentile"),
+        ("++merge.plan_from=real", "merge.plan_from"),
+        ("++generate.n_images=[1,2]", "generate.n_images"),
+    ],
+)
+def test_wrong_type_or_value_is_refused_by_its_key(override, key):
+    with pytest.raises(InputError, match=key.replace(".", r"\.")):
+        composed("demo", override)
+
+
+ORIGINALS_KEYS = {
+    "path.data=/data": lambda c: c.path.data == "/data",
+    "path.logs=/logs": lambda c: c.path.logs == "/logs",
+    "general.exp_name=mine": lambda c: c.general.exp_name == "mine",
+    "general.seed_base=7": lambda c: c.general.seed_base == 7,
+    "general.ray_address=auto": lambda c: c.general.ray_address == "auto",
+    "data.fold=3": lambda c: c.folds == (3,),
+    "data.base_dataset=polyp": lambda c: c.source.root == str(c.data_dir / "polyp"),
+    "data.dataset_descriptor=colon": lambda c: c.data.dataset_descriptor == "colon",
+    "data.original_data_was_png=true": lambda c: c.data.original_data_was_png is True,
+    "train.gan.kimg=12": lambda c: c.train.gan.kimg == 12,
+    "train.nnunet_epochs=9": lambda c: c.train.segmentation().n_epochs == c.train.fine_tuning().n_epochs == 9,
+    "train.nnunet_schedule_finetune=poly": lambda c: c.train.fine_tuning().schedule == "poly",
+    "generate.n_images=500": lambda c: c.generate.n_images == 500,
+    "skip.syn.A.gan=true": lambda c: c.skip == {"syn": {"A": {"gan": True}}},
+}
+
+
+@pytest.mark.parametrize("override", ORIGINALS_KEYS)
+def test_keys_of_the_original_stay_valid(override):
+    """As its users type them, with ``++``."""
+    assert ORIGINALS_KEYS[override](composed("qata_000", f"++{override}"))
+
+
+def test_all_folds_are_one_graph():
+    assert composed("demo", "data.fold=all").folds == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("experiment", ["qata_000", "polyp_000"])
+def test_the_papers_experiments_dry_run_without_data(experiment, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    overrides = ("dry_run=true", f"path.logs={tmp_path / 'runs'}", f"path.data={tmp_path / 'none'}")
+    assert launch(composed(experiment, *overrides)) == 0
+    for shown in ("nnU-Net     1000 epochs", "kimg auto", "images per site auto", "openclip", "39 stages, 39 to do"):
+        assert shown in caplog.text
+    assert not (tmp_path / "runs").exists()  # a dry run writes nothing
+
+
+@pytest.mark.parametrize("path", GROUP_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_group_files_hold_fields_of_their_dataclass_alone(path):
+    keys = set(yaml.safe_load(path.read_text())) - {"defaults"}
+    assert keys <= {field.name for field in dataclasses.fields(MIRRORED[path.parent.name])}
+
+
+def test_the_default_generators_yaml_is_the_dataclass_one_to_one():
+    """What a reader sees in the file is what runs, and no setting hides from him."""
+    values = yaml.safe_load((CONFIG / "generator" / "stylegan2.yaml").read_text())
+    assert values["settings"] == {**dataclasses.asdict(GanConfig()), "augment": list(GanConfig().augment)}
+    assert values["train_on"] == GeneratorConfig().train_on
+
+
+def test_the_default_filters_yaml_states_the_dataclass_defaults():
+    values = yaml.safe_load((CONFIG / "memorization" / "offline.yaml").read_text())
+    assert values == {key: getattr(MemorizationConfig(), key) for key in values}

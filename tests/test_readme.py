@@ -1,0 +1,173 @@
+"""Every fenced command of README.md and docs/ parses, and runs on tiny inputs as far as that costs seconds."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from PIL import Image
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+PLACEHOLDERS = ("/path/to/data", "/path/to/polyps", "/path/to/cxr_hannover")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHELL = ("sh", "bash")
+ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
+MODULES = {"dataset.check", "evaluation.report"}
+LINK = re.compile(r"\]\(([^)#:]+)(#[\w-]+)?\)")
+
+
+def blocks(page: Path) -> list[str]:
+    return [body for language, body in FENCE.findall(page.read_text()) if language in SHELL]
+
+
+def commands(block: str) -> list[list[str]]:
+    """The commands of a block as words, comments and continuations resolved; an assignment is no command."""
+    lines = block.replace("\\\n", " ").splitlines()
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [line for line in words if line and not re.fullmatch(r"\w+=.*", line[0])]
+
+
+COMMANDS = list(dict.fromkeys(tuple(words) for page in PAGES for block in blocks(page) for words in commands(block)))
+EXPERIMENTS = [words for words in COMMANDS if words[:2] == ("python", "run_nnunet.py")]
+MODULE_CALLS = [words for words in COMMANDS if words[:2] == ("python", "-m")]
+
+
+def ids(words: tuple[str, ...]) -> str:
+    return " ".join(words)[:90]
+
+
+@pytest.fixture(scope="module")
+def tiny_source(tmp_path_factory) -> Path:
+    """A folder that has every column and folder the documentation names: two sites of five patients."""
+    folder = tmp_path_factory.mktemp("source")
+    rng = np.random.default_rng(0)
+    rows = ["image,file,patient,patient_id,site,projection,original_height"]
+    for number in range(10):
+        for part in ("images", "masks", "lung_masks"):
+            pixels = rng.integers(0, 256, (16, 12), np.uint8) if part == "images" else _two_labels(part)
+            (folder / part).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(folder / part / f"{number}.png")
+        site, projection, height = ("A", "ap", 600) if number < 5 else ("B", "pa", 500)
+        rows.append(f"{number}.png,{number}.png,p{number},p{number},{site},{projection},{height}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def _two_labels(part: str) -> np.ndarray:
+    mask = np.zeros((16, 12), np.uint8)
+    mask[4:8] = 255
+    return mask
+
+
+def substituted(words: tuple[str, ...], source: Path) -> list[str]:
+    replaced = list(words)
+    for placeholder in PLACEHOLDERS:
+        replaced = [word.replace(placeholder, str(source)) for word in replaced]
+    return [sys.executable, *replaced[1:]]
+
+
+def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
+
+
+def test_there_are_commands_to_test():
+    """A broken pattern would let every other test of this file pass."""
+    assert len(EXPERIMENTS) >= 10
+    assert {words[2] for words in MODULE_CALLS} == MODULES
+    assert ("make", "demo") in COMMANDS
+    assert ("make", "test") in COMMANDS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_every_block_is_valid_shell(page):
+    for block in blocks(page):
+        checked = subprocess.run(["bash", "-n"], input=block, capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=ids)
+def test_every_command_is_of_a_kind_that_is_tested(words):
+    known = words in EXPERIMENTS or words in MODULE_CALLS
+    assert known or words[0] in ALLOWED_BESIDE, f"no test knows {words[0]!r}"
+
+
+@pytest.mark.parametrize("words", EXPERIMENTS, ids=ids)
+def test_experiment_command_dry_runs(words, tiny_source, tmp_path):
+    """The command as printed, plus a folder of its own and dry_run: it composes, is valid, and finds its data."""
+    command = [*substituted(words, tiny_source), "dry_run=true", f"path.logs={tmp_path}"]
+    command[1] = str(REPOSITORY / "run_nnunet.py")
+    ended = run(command, REPOSITORY)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "nothing was run" in ended.stdout + ended.stderr
+    if str(tiny_source) in " ".join(command):
+        assert "data not read" not in ended.stdout + ended.stderr
+
+
+@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "dataset.check"], ids=ids)
+def test_check_command_reads_its_source(words, tiny_source, tmp_path):
+    """Where the command maps three mask values, the masks hold all three."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny_source, source)
+    if any(word.startswith("mask_values=") for word in words):
+        for mask in (source / "masks").iterdir():
+            pixels = np.asarray(Image.open(mask)).copy()
+            pixels[10:12] = 128
+            Image.fromarray(pixels).save(mask)
+    ended = run(substituted(words, source), tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    sheet = next((word.removeprefix("out=") for word in words if word.startswith("out=")), "contact_sheet.png")
+    assert (tmp_path / sheet).is_file()
+
+
+@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "evaluation.report"], ids=ids)
+def test_report_command_writes_the_report(words, tmp_path):
+    folder = tmp_path / words[3]
+    (folder / "fold_0").mkdir(parents=True)
+    run_record = {"command": "x", "exp_name": "demo", "exp_desc": "", "seed_base": 1}
+    (folder / "fold_0" / "run.json").write_text(json.dumps(run_record))
+    ended = run([sys.executable, *words[1:]], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "make"], ids=ids)
+def test_make_target_exists(words):
+    assert re.search(rf"^{re.escape(words[1])}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if "ray" in words], ids=ids)
+def test_ray_command_takes_its_options(words):
+    """Parsed by Ray's own command line, without starting anything."""
+    from ray.scripts.scripts import cli
+
+    after = [word for word in words[words.index("ray") + 1 :] if word != "&"]
+    command = cli.commands[after[0]]
+    context = command.make_context(after[0], after[1:])
+    json.loads(context.params.get("resources") or "{}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_lead_somewhere(page):
+    """Files exist, and a fragment is a heading of its page."""
+    for target, fragment in LINK.findall(page.read_text()):
+        linked = page.parent / target
+        assert linked.exists(), f"{page.name}: {target}"
+        headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE) if fragment else []
+        assert not fragment or fragment[1:] in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
+
+
+def test_readme_names_every_experiment_that_can_be_run():
+    """And the other way round: the dry runs above fail where one does not exist."""
+    named = set(re.findall(r"--config-name=(\w+)", (REPOSITORY / "README.md").read_text()))
+    assert named == {path.stem for path in (REPOSITORY / "config" / "nnunet").glob("*.yaml")} - {"base"}
+
+
+def test_readme_paths_exist_in_the_repository():
+    text = (REPOSITORY / "README.md").read_text()
+    assert [path for path in re.findall(r"`(config/[\w./]+)`", text) if not (REPOSITORY / path).exists()] == []

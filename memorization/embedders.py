@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 EMBEDDERS = ("efficientnet_lite0", "openclip")
 OPENCLIP_MODEL, OPENCLIP_WEIGHTS = "ViT-g-14", "laion2b_s12b_b42k"  # the paper's
+OPENCLIP_FIX = (
+    f"install the extra (pip install 'autoshare[openclip]'), download {OPENCLIP_MODEL} {OPENCLIP_WEIGHTS} where there "
+    "is a network and set memorization.weights to the file, or use memorization=offline"
+)
 INPUT_SIZE_PX = 224
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -29,18 +34,31 @@ class Embedder(Protocol):
         """(n, channels, height, width) uint8 or uint16 -> (n, dimension) float32 unit vectors."""
 
 
+def check_embedder(name: str, weights: str | None) -> None:
+    """Refuse, before anything is trained, an embedder that cannot be built here; nothing is downloaded for that.
+
+    Raises:
+        InputError: an unknown name, a package that is not installed, or a file of weights that is not there.
+    """
+    if name not in EMBEDDERS:
+        raise InputError(f"no embedder {name!r}", where="memorization.embedder", fix=f"use one of {EMBEDDERS}")
+    if name == "openclip" and importlib.util.find_spec("open_clip") is None:
+        raise InputError("open_clip is not installed", where="memorization.embedder", fix=OPENCLIP_FIX)
+    if weights is not None and not Path(weights).is_file():
+        raise InputError("there is no such file of weights", where=weights, fix=OPENCLIP_FIX)
+
+
 def build_embedder(name: str, *, batch_size: int, device: str, weights: str | None = None) -> Embedder:
     """The embedder called ``name``.
 
     Raises:
         InputError: an unknown name, or weights that cannot be had.
     """
+    check_embedder(name, weights)
     if name == "efficientnet_lite0":
         return NetworkEmbedder(name, _efficientnet_lite0(), 1280, (IMAGENET_MEAN, IMAGENET_STD), batch_size, device)
-    if name == "openclip":
-        network, dimension, normalisation = _openclip(weights)
-        return NetworkEmbedder(name, network, dimension, normalisation, batch_size, device)
-    raise InputError(f"no embedder {name!r}", where="memorization.embedder", fix=f"use one of {EMBEDDERS}")
+    network, dimension, normalisation = _openclip(weights)
+    return NetworkEmbedder(name, network, dimension, normalisation, batch_size, device)
 
 
 class NetworkEmbedder:
@@ -119,19 +137,13 @@ def _efficientnet_lite0() -> torch.nn.Module:
 
 def _openclip(weights: str | None) -> tuple[torch.nn.Module, int, tuple[tuple[float, ...], tuple[float, ...]]]:
     """The image tower of OpenCLIP ViT-g-14, from a local file or the hub."""
-    fix = (
-        f"install the extra (pip install 'autoshare[openclip]'), download {OPENCLIP_MODEL} {OPENCLIP_WEIGHTS} where "
-        "there is a network and set memorization.weights to the file, or use memorization=offline"
-    )
-    try:
-        import open_clip
-    except ImportError as error:
-        raise InputError("open_clip is not installed", where="memorization.embedder", fix=fix) from error
-    if weights is not None and not Path(weights).is_file():
-        raise InputError("there is no such file of weights", where=weights, fix=fix)
+    import open_clip
+
     try:
         model, _, _ = open_clip.create_model_and_transforms(OPENCLIP_MODEL, pretrained=weights or OPENCLIP_WEIGHTS)
     except (OSError, RuntimeError, ValueError) as error:  # what the hub's client and torch raise
-        raise InputError(f"the OpenCLIP weights cannot be had ({error})", where=weights or "hub", fix=fix) from error
+        raise InputError(
+            f"the OpenCLIP weights cannot be had ({error})", where=weights or "hub", fix=OPENCLIP_FIX
+        ) from error
     visual = model.visual
     return visual, int(visual.output_dim), (tuple(visual.image_mean), tuple(visual.image_std))

@@ -1,7 +1,8 @@
 """Figures of the scheduler on simulated clusters: ``python -m pipeline.benchmark``.
 
 The makespan over its lower bound, beside the barrier program's, for 2 to 8 sites on 1 to 8 GPUs; then what planning and
-dispatching cost on a graph of five folds. Exits with 1 if any case takes longer than the barrier program.
+dispatching cost, on a graph of five folds and per empty stage through the real executors. Exits with 1 if any case is
+above the barrier program.
 """
 
 from __future__ import annotations
@@ -10,14 +11,21 @@ import logging
 import statistics
 import string
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from common.seeds import derive_seed
+from pipeline.config import ClusterConfig
+from pipeline.executors import Executor, build_executor
 from pipeline.graph import Graph, Resources, Stage
+from pipeline.run import run_graph
+from pipeline.run_stage import StageContext
 from pipeline.scheduler import RELATIVE_TOLERANCE, Dispatcher, plan_schedule
 from pipeline.simulate import barrier_makespan, longest_path_first, lower_bound, simulate, tight_lower_bound
+from pipeline.store import Store, stage_digests
 
 ALL = "all"
 SITES, GPUS, SKEWS = (2, 4, 8), (1, 2, 4, 8), (1.0, 3.0)
@@ -220,8 +228,34 @@ def dispatch_cost(n_sites: int = 8, folds: tuple[int, ...] = (0, 1, 2, 3, 4)) ->
     return DispatchCost(n_stages, planned - began, 1e6 * (time.process_time() - planned) / n_stages)
 
 
+def nothing(context: StageContext) -> None:
+    """A stage that does nothing, so that only what surrounds it is measured."""
+
+
+def executor_cost(kind: str, n_stages: int = 40) -> float:
+    """Wall seconds per empty stage, from the run loop through the executor to the manifest, workers being warm."""
+    executor = build_executor(ClusterConfig(kind=kind), None)
+    n_workers = max(1, int(executor.capacity.cpus))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            _run_empty(Path(folder) / "warm_up", 4 * n_workers, executor)
+            began = time.perf_counter()
+            _run_empty(Path(folder) / "measured", n_stages, executor)
+            return (time.perf_counter() - began) / n_stages
+    finally:
+        executor.close()
+
+
+def _run_empty(run: Path, n_stages: int, executor: Executor) -> None:
+    stages = [Stage("nothing", 0, str(i), f"{__name__}:nothing", {}, {}) for i in range(n_stages)]
+    graph = Graph({stage.id: stage for stage in stages})
+    result = run_graph(graph, Store(run), stage_digests(graph, {}), (), executor)
+    if result.failed:
+        raise RuntimeError(f"an empty stage failed: {result.failed[0].error}")
+
+
 def main() -> int:
-    """Print both sections; 1 if the planned schedule is ever slower than the barrier program."""
+    """Print the sections; 1 if the planned schedule is ever slower than the barrier program."""
     logging.basicConfig(level=logging.INFO)
     cases = [run_case(n_sites, n_gpus, skew) for n_sites in SITES for n_gpus in GPUS for skew in SKEWS]
     sys.stdout.write(format_cases(cases) + "\n\n")
@@ -230,8 +264,13 @@ def main() -> int:
         f"planning {cost.n_stages} stages: {cost.planning_s:.2f} s of CPU; "
         f"dispatcher: {cost.dispatch_us:.0f} us per stage\n"
     )
+    logging.getLogger("pipeline").setLevel(logging.WARNING)
+    for kind in ("inline", "ray"):
+        sys.stdout.write(f"{kind} executor: {1e3 * executor_cost(kind):.1f} ms of wall time per empty stage\n")
     return int(any(_is_above_barriers(case) for case in cases))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from pipeline.benchmark import main as run_as_module  # so that Ray's workers find ``nothing`` under its real name
+
+    sys.exit(run_as_module())

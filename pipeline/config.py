@@ -127,6 +127,7 @@ class MergeConfig:
 class EvaluationConfig:
     """What is compared, and how."""
 
+    real_all: bool = True  # also train on pooled real data: the upper bound, which no deployment has
     per_site_synthetic: bool = False  # also train and test syn-X, each site's synthetic set alone
     nsd_tolerance: float = 2.0  # px for PNG data, mm for volumes
 
@@ -244,6 +245,12 @@ def _check_values(config: ExperimentConfig) -> None:
     for key, value, valid, expected in checks:
         if not valid:
             raise InputError(f"{value!r} is not allowed", where=key, fix=f"use {expected}")
+    if config.merge.plan_from == "real_all" and not config.evaluation.real_all:
+        raise InputError(
+            "the pooled plan would come from pooled real data, which evaluation.real_all=false leaves out",
+            where="merge.plan_from",
+            fix="use merge.plan_from=synthetic",
+        )
     config.train.segmentation()
     config.train.fine_tuning()
 

@@ -88,7 +88,7 @@ class RayExecutor:
                 num_cpus=config.n_cpus if address is None else None,
                 include_dashboard=None if address else False,
                 log_to_driver=False,
-                logging_level=logging.WARNING,
+                logging_level=logging.ERROR,
                 runtime_env=environment,
                 object_store_memory=None if address else config.object_store_mb * 2**20,
             )

@@ -82,7 +82,8 @@ class _FoldBuilder:
         for site in self.sites:
             yield from self._real(site)
             yield from self._synthetic(site)
-        yield from self._pooled_real()
+        if self.config.evaluation.real_all:
+            yield from self._pooled_real()
         yield from self._merged()
         for model in self._models():
             for site in self.sites:
@@ -171,7 +172,7 @@ class _FoldBuilder:
         return self._stage("merge", name, settings, inputs)
 
     def _models(self) -> Iterator[TrainedModel]:
-        for site in (*self.sites, ALL):
+        for site in (*self.sites, ALL) if self.config.evaluation.real_all else self.sites:
             yield TrainedModel(f"real-{site}", site, self._id("segment_real", site))
         synthetic = (*self.sites, ALL) if self.config.evaluation.per_site_synthetic else (ALL,)
         for site in synthetic:

@@ -23,7 +23,7 @@ class Generator(Protocol):
         """The room whose code its results depend on."""
 
     def check(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Complete and validate the settings (TypeError on unknown keys or wrong types)."""
+        """Complete and validate the settings (InputError on unknown keys or wrong types)."""
 
     def train(
         self,
@@ -57,7 +57,12 @@ class StyleGan2:
         """Complete the settings with the defaults of ``GanConfig``."""
         from gan.settings import GanConfig
 
-        return to_dict(from_dict(GanConfig, settings, "generator.settings"))
+        try:
+            return to_dict(from_dict(GanConfig, settings, "generator.settings"))
+        except TypeError as error:
+            raise InputError(
+                str(error), where="generator.settings", fix="use the keys of gan.settings.GanConfig"
+            ) from error
 
     def train(
         self,

@@ -16,6 +16,7 @@ from common.errors import InputError
 from common.files import read_json, sha256_of_json, write_json
 from dataset.check import check_cases
 from dataset.source import Case, content_digest, load_cases
+from memorization.embedders import check_embedder
 from pipeline.config import ExperimentConfig
 from pipeline.experiment import build_graph, planned_sites
 from pipeline.graph import Graph
@@ -55,6 +56,7 @@ def launch(config: ExperimentConfig) -> int:
     if config.dry_run:
         log.info("%s", format_plan(_plan(config, store, cases), config))
         return 0
+    check_embedder(config.memorization.embedder, config.memorization.weights)
     check_writable(config.run)
     with _only_one(config.run):
         _check_data(config, store, cases)

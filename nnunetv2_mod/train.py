@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,9 @@ def train(
 
     from nnunetv2_mod.trainer import build_trainer
 
+    if settings.augmentation_processes:
+        # the default fork of a process with threads, as every Ray worker is, can hang for ever
+        multiprocessing.set_start_method("spawn", force=True)
     dataset = _only_dataset(planned)
     results = out / "nnunet" / "nnUNet_results"
     results.mkdir(parents=True, exist_ok=True)
@@ -106,6 +110,7 @@ def load_all_weights(network: torch.nn.Module, model_file: Path) -> None:
         InputError: names or shapes differ, naming the first that does.
     """
     tensors, _ = load_tensors(model_file)
+    network = getattr(network, "_orig_mod", network)  # torch.compile wraps it on GPUs
     target = network.state_dict()
     for name in sorted(set(target) ^ set(tensors)):
         raise InputError(f"tensor {name!r} is only on one side", where=model_file, fix="use the plan it was trained by")

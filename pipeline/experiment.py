@@ -16,9 +16,10 @@ from pipeline.graph import Graph, Resources, Stage
 
 ALL = "all"
 
-# Expected relative durations, for the order of stages and the time left only.
-COST = {"generator": 6.0, "segment_real": 6.0, "segment_syn": 6.0, "finetune": 6.0, "sample": 1.0, "filter": 1.0}
-COST_LIGHT = 0.3
+# Expected durations in seconds on one slow core, for the order of stages and the time left only.
+ITERATION_S = 0.1  # of nnU-Net
+GENERATOR_STEP_S = 0.2
+OTHER_STAGE_S = 5.0
 
 CODE = {
     "prepare": ("dataset", "pipeline/stages/prepare.py"),
@@ -217,11 +218,23 @@ class _FoldBuilder:
             resources=Resources(getattr(cluster.cpus, kind), getattr(cluster.gpus, kind)),
             private_to=site if site in self.sites and name not in ("merge", "segment_syn") else None,
             code=(*CODE[name], *code, "common"),
-            cost=COST.get(name, COST_LIGHT),
+            cost=self._cost_s(name),
             leaves_site=name == "share",
             resumable=name in TRAININGS,
             environment=environment or {},
         )
+
+    def _cost_s(self, name: str) -> float:
+        """Rough, but of the right order: a schedule of wrong durations is a wrong schedule."""
+        train = self.config.train
+        settings = train.fine_tuning() if name == "finetune" else train.segmentation()
+        network_s = ITERATION_S * settings.n_epochs * settings.n_iterations
+        if name != "generator":
+            return OTHER_STAGE_S + (network_s if name in TRAININGS else 0.0)
+        if isinstance(train.gan.kimg, str):
+            return OTHER_STAGE_S + network_s  # its length is not known before the data is read
+        batch_size = float(self.config.generator.settings.get("batch_size", 8))
+        return OTHER_STAGE_S + GENERATOR_STEP_S * train.gan.kimg * 1000 / batch_size
 
     def _id(self, name: str, site: str) -> str:
         return f"fold_{self.fold}/{name}/{site}"

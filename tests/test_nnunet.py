@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -99,6 +100,13 @@ def test_a_training_cut_after_two_epochs_resumes_to_the_same_bits(planned: Path,
     train(planned, tmp_path, SHORT, seed=5)
     for name in ("model/model.safetensors", "curves.jsonl"):
         assert (tmp_path / name).read_bytes() == (undisturbed / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_a_training_with_augmentation_processes_ends(planned: Path, tmp_path: Path) -> None:
+    """Forked from a process with threads they can hang; spawned they import torch again, which takes its time."""
+    train(planned, tmp_path, dataclasses.replace(SHORT, n_epochs=1, augmentation_processes=1), seed=5)
+    assert (tmp_path / "model" / "model.safetensors").is_file()
 
 
 def test_another_seed_gives_another_network(planned: Path, undisturbed: Path, tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from nnunetv2_mod.plan import PlanSettings, adopt_plan, plan_dataset
 from nnunetv2_mod.predict import SegmentationModel, load_model, predict_arrays, predict_normalised, read_raw_image
 from nnunetv2_mod.preprocessed import PreprocessedCase, read_preprocessed
-from nnunetv2_mod.train import TrainSettings, learning_rate, train
+from nnunetv2_mod.schedule import TrainSettings, learning_rate
+from nnunetv2_mod.train import train
 
 __all__ = [
     "PlanSettings",

@@ -15,7 +15,7 @@ from common.files import atomic_path, read_json
 from common.progress import Progress, silent
 from common.seeds import derive_seed, set_global_seeds
 from nnunetv2_mod.plan import CONFIGURATION, PLANS_NAME
-from nnunetv2_mod.train import TrainSettings, learning_rate
+from nnunetv2_mod.schedule import TrainSettings, learning_rate
 
 LATEST = "checkpoint_latest.pth"
 

@@ -7,9 +7,8 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InputError
@@ -19,8 +18,7 @@ from dataset.source import Case, content_digest, load_cases
 from memorization.embedders import check_embedder
 from pipeline.config import ExperimentConfig
 from pipeline.experiment import build_graph, planned_sites
-from pipeline.graph import Graph
-from pipeline.run import RunResult, run_graph
+from pipeline.run import RunPlan, RunResult, run_graph
 from pipeline.skip import skipped_stages
 from pipeline.store import Store, check_writable, stage_digests
 from pipeline.tables import format_plan, write_fold_results
@@ -29,20 +27,6 @@ log = logging.getLogger(__name__)
 
 EXIT_FAILED_STAGE = 1
 EXIT_BAD_INPUT = 2
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A graph with what is known of it before anything runs."""
-
-    graph: Graph
-    digests: Mapping[str, str]
-    states: Mapping[str, str]  # stage id -> done, resume, redo, to do, skipped
-
-    @property
-    def done(self) -> set[str]:
-        """Stages that need not run."""
-        return {stage_id for stage_id, state in self.states.items() if state in ("done", "skipped")}
 
 
 def launch(config: ExperimentConfig) -> int:
@@ -79,7 +63,7 @@ def _read_cases(config: ExperimentConfig) -> tuple[Case, ...]:
         return ()
 
 
-def _plan(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -> Plan:
+def _plan(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -> RunPlan:
     found = sorted({case.site for case in cases})
     graph = build_graph(config, planned_sites(config, found))
     data = {site: content_digest([case for case in cases if case.site == site]) for site in found}
@@ -89,7 +73,7 @@ def _plan(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -> Plan
     unmade = {stage_id for stage_id in skipped if store.manifest(graph.stages[stage_id]) is None}
     for stage_id in unmade:
         skipped |= set(graph.descendants(stage_id))
-    return Plan(graph, digests, states | dict.fromkeys(skipped, "skipped"))
+    return RunPlan(graph, digests, states | dict.fromkeys(skipped, "skipped"))
 
 
 def _check_data(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -> None:
@@ -111,7 +95,7 @@ def _check_data(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -
     write_json(record, {"digest": identity})
 
 
-def _run(config: ExperimentConfig, plan: Plan, store: Store) -> RunResult:
+def _run(config: ExperimentConfig, plan: RunPlan, store: Store) -> RunResult:
     from pipeline.executors import build_executor
 
     n_to_do = len(plan.graph.stages) - len(plan.done)
@@ -136,7 +120,7 @@ def _write_run_record(config: ExperimentConfig) -> None:
         write_json(config.run / f"fold_{fold}" / "run.json", {**record, "seed_base": config.general.seed_base})
 
 
-def _write_results(store: Store, plan: Plan, config: ExperimentConfig, fold: int) -> None:
+def _write_results(store: Store, plan: RunPlan, config: ExperimentConfig, fold: int) -> None:
     """Tables and report of a fold, from whatever is finished; skipped where nothing changed since they were written."""
     folder = store.run / f"fold_{fold}"
     stages = [stage for stage in plan.graph.stages.values() if stage.fold == fold]

@@ -19,6 +19,20 @@ POLL_S = 0.5
 
 
 @dataclass(frozen=True)
+class RunPlan:
+    """A graph with what is known of it before anything runs."""
+
+    graph: Graph
+    digests: Mapping[str, str]
+    states: Mapping[str, str]  # stage id -> done, resume, redo, to do, skipped
+
+    @property
+    def done(self) -> set[str]:
+        """Stages that need not run."""
+        return {stage_id for stage_id, state in self.states.items() if state in ("done", "skipped")}
+
+
+@dataclass(frozen=True)
 class RunResult:
     """What happened: stages that ran, failed (with their outcome), or could not start for a failure above them."""
 

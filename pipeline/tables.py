@@ -12,7 +12,7 @@ from evaluation.results import KEY_COLUMNS, format_table, read_results, summaris
 
 if TYPE_CHECKING:
     from pipeline.config import ExperimentConfig
-    from pipeline.launch import Plan
+    from pipeline.run import RunPlan
 
 
 def write_fold_results(run: Path, fold: int, evaluated: Sequence[Path]) -> None:
@@ -29,7 +29,7 @@ def write_fold_results(run: Path, fold: int, evaluated: Sequence[Path]) -> None:
     write_report(run, folds=[fold], out=folder)
 
 
-def format_plan(plan: Plan, config: ExperimentConfig) -> str:
+def format_plan(plan: RunPlan, config: ExperimentConfig) -> str:
     """The dry run's table: every stage, done or to do, with what it asks for."""
     header = ("stage", "state", "CPUs", "GPUs", "runs on")
     rows = [header]

@@ -27,6 +27,7 @@ class ProgressDisplay:
         self._finished = 0.0
         self._n_stages, self._n_finished = len(self._costs) + n_done, n_done
         self._running: dict[str, Path] = {}
+        self._inherited: dict[str, float] = {}  # cost that an earlier, stopped run had done of a resumed stage
         self._started = self._last_line = time.monotonic()
         self._is_terminal = sys.stderr.isatty()
         self._bars = Progress(
@@ -76,7 +77,9 @@ class ProgressDisplay:
         partial, texts = 0.0, []
         for stage_id, path in self._running.items():
             fraction, amount = _read(path)
-            partial += fraction * self._costs.get(stage_id, 0.0)
+            done = fraction * self._costs.get(stage_id, 0.0)
+            self._inherited.setdefault(stage_id, done)
+            partial += done
             self._bars.update(self._rows[stage_id], completed=fraction, amount=amount)
             texts.append(f"{stage_id} {amount}".strip())
         left = self._time_left(self._finished + partial)
@@ -88,9 +91,10 @@ class ProgressDisplay:
 
     def _time_left(self, finished: float) -> str:
         elapsed = time.monotonic() - self._started
-        if finished <= 0 or elapsed < 5:
+        achieved = finished - sum(self._inherited.values())
+        if achieved <= 0 or elapsed < 5:
             return "time left unknown yet"
-        return f"about {_duration(elapsed * (self._total - finished) / finished)} left"
+        return f"about {_duration(elapsed * (self._total - finished) / achieved)} left"
 
 
 def _read(path: Path) -> tuple[float, str]:

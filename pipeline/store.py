@@ -77,6 +77,8 @@ class Store:
             self._move_aside(stage)
         elif state == "to do" and folder.exists():
             shutil.rmtree(folder)
+        if state != "resume":
+            self.progress_path(stage).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.rglob(".*"):  # half-written files of a killed attempt (common/files.py)
             leftover.unlink()

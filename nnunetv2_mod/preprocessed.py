@@ -7,25 +7,23 @@ from pathlib import Path
 
 import numpy as np
 
-from common.plan import Plan
-
 OUTSIDE = -1  # nnU-Net's mark, in the label map, of what lies outside the non-zero region
 
 
 @dataclass(frozen=True)
 class PreprocessedCase:
-    """``array``: (channels, slices, height, width), normalised; ``outside``: (slices, height, width)."""
+    """``array``: (channels, slices, height, width), normalised and transposed; ``outside``: (slices, height, width)."""
 
     array: np.ndarray
     outside: np.ndarray
-    through_plane_spacing_mm: float
+    file_spacing_mm: tuple[float, ...]  # of the source file, before the transposition
 
 
-def read_preprocessed(planned: Path, plan: Plan, case: str) -> PreprocessedCase:
+def read_preprocessed(planned: Path, case: str) -> PreprocessedCase:
     """One case of a planned dataset, transposed as planned: its first spatial axis is the through-plane one."""
     from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 
     (folder,) = sorted((planned / "preprocessed").glob("Dataset*/*_2d"))
     data, labels, _, properties = infer_dataset_class(str(folder))(str(folder), [case]).load_case(case)
-    spacing = properties["spacing"][plan.transpose_forward[0]]
-    return PreprocessedCase(np.asarray(data[:]), np.asarray(labels[0]) == OUTSIDE, float(spacing))
+    spacing = tuple(float(value) for value in properties["spacing"])
+    return PreprocessedCase(np.asarray(data[:]), np.asarray(labels[0]) == OUTSIDE, spacing)

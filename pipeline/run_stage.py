@@ -12,7 +12,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -60,7 +60,6 @@ class Outcome:
     error: str | None = None
     log: str = ""
     seconds: float = 0.0
-    node: Mapping[str, str] = field(default_factory=dict)
 
 
 def execute_stage(stage: Stage, run: Path, digest: str, input_digests: Mapping[str, str], node: str) -> Outcome:

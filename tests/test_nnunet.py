@@ -143,7 +143,6 @@ def test_two_experiments_do_not_share_nnunets_folders(planned: Path, undisturbed
 
 def test_labelling_normalises_each_channel_as_training_does(tmp_path: Path) -> None:
     """D3: the original z-scored all channels together when labelling; training had z-scored each."""
-    from common.plan import load_plan
     from nnunetv2_mod.predict import _preprocess
     from nnunetv2_mod.preprocessed import read_preprocessed
 
@@ -154,7 +153,7 @@ def test_labelling_normalises_each_channel_as_training_does(tmp_path: Path) -> N
     stored = io.imread(dataset / "imagesTr" / "case0_0000.png")
     image = np.moveaxis(stored, -1, 0)[:, None].astype(np.float32)
     prepared, _ = _preprocess(model, image, (999.0, 1.0, 1.0))
-    trained_on = read_preprocessed(tmp_path, load_plan(tmp_path / "plans.json"), "case0").array
+    trained_on = read_preprocessed(tmp_path, "case0").array
     np.testing.assert_allclose(prepared, trained_on, atol=1e-5)
     np.testing.assert_allclose(prepared.mean(axis=(1, 2, 3)), 0, atol=1e-4)
 
@@ -183,11 +182,9 @@ def test_an_adopted_plan_preprocesses_by_the_other_datasets_normalisation(planne
     plans["configurations"]["2d"]["normalization_schemes"] = ["NoNormalization"]
     dataset = write_blobs(tmp_path / "raw")
     adopt_plan(dataset, plans, tmp_path, SPLITS)
-    from common.plan import load_plan
     from nnunetv2_mod.preprocessed import read_preprocessed
 
-    adopted = load_plan(tmp_path / "plans.json")
-    case = read_preprocessed(tmp_path, adopted, "case0")
+    case = read_preprocessed(tmp_path, "case0")
     assert case.array.mean() > 10  # not z-scored: the adopted plan's scheme was used
     assert json.loads((tmp_path / "plans.json").read_text())["dataset_name"] == "Dataset101_blobs"
 

@@ -17,7 +17,7 @@ from common.plan import Plan, load_plan
 from dataset.convert import write_raw_dataset
 from dataset.folds import assign_folds
 from dataset.images import read_image
-from dataset.slices import SliceCase, build_slices, case_of_image
+from dataset.slices import SliceCase, build_slices, case_of_image, through_plane_spacing_mm
 from dataset.source import SourceConfig, load_cases
 from nnunetv2_mod import PlanSettings, plan_dataset, read_preprocessed
 from pipeline.run_stage import StageContext
@@ -103,5 +103,6 @@ def _flat_image(dataset: Path, case: str, patient: str, split: str) -> SliceCase
 
 def _volume(planned: Path, plan: Plan, case: str, patient: str, split: str) -> SliceCase:
     """3D: nnU-Net's preprocessed case, already normalised, resampled and transposed."""
-    read = read_preprocessed(planned, plan, case)
-    return SliceCase(case, patient, split, read.array, read.through_plane_spacing_mm, read.outside)
+    read = read_preprocessed(planned, case)
+    spacing_mm = through_plane_spacing_mm(read.file_spacing_mm, plan.transpose_forward)
+    return SliceCase(case, patient, split, read.array, spacing_mm, read.outside)

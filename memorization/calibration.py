@@ -45,6 +45,8 @@ class MemorizationConfig:
                 raise InputError(f"{value!r} is not allowed", where=f"memorization.{key}", fix=f"use one of {allowed}")
         if not 0 <= self.percentile <= 100:
             raise InputError(f"{self.percentile} is no percentile", where="memorization.percentile", fix="use 0 to 100")
+        if self.batch_size < 1:
+            raise InputError(f"{self.batch_size} images", where="memorization.batch_size", fix="use 1 or more")
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ class Calibration:
     n_queries: int
     n_patients: int
     distances: tuple[float, ...]
+
+    @property
+    def expected_drop(self) -> float:
+        """Share of honest images at or below the threshold; above the percentile where real images are duplicates."""
+        return float(np.mean(np.asarray(self.distances) <= self.threshold_l2))
 
 
 def calibrate(
@@ -87,7 +94,7 @@ def calibrate(
             where="memorization",
             fix="give the site more patients",
         )
-    order = sorted(range(len(patients)), key=lambda i: (patients[i], features[i].tobytes()))
+    order = _stored_order_free(features, patients)
     owner = np.asarray(patients)[order]
     index = features[order][None] if mirrored_features is None else np.stack([features, mirrored_features])[:, order]
     groups = _halves(names) if config.calibration == "paper_half" else _groups(owner, n_references, seed)
@@ -100,6 +107,13 @@ def calibrate(
         log.warning("calibrated against %d images where the filter will use %d", size, n_references)
     distances = np.concatenate([values for values, _, _ in measured])
     return _summary(distances, np.concatenate([owners for _, owners, _ in measured]), size, len(names), config, seed)
+
+
+def _stored_order_free(features: np.ndarray, patients: Sequence[str]) -> np.ndarray:
+    """Positions by patient, then along a fixed direction: an order that rounding of the features leaves alone."""
+    direction = np.random.default_rng(0).standard_normal((features.shape[1], 1), np.float32)
+    order: np.ndarray = np.lexsort(((features @ direction)[:, 0], np.asarray(patients)))
+    return order
 
 
 def _measure(

@@ -38,7 +38,7 @@ def check_embedder(name: str, weights: str | None) -> None:
     """Refuse, before anything is trained, an embedder that cannot be built here; nothing is downloaded for that.
 
     Raises:
-        InputError: an unknown name, a package that is not installed, or a file of weights that is not there.
+        InputError: an unknown name, a package that is not installed, a file of weights that is not there or not used.
     """
     if name not in EMBEDDERS:
         raise InputError(f"no embedder {name!r}", where="memorization.embedder", fix=f"use one of {EMBEDDERS}")
@@ -46,6 +46,12 @@ def check_embedder(name: str, weights: str | None) -> None:
         raise InputError("open_clip is not installed", where="memorization.embedder", fix=OPENCLIP_FIX)
     if weights is not None and not Path(weights).is_file():
         raise InputError("there is no such file of weights", where=weights, fix=OPENCLIP_FIX)
+    if weights is not None and name != "openclip":
+        raise InputError(
+            f"{name} has its own weights and would ignore {weights}",
+            where="memorization.weights",
+            fix="set it to null, or use memorization=openclip",
+        )
 
 
 def build_embedder(name: str, *, batch_size: int, device: str, weights: str | None = None) -> Embedder:
@@ -56,14 +62,17 @@ def build_embedder(name: str, *, batch_size: int, device: str, weights: str | No
     """
     check_embedder(name, weights)
     if name == "efficientnet_lite0":
-        return NetworkEmbedder(name, _efficientnet_lite0(), 1280, (IMAGENET_MEAN, IMAGENET_STD), batch_size, device)
+        imagenet = IMAGENET_MEAN, IMAGENET_STD
+        return NetworkEmbedder(name, _efficientnet_lite0(), 1280, imagenet, "bilinear", batch_size, device)
     network, dimension, normalisation = _openclip(weights)
-    return NetworkEmbedder(name, network, dimension, normalisation, batch_size, device)
+    return NetworkEmbedder(name, network, dimension, normalisation, "bicubic", batch_size, device)
 
 
 class NetworkEmbedder:
     """A frozen network on RGB images of 224 px; only one batch is ever decoded to floats (D22).
 
+    The whole image is resized to the square, also with OpenCLIP, whose own transform would cut the borders of a
+    non-square image off; square images get that transform (bicubic, antialiased). Full float32, also on a GPU.
     Grey images are repeated to three channels. Other channel counts are embedded channel by channel and concatenated
     (with equal weight), as no natural-image network takes them.
     """
@@ -74,6 +83,7 @@ class NetworkEmbedder:
         network: torch.nn.Module,
         dimension: int,
         normalisation: tuple[tuple[float, ...], tuple[float, ...]],
+        interpolation: str,
         batch_size: int,
         device: str,
     ) -> None:
@@ -82,7 +92,7 @@ class NetworkEmbedder:
         self.name, self.dimension = name, dimension
         self._network = network.to(device).eval().requires_grad_(False)
         self._mean, self._std = (torch.tensor(values)[:, None, None] for values in normalisation)
-        self._batch_size, self._device = batch_size, device
+        self._interpolation, self._batch_size, self._device = interpolation, batch_size, device
 
     def embed(self, images: np.ndarray, progress: Progress = silent) -> np.ndarray:
         """(n, channels, height, width) uint8 or uint16 -> (n, dimension) float32 unit vectors."""
@@ -101,9 +111,11 @@ class NetworkEmbedder:
 
         pixels = torch.from_numpy(batch.astype(np.float32) / np.iinfo(batch.dtype).max)
         size = (INPUT_SIZE_PX, INPUT_SIZE_PX)
-        pixels = F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)
-        pixels = (pixels.expand(-1, 3, -1, -1) - self._mean) / self._std
-        with torch.inference_mode():
+        pixels = F.interpolate(pixels, size=size, mode=self._interpolation, align_corners=False, antialias=True)
+        pixels = (pixels.clamp(0, 1).expand(-1, 3, -1, -1) - self._mean) / self._std  # bicubic overshoots
+        # TF32 convolutions, torch's default, would move a copy embedded in another batch by more than RESOLUTION_L2
+        exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        with torch.inference_mode(), exact:
             features: np.ndarray = self._network(pixels.to(self._device)).float().cpu().numpy()
         return _unit(features)
 
@@ -136,14 +148,15 @@ def _efficientnet_lite0() -> torch.nn.Module:
 
 
 def _openclip(weights: str | None) -> tuple[torch.nn.Module, int, tuple[tuple[float, ...], tuple[float, ...]]]:
-    """The image tower of OpenCLIP ViT-g-14, from a local file or the hub."""
+    """The image tower of OpenCLIP ViT-g-14, from a local file or the hub; a file is read without running its code."""
     import open_clip
 
     try:
         model, _, _ = open_clip.create_model_and_transforms(OPENCLIP_MODEL, pretrained=weights or OPENCLIP_WEIGHTS)
-    except (OSError, RuntimeError, ValueError) as error:  # what the hub's client and torch raise
+    except Exception as error:  # the hub, torch, safetensors and a broken pickle share no narrower class
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise InputError(
-            f"the OpenCLIP weights cannot be had ({error})", where=weights or "hub", fix=OPENCLIP_FIX
+            f"the OpenCLIP weights cannot be had ({reason})", where=weights or "hub", fix=OPENCLIP_FIX
         ) from error
     visual = model.visual
     return visual, int(visual.output_dim), (tuple(visual.image_mean), tuple(visual.image_std))

@@ -34,15 +34,18 @@ def filter_samples(
     config: MemorizationConfig,
     mirrored_features: np.ndarray | None = None,
 ) -> FilterResult:
-    """Compare every sample with every training image (and its mirror image where given)."""
+    """Compare every sample with every training image (and its mirror image where given).
+
+    A sample whose distance is not a number is dropped: what cannot be compared does not leave.
+    """
     index = reference_features
     if mirrored_features is not None:
         index = np.concatenate([reference_features, mirrored_features])
     distances, positions = nearest(index, sample_features)
     closest = distances[:, 0]
-    dropped = closest <= threshold_l2 if config.drop_ties else closest < threshold_l2
+    kept = closest > threshold_l2 if config.drop_ties else closest >= threshold_l2
     n_references = len(reference_features)
-    return FilterResult(~dropped, distances, positions % n_references, positions >= n_references)
+    return FilterResult(kept, distances, positions % n_references, positions >= n_references)
 
 
 def write_scores(path: Path, names: Sequence[str], result: FilterResult, reference_names: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ def draw_histogram(path: Path, calibration: Calibration, sample_distances: np.nd
     for values, label in ((real, "real to real, other patients"), (sample_distances, "synthetic to real")):
         share = np.full(len(values), 100 / max(1, len(values)))
         axes.hist(values, bins=edges.tolist(), weights=share.tolist(), alpha=0.6, label=label)
-    axes.axvline(calibration.threshold_l2, color="C3", label=f"threshold {calibration.threshold_l2:.3g}")
+    axes.axvline(calibration.threshold_l2, color="C3", label=_threshold_label(calibration))
     axes.axvspan(*calibration.interval_l2, color="C3", alpha=0.12, label="its 95 % interval")
     axes.set_xscale("symlog", linthresh=low)
     axes.set_xlim(0, high * 1.2)
@@ -51,7 +51,10 @@ def draw_histogram(path: Path, calibration: Calibration, sample_distances: np.nd
 def draw_nearest_pairs(
     path: Path, samples: ImageSet, references: ImageSet, result: FilterResult, n_pairs: int = 8
 ) -> None:
-    """The samples closest to a training image, each above that image, closest first."""
+    """The samples closest to a training image, each above that image, closest first, with distance and verdict.
+
+    The sheet shows real patients' images: it stays at the site. Images of other than 1 or 3 channels: the first.
+    """
     closest = np.argsort(result.distances[:, 0], kind="stable")[:n_pairs]
     figure = Figure(figsize=(1.5 * max(2, len(closest)), 3.6), layout="constrained")
     axes = figure.subplots(2, len(closest), squeeze=False)
@@ -69,6 +72,10 @@ def draw_nearest_pairs(
     axes[1, 0].set_ylabel("nearest real")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
+
+
+def _threshold_label(calibration: Calibration) -> str:
+    return f"threshold {calibration.threshold_l2:.3g} (drops {calibration.expected_drop:.1%} of real images)"
 
 
 def _displayed(image: np.ndarray) -> np.ndarray:

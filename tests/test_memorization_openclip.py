@@ -24,8 +24,10 @@ TINY = {
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch):
     """A CLIP of two layers in place of ViT-g-14, and the file with its weights."""
+    import torch
     from safetensors.torch import save_file
 
+    torch.manual_seed(0)
     (tmp_path / "autoshare-tiny.json").write_text(json.dumps(TINY))
     open_clip.add_model_config(tmp_path / "autoshare-tiny.json")
     monkeypatch.setattr(embedders, "OPENCLIP_MODEL", "autoshare-tiny")

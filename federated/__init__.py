@@ -1,0 +1,1 @@
+"""Training across sites without moving their images: FedAvg with its relatives, and DSL."""

@@ -66,7 +66,7 @@ def plan_dataset(
             raw_dataset.name, gpu_memory_target_in_gb=settings.gpu_memory_gb, plans_name=PLANS_NAME
         ).plan_experiment()
     plans = read_json(preprocessed / raw_dataset.name / f"{PLANS_NAME}.json")
-    return _preprocess(raw_dataset, out, _overridden(plans, settings), splits, progress)
+    return _preprocess(raw_dataset, out, overridden(plans, settings), splits, progress)
 
 
 def adopt_plan(
@@ -98,7 +98,8 @@ def _check_name(raw_dataset: Path) -> None:
         )
 
 
-def _overridden(plans: dict[str, Any], settings: PlanSettings) -> dict[str, Any]:
+def overridden(plans: dict[str, Any], settings: PlanSettings) -> dict[str, Any]:
+    """The 2D plan alone, with what ``settings`` deviates from nnU-Net."""
     config = plans["configurations"][CONFIGURATION]
     kwargs = config["architecture"]["arch_kwargs"]
     if settings.base_features is not None:

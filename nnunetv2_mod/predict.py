@@ -33,26 +33,36 @@ class SegmentationModel:
 
 def load_model(folder: Path, device: str = "cpu") -> SegmentationModel:
     """Read a ``model`` folder written by ``train``."""
-    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     tensors, metadata = load_tensors(folder / MODEL_FILE)
     plans = PlansManager(read_json(folder / "plans.json"))
     configuration = plans.get_configuration(metadata["configuration"])
     dataset_json = read_json(folder / "dataset.json")
-    network = get_network_from_plans(
-        configuration.network_arch_class_name,
-        configuration.network_arch_init_kwargs,
-        configuration.network_arch_init_kwargs_req_import,
-        len(configuration.normalization_schemes),
-        plans.get_label_manager(dataset_json).num_segmentation_heads,
-        allow_init=False,
-        deep_supervision=False,
-    )
+    network = build_network(plans.plans, dataset_json, metadata["configuration"])
     network.load_state_dict(tensors)
     return SegmentationModel(
         network.to(device).eval(), plans, configuration, dataset_json, tuple(metadata["mirror_axes"]), device
     )
+
+
+def build_network(plans: dict[str, Any], dataset_json: dict[str, Any], configuration_name: str) -> torch.nn.Module:
+    """The plan's network with arbitrary weights, one output."""
+    from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    manager = PlansManager(plans)
+    configuration = manager.get_configuration(configuration_name)
+    network: torch.nn.Module = get_network_from_plans(
+        configuration.network_arch_class_name,
+        configuration.network_arch_init_kwargs,
+        configuration.network_arch_init_kwargs_req_import,
+        len(configuration.normalization_schemes),
+        manager.get_label_manager(dataset_json).num_segmentation_heads,
+        allow_init=False,
+        deep_supervision=False,
+    )
+    return network
 
 
 def predict_arrays(

@@ -47,10 +47,8 @@ def train(
 
     from nnunetv2_mod.trainer import build_trainer
 
-    if settings.augmentation_processes:
-        # the default fork of a process with threads, as every Ray worker is, can hang for ever
-        multiprocessing.set_start_method("spawn", force=True)
-    dataset = _only_dataset(planned)
+    spawn_augmentation(settings)
+    dataset = only_dataset(planned)
     results = out / "nnunet" / "nnUNet_results"
     results.mkdir(parents=True, exist_ok=True)
     with nnunet_roots(
@@ -87,7 +85,14 @@ def load_all_weights(network: torch.nn.Module, model_file: Path) -> None:
     network.load_state_dict(tensors)
 
 
-def _only_dataset(planned: Path) -> Path:
+def spawn_augmentation(settings: TrainSettings) -> None:
+    """Spawn nnU-Net's augmenters: the default fork of a process with threads, as every Ray worker is, can hang."""
+    if settings.augmentation_processes:
+        multiprocessing.set_start_method("spawn", force=True)
+
+
+def only_dataset(planned: Path) -> Path:
+    """The one preprocessed dataset of a planned folder."""
     datasets = sorted((planned / "preprocessed").glob("Dataset*"))
     if len(datasets) != 1:
         raise InputError(f"{len(datasets)} preprocessed datasets", where=planned, fix="run the stage before it again")

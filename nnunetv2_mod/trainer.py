@@ -109,10 +109,15 @@ class SiteTrainer(nnUNetTrainer):
 
 
 def build_trainer(
-    dataset: Path, settings: TrainSettings, seed: int, device: torch.device, progress: Progress
+    dataset: Path,
+    settings: TrainSettings,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+    initial_seed: int | None = None,
 ) -> SiteTrainer:
     """A trainer for the preprocessed ``dataset``; seeds first, as the network is drawn at initialisation."""
-    set_global_seeds(derive_seed(seed, "initialise"))
+    set_global_seeds(derive_seed(seed if initial_seed is None else initial_seed, "initialise"))
     attributes = {"settings": settings, "seed": seed, "report": staticmethod(progress)}
     configured = type("SiteTrainer", (SiteTrainer,), attributes)
     plans = {**read_json(dataset / f"{PLANS_NAME}.json"), "continue_training": False}

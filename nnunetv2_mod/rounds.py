@@ -1,0 +1,199 @@
+"""nnU-Net trained in rounds: the trainer stays alive, its weights come and go between epochs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from common.checkpoints import save_tensors
+from common.errors import InputError
+from common.files import read_json, write_json
+from common.progress import silent
+from nnunetv2_mod.environment import nnunet_roots
+from nnunetv2_mod.plan import CONFIGURATION
+from nnunetv2_mod.predict import build_network
+from nnunetv2_mod.schedule import TrainSettings
+from nnunetv2_mod.train import MODEL_FILE, only_dataset, spawn_augmentation
+from nnunetv2_mod.trainer import SiteTrainer, build_trainer
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+class RoundTrainer:
+    """One site's nnU-Net between two rounds.
+
+    An epoch here is an epoch of ``train``: the same seeds, batches, learning rates and steps, so that rounds of one
+    site alone are that site's ordinary training, bit for bit on a CPU.
+
+    Args:
+        planned: a folder written by ``plan_dataset`` or ``adopt_plan``.
+        scratch: receives nnU-Net's own files.
+        seed: of the site's batches; ``initial_seed`` of the first weights, the same for all sites.
+        prox_mu: pull towards the weights last loaded (FedProx, Li et al. 2020, eq. 2); 0 for none.
+    """
+
+    def __init__(
+        self,
+        planned: Path,
+        scratch: Path,
+        settings: TrainSettings,
+        seed: int,
+        initial_seed: int,
+        device: str = "cpu",
+        prox_mu: float = 0.0,
+    ) -> None:
+        self.dataset = only_dataset(planned)
+        self._roots = (planned, planned / "preprocessed", scratch)
+        self._settings = settings
+        scratch.mkdir(parents=True, exist_ok=True)
+        spawn_augmentation(settings)
+        with self._environment():
+            self._trainer: SiteTrainer = build_trainer(
+                self.dataset, settings, seed, torch.device(device), silent, initial_seed
+            )
+            self._trainer.initialize()
+            self._trainer.logger = _NoLogger()
+            self._trainer.on_train_start()
+        compiled: Any = self._trainer.network  # torch.compile wraps it on GPUs
+        self._network: nn.Module = getattr(compiled, "_orig_mod", compiled)
+        self._loaded: dict[str, torch.Tensor] = {}
+        self._prox_mu = prox_mu
+        if prox_mu:
+            self._trainer.optimizer.register_step_pre_hook(lambda *_: self._pull())
+
+    @property
+    def n_cases(self) -> int:
+        """Cases that the site trains on."""
+        return len(read_json(self.dataset / "splits_final.json")[0]["train"])
+
+    @property
+    def mirror_axes(self) -> tuple[int, ...]:
+        """Axes along which predictions may be mirrored."""
+        return tuple(self._trainer.inference_allowed_mirroring_axes or ())
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters and buffers, each once under its first name (nnU-Net's state dict lists many several times)."""
+        return {**dict(self._network.named_parameters()), **dict(self._network.named_buffers())}
+
+    def norm_tensors(self) -> frozenset[str]:
+        """Names of the normalisation layers' tensors."""
+        own = {
+            id(tensor)
+            for module in self._network.modules()
+            if isinstance(module, NORMS)
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        }
+        return frozenset(name for name, tensor in self.tensors().items() if id(tensor) in own)
+
+    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Overwrite the named tensors in place."""
+        own = self.tensors()
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
+        if self._prox_mu:
+            self._loaded = {name: own[name].detach().clone() for name in tensors}
+
+    def momentum(self) -> dict[str, torch.Tensor]:
+        """The optimiser's momentum by parameter name; zeros before the first step."""
+        state = self._trainer.optimizer.state
+        return {
+            name: state.get(parameter, {}).get("momentum_buffer", torch.zeros_like(parameter))
+            for name, parameter in self._network.named_parameters()
+        }
+
+    def load_momentum(self, momentum: Mapping[str, torch.Tensor]) -> None:
+        """Set the momentum of the named parameters; with nothing named, forget all of it."""
+        optimizer = self._trainer.optimizer
+        if not momentum:
+            optimizer.state.clear()
+        parameters = dict(self._network.named_parameters())
+        for name, tensor in momentum.items():
+            buffer = tensor.to(parameters[name].device, copy=True)
+            optimizer.state[parameters[name]]["momentum_buffer"] = buffer
+
+    def train_epochs(self, first_epoch: int, n_epochs: int) -> float:
+        """Train these epochs of the whole schedule; returns the mean loss of the last one."""
+        trainer, losses = self._trainer, [0.0]
+        with self._environment():
+            for epoch in range(first_epoch, first_epoch + n_epochs):
+                trainer.current_epoch = epoch
+                trainer.on_epoch_start()
+                trainer.on_train_epoch_start()
+                losses = [
+                    float(trainer.train_step(next(trainer.dataloader_train))["loss"])
+                    for _ in range(self._settings.n_iterations)
+                ]
+        return float(np.mean(losses))
+
+    def validate(self) -> float:
+        """Mean pseudo-Dice over the foreground classes, on the same validation patches every time; NaN if undefined."""
+        trainer = self._trainer
+        with self._environment(), torch.no_grad():
+            trainer.on_validation_epoch_start()
+            outputs = [
+                trainer.validation_step(next(trainer.dataloader_val)) for _ in range(self._settings.n_val_iterations)
+            ]
+            recorder = _Recorder()
+            trainer.logger = recorder
+            trainer.on_validation_epoch_end(outputs)
+            trainer.logger = _NoLogger()
+        return float(recorder.values["mean_fg_dice"])
+
+    @contextmanager
+    def _environment(self) -> Iterator[None]:
+        with nnunet_roots(*self._roots, augmentation_processes=self._settings.augmentation_processes):
+            yield
+
+    def _pull(self) -> None:
+        """Add the gradient of ``prox_mu / 2 * |w - w_loaded|^2``, after nnU-Net's clipping of the loss's gradient."""
+        for name, parameter in self._network.named_parameters():
+            if parameter.grad is not None and name in self._loaded:
+                parameter.grad.add_(parameter.detach() - self._loaded[name], alpha=self._prox_mu)
+
+
+class _NoLogger:
+    """nnU-Net's logger wants every epoch from the first; a worker made anew in round r has not seen them."""
+
+    def log(self, key: str, value: Any, step: int) -> None:
+        """Nothing: the hub keeps the curves."""
+
+
+class _Recorder:
+    """Catches what one call of nnU-Net logs."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def log(self, key: str, value: Any, step: int) -> None:
+        """Keep the last value."""
+        self.values[key] = value
+
+
+def export_model(
+    planned: Path, tensors: Mapping[str, torch.Tensor], out: Path, epoch: int, mirror_axes: tuple[int, ...]
+) -> None:
+    """Write a ``model`` folder as ``train`` does, from tensors by their first name.
+
+    Raises:
+        InputError: a tensor of the network is missing.
+    """
+    dataset = only_dataset(planned)
+    network = build_network(read_json(dataset / "nnUNetPlans.json"), read_json(dataset / "dataset.json"), CONFIGURATION)
+    own = {**dict(network.named_parameters()), **dict(network.named_buffers())}
+    for name in sorted(set(own) ^ set(tensors)):
+        raise InputError(f"tensor {name!r} is only on one side", where=dataset, fix="use the plan it was trained by")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+    metadata = {"epoch": epoch, "mirror_axes": list(mirror_axes), "configuration": CONFIGURATION}
+    save_tensors(out / MODEL_FILE, network.state_dict(), metadata)
+    write_json(out / "plans.json", read_json(dataset / "nnUNetPlans.json"))
+    shutil.copyfile(dataset / "dataset.json", out / "dataset.json")

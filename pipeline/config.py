@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,9 @@ from nnunetv2_mod import PlanSettings, TrainSettings
 
 N_FOLDS = 5
 PLAN_SOURCES = ("synthetic", "real_all")
+FEDERATED_PLAN_SOURCES = ("statistics", "real_all")
+DSL = "dsl"
+STRATEGIES = ("fedavg", "fedprox", "fedbn", DSL)
 IMAGES_PER_TRAINING_IMAGE = 10  # paper: ten synthetic images per real one
 
 
@@ -68,10 +71,10 @@ class TrainConfig:
     nnunet_schedule_finetune: str = "poly_warmup"
     augmentation_processes: int = 0
 
-    def segmentation(self) -> TrainSettings:
-        """Settings of a training from scratch."""
+    def segmentation(self, n_epochs: int | None = None) -> TrainSettings:
+        """Settings of a training from scratch, of another length if given."""
         return TrainSettings(
-            n_epochs=self.nnunet_epochs,
+            n_epochs=n_epochs or self.nnunet_epochs,
             n_iterations=self.nnunet_iterations,
             n_val_iterations=self.nnunet_val_iterations,
             schedule=self.nnunet_schedule,
@@ -127,9 +130,59 @@ class MergeConfig:
 class EvaluationConfig:
     """What is compared, and how."""
 
+    synthetic: bool = True  # the main experiment; without it the baselines alone
     real_all: bool = True  # also train on pooled real data: the upper bound, which no deployment has
     per_site_synthetic: bool = False  # also train and test syn-X, each site's synthetic set alone
     nsd_tolerance: float = 2.0  # px for PNG data, mm for volumes
+
+
+@dataclass(frozen=True)
+class FederatedConfig:
+    """Baselines that train across sites; none unless named."""
+
+    strategies: tuple[str, ...] = ()  # of fedavg, fedprox, fedbn, dsl
+    rounds: int | None = None  # None: as many as give every site train.nnunet_epochs epochs
+    local_epochs: int = 1
+    weighting: str = "cases"  # or "equal", as the original
+    optimizer: str = "average"  # the momentum; or "keep", as the original, or "reset"
+    prox_mu: float = 0.01  # of fedprox
+    plan_from: str = "statistics"  # the sites tell of their images as a whole; or "real_all", the original's
+
+
+@dataclass(frozen=True)
+class Union:
+    """Sites that share with each other, under one name."""
+
+    name: str
+    sites: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ScalingConfig:
+    """How many sites contribute: unions beside that of all sites; ``[2, 4]`` or ``[[A, C], [B, D]]``."""
+
+    unions: tuple[int | tuple[str, ...], ...] = ()
+
+    def named_unions(self, sites: Sequence[str]) -> tuple[Union, ...]:
+        """The unions without that of all sites: the first n are called by their number, others ``[A+C]``.
+
+        Raises:
+            InputError: more sites than there are, an unknown site, or a union named as a site is.
+        """
+        found: dict[tuple[str, ...], Union] = {}
+        for union in self.unions:
+            members = tuple(sites[:union]) if isinstance(union, int) else union
+            known = 0 < union <= len(sites) if isinstance(union, int) else members and set(members) <= set(sites)
+            name = str(union) if isinstance(union, int) else f"[{'+'.join(members)}]"
+            if not known or len(set(members)) < len(members) or name in sites:
+                raise InputError(
+                    f"union {union!r} of the sites {list(sites)}",
+                    where="scaling.unions",
+                    fix=f"give numbers from 1 to {len(sites)}, or lists of these sites",
+                )
+            if set(members) != set(sites):
+                found.setdefault(members, Union(name, members))
+        return tuple(found.values())
 
 
 @dataclass(frozen=True)
@@ -169,6 +222,8 @@ class ExperimentConfig:
     label: LabelConfig = LabelConfig()
     merge: MergeConfig = MergeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    federated: FederatedConfig = FederatedConfig()
+    scaling: ScalingConfig = ScalingConfig()
     cluster: ClusterConfig = ClusterConfig()
     skip: Mapping[str, Any] = field(default_factory=dict)  # kind -> site -> stage -> bool, as in the original
     dry_run: bool = False
@@ -231,6 +286,18 @@ def _check_values(config: ExperimentConfig) -> None:
             config.generator.train_on in ("train", "train_and_val"),
             "train or train_and_val",
         ),
+        (
+            "federated.strategies",
+            config.federated.strategies,
+            set(config.federated.strategies) <= set(STRATEGIES),
+            f"some of {STRATEGIES}",
+        ),
+        (
+            "federated.plan_from",
+            config.federated.plan_from,
+            config.federated.plan_from in FEDERATED_PLAN_SOURCES,
+            f"one of {FEDERATED_PLAN_SOURCES}",
+        ),
         ("cluster.kind", config.cluster.kind, config.cluster.kind in ("ray", "inline"), "ray or inline"),
         ("train.gan.kimg", config.train.gan.kimg, _auto_or_positive(config.train.gan.kimg), "auto or a number above 0"),
         (
@@ -245,12 +312,14 @@ def _check_values(config: ExperimentConfig) -> None:
     for key, value, valid, expected in checks:
         if not valid:
             raise InputError(f"{value!r} is not allowed", where=key, fix=f"use {expected}")
-    if config.merge.plan_from == "real_all" and not config.evaluation.real_all:
-        raise InputError(
-            "the pooled plan would come from pooled real data, which evaluation.real_all=false leaves out",
-            where="merge.plan_from",
-            fix="use merge.plan_from=synthetic",
-        )
+    pooled = {"merge.plan_from": config.merge.plan_from, "federated.plan_from": config.federated.plan_from}
+    for key, source in pooled.items():
+        if source == "real_all" and not config.evaluation.real_all:
+            raise InputError(
+                "the common plan would come from pooled real data, which evaluation.real_all=false leaves out",
+                where=key,
+                fix=f"leave {key} at its default",
+            )
     config.train.segmentation()
     config.train.fine_tuning()
 

@@ -1,4 +1,4 @@
-"""Where stages run: in this process one after the other, or on Ray. The only file that imports Ray."""
+"""Where stages run: in this process one after the other, or on Ray."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from common.errors import InputError
 from pipeline.config import ClusterConfig
 from pipeline.graph import Graph, Resources, Stage
 from pipeline.run_stage import Outcome, execute_stage
-from pipeline.store import REPOSITORY, code_digest
+from pipeline.store import REPOSITORY, Store, code_digest
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +103,8 @@ class RayExecutor:
         """Ray would wait for ever for a resource that no node has: refuse before the start."""
         _check_capacity(graph, self.capacity, self._resources if self._config.pin_sites else {})
         if self._config.pin_sites:
-            for site in sorted({stage.private_to for stage in graph.stages.values() if stage.private_to}):
+            stages = graph.stages.values()
+            for site in sorted({site for stage in stages for site in (stage.private_to, *stage.members) if site}):
                 if f"site:{site}" not in self._resources:
                     raise InputError(
                         f"no node carries the resource 'site:{site}'",
@@ -114,14 +116,16 @@ class RayExecutor:
     def submit(self, stage: Stage, run: Path, digest: str, input_digests: Mapping[str, str]) -> None:
         """Start the stage as a Ray task; pinned to its site's node where asked."""
         pinned = self._config.pin_sites and stage.private_to
+        asked = Resources(0.0, 0.0) if stage.members else stage.resources  # its workers ask for themselves
         options = {
-            "num_cpus": stage.resources.cpus,
-            "num_gpus": stage.resources.gpus,
+            "num_cpus": asked.cpus,
+            "num_gpus": asked.gpus,
             "resources": {f"site:{stage.private_to}": SITE_SHARE} if pinned else {},
             "name": stage.id,
         }
         code = code_digest(("pipeline", "common"))
-        reference = self._task.options(**options).remote(stage, run, digest, dict(input_digests), code)
+        site_share = SITE_SHARE if self._config.pin_sites else 0.0
+        reference = self._task.options(**options).remote(stage, run, digest, dict(input_digests), code, site_share)
         self._running[reference] = stage.id
 
     def wait(self, timeout_s: float) -> list[Outcome]:
@@ -141,13 +145,23 @@ class RayExecutor:
         self._ray.shutdown()
 
 
-def _execute_on_ray(stage: Stage, run: Path, digest: str, input_digests: dict[str, str], code: str) -> Outcome:
+def _execute_on_ray(
+    stage: Stage, run: Path, digest: str, input_digests: dict[str, str], code: str, site_share: float
+) -> Outcome:
     """The Ray task: the worker must run the driver's code, then the stage runs as anywhere."""
     import ray
 
+    from pipeline.ray_workers import RayWorkers
+
     if code_digest(("pipeline", "common")) != code:
         return Outcome(stage.id, f"the node {ray.util.get_node_ip_address()} runs another version of autoshare's code")
-    return execute_stage(stage, run, digest, input_digests, ray.get_runtime_context().get_node_id())
+    make_workers = partial(
+        RayWorkers,
+        resources=stage.worker_resources,
+        site_share=site_share,
+        log_path=Store(run).log_path(stage),
+    )
+    return execute_stage(stage, run, digest, input_digests, ray.get_runtime_context().get_node_id(), make_workers)
 
 
 def _python_path() -> str:

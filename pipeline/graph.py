@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +31,7 @@ class Stage:
     part: str = ""  # tells stages of one name and site apart, for example the evaluated model
     seed: int = 0
     resources: Resources = Resources()
+    members: tuple[str, ...] = ()  # sites that take part with a worker each, which share ``resources``
     private_to: str | None = None  # the site whose real data it reads; None: only what may cross borders
     code: tuple[str, ...] = ()  # packages and files of the repository its result depends on
     cost: float = 1.0  # expected relative duration, for the order and the time left only
@@ -41,6 +43,12 @@ class Stage:
     def id(self) -> str:
         """``fold_0/generator/A``; also the stage's folder in the run."""
         return "/".join(filter(None, (f"fold_{self.fold}", self.name, self.site, self.part)))
+
+    @property
+    def worker_resources(self) -> Resources:
+        """What each of its workers asks for; without members, what it asks for itself."""
+        n_workers = len(self.members) or 1
+        return Resources(self.resources.cpus / n_workers, self.resources.gpus / n_workers)
 
 
 @dataclass(frozen=True)
@@ -100,6 +108,24 @@ class Graph:
     def descendants(self, stage_id: str) -> frozenset[str]:
         """Stages that need this one, directly or not."""
         return reached(stage_id, self.dependants)
+
+
+def within(graph: Graph, capacity: Resources) -> Graph:
+    """The graph with stages of several workers made to fit: the workers share CPUs and GPUs where there are too few."""
+    return Graph({stage.id: _shared(stage, capacity) for stage in graph.stages.values()})
+
+
+def _shared(stage: Stage, capacity: Resources) -> Stage:
+    if not stage.members:
+        return stage
+    each, n_workers = stage.worker_resources, len(stage.members)
+    cpus, gpus = _share(each.cpus, capacity.cpus, n_workers), _share(each.gpus, capacity.gpus, n_workers)
+    return replace(stage, resources=Resources(cpus * n_workers, gpus * n_workers))
+
+
+def _share(asked: float, there: float, n_workers: int) -> float:
+    """What one worker gets, such that as many as needed fit on one device, evenly; all of it where nothing is there."""
+    return asked / max(1, math.ceil(asked * n_workers / there)) if there else asked
 
 
 def reached(start: str, neighbours: Callable[[str], Iterable[str]]) -> frozenset[str]:

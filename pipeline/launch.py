@@ -7,19 +7,22 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from common.errors import InputError
 from common.files import read_json, sha256_of_json, write_json
+from common.settings import to_dict
 from dataset.check import check_cases
 from dataset.source import Case, content_digest, load_cases
 from memorization.embedders import check_embedder
-from pipeline.config import ExperimentConfig
+from pipeline.config import ExperimentConfig, Union, experiment_config
 from pipeline.experiment import build_graph, planned_sites
 from pipeline.run import RunPlan, RunResult, run_graph
 from pipeline.skip import skipped_stages
+from pipeline.stage_factory import ALL
 from pipeline.store import Store, check_writable, stage_digests
 from pipeline.tables import format_plan, write_fold_results
 
@@ -27,6 +30,15 @@ log = logging.getLogger(__name__)
 
 EXIT_FAILED_STAGE = 1
 EXIT_BAD_INPUT = 2
+
+
+def run_experiment(values: Mapping[str, Any]) -> int:
+    """Check a composed configuration and carry it out; bad input is said in the log. Returns the exit code."""
+    try:
+        return launch(experiment_config(values))
+    except InputError as error:
+        log.error("%s", error)
+        return EXIT_BAD_INPUT
 
 
 def launch(config: ExperimentConfig) -> int:
@@ -40,12 +52,14 @@ def launch(config: ExperimentConfig) -> int:
     if config.dry_run:
         log.info("%s", format_plan(_plan(config, store, cases), config))
         return 0
-    check_embedder(config.memorization.embedder, config.memorization.weights)
+    if config.evaluation.synthetic:
+        check_embedder(config.memorization.embedder, config.memorization.weights)
     check_writable(config.run)
     with _only_one(config.run):
         _check_data(config, store, cases)
         plan = _plan(config, store, cases)
         _write_run_record(config)
+        _write_unions(config, planned_sites(config, sorted({case.site for case in cases})))
         result = _run(config, plan, store)
         for fold in config.folds:
             _write_results(store, plan, config, fold)
@@ -118,6 +132,16 @@ def _write_run_record(config: ExperimentConfig) -> None:
             "exp_desc": config.general.exp_desc,
         }
         write_json(config.run / f"fold_{fold}" / "run.json", {**record, "seed_base": config.general.seed_base})
+
+
+def _write_unions(config: ExperimentConfig, sites: Sequence[str]) -> None:
+    """Which sites stand behind the names in the tables of a scaling study."""
+    unions = config.scaling.named_unions(sites)
+    if not unions:
+        return
+    for fold in config.folds:
+        named = [to_dict(union) for union in (*unions, Union(ALL, tuple(sites)))]
+        write_json(config.run / f"fold_{fold}" / "scaling.json", {"unions": named})
 
 
 def _write_results(store: Store, plan: RunPlan, config: ExperimentConfig, fold: int) -> None:

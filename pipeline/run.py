@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from pipeline.executors import Executor
-from pipeline.graph import Graph
+from pipeline.graph import Graph, within
 from pipeline.progress_display import ProgressDisplay
 from pipeline.run_stage import Outcome
 from pipeline.scheduler import Dispatcher, plan_schedule
@@ -45,6 +45,7 @@ def run_graph(
     graph: Graph, store: Store, digests: Mapping[str, str], done: Collection[str], executor: Executor
 ) -> RunResult:
     """Run every stage that is not in ``done``, each as soon as its inputs and its resources are there."""
+    graph = within(graph, executor.capacity)
     executor.check(graph)
     schedule = plan_schedule(graph, executor.capacity, done)
     dispatcher = Dispatcher(graph, schedule, executor.capacity, done)

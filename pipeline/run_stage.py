@@ -22,10 +22,13 @@ from common.errors import InputError
 from common.files import write_json
 from common.progress import Progress
 from common.settings import from_dict
+from federated.workers import InlineWorkers, Workers, WorkerSpec
 from pipeline.graph import Stage
 from pipeline.store import Store
 
 T = TypeVar("T")
+MakeWorkers = Callable[[Mapping[str, WorkerSpec]], Workers]
+"""From the sites' specs to their live workers, wherever stages run."""
 log = logging.getLogger(__name__)
 
 PROGRESS_INTERVAL_S = 0.5
@@ -41,6 +44,7 @@ class StageContext:
     inputs: Mapping[str, Path]  # role -> the folder of the stage that wrote it
     device: str
     progress: Progress
+    workers: MakeWorkers = InlineWorkers
 
     @property
     def seed(self) -> int:
@@ -62,22 +66,30 @@ class Outcome:
     seconds: float = 0.0
 
 
-def execute_stage(stage: Stage, run: Path, digest: str, input_digests: Mapping[str, str], node: str) -> Outcome:
+def execute_stage(
+    stage: Stage,
+    run: Path,
+    digest: str,
+    input_digests: Mapping[str, str],
+    node: str,
+    make_workers: MakeWorkers = InlineWorkers,
+) -> Outcome:
     """Run one stage to its manifest. Never raises for a failing stage: the outcome says why it failed."""
     store = Store(run)
     started = time.monotonic()
     log_path = store.log_path(stage)
     try:
         folder = store.begin(stage, digest)
-        with _logging_to(log_path):
+        with logging_to(log_path):
             context = StageContext(
                 stage,
                 folder,
                 {role: store.folder(source) for role, source in stage.inputs.items()},
                 "cuda" if stage.resources.gpus else "cpu",
                 _progress_writer(store.progress_path(stage)),
+                make_workers,
             )
-            _set_threads(max(1, int(stage.resources.cpus)))
+            set_threads(max(1, int(stage.worker_resources.cpus)))
             _function(stage.function)(context)
         store.commit(stage, digest, input_digests, _run_info(context.device, started, node))
     except Exception as error:
@@ -94,7 +106,7 @@ def _function(dotted: str) -> Callable[[StageContext], None]:
     return function
 
 
-def _set_threads(n_threads: int) -> None:
+def set_threads(n_threads: int) -> None:
     """One torch thread per CPU asked for: two stages with two threads each on two cores are up to 10x slower."""
     import torch
 
@@ -114,7 +126,7 @@ def _run_info(device: str, started: float, node: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
+def logging_to(path: Path) -> Iterator[None]:
     """Send prints and log records of the block to ``path``; a later attempt is appended."""
     path.parent.mkdir(parents=True, exist_ok=True)
     root = logging.getLogger()

@@ -18,7 +18,7 @@ def evaluate(context: StageContext) -> None:
     dataset = raw_dataset(context.inputs["prepare"])
     dataset_json = read_json(dataset / "dataset.json")
     labels = {name: value for name, value in dataset_json["labels"].items() if value != 0}
-    model = load_model(context.inputs["model"] / "model", context.device)
+    model = load_model(context.inputs["model"] / settings["model_folder"], context.device)
     ending = dataset_json["file_ending"]
     rows, predictions = [], {}
     truths = sorted((dataset / "labelsTs").glob(f"*{ending}"))

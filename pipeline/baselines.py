@@ -1,0 +1,74 @@
+"""The stages of what the experiment is compared with: training in rounds (FedAvg, FedProx, FedBN) and DSL."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from common.settings import to_dict
+from federated.settings import RoundSettings
+from pipeline.config import DSL, FederatedConfig
+from pipeline.graph import Stage
+from pipeline.stage_factory import ALL, StageFactory, TrainedModel
+
+
+def common_plan_stages(make: StageFactory) -> Iterator[Stage]:
+    """One plan for all sites: from what each tells of its images as a whole, or (for parity) from pooled real data."""
+    if make.config.federated.plan_from == "real_all":
+        return
+    for site in make.sites:
+        yield make.stage("statistics", site, {}, {"plan": site})
+    settings = {"plan": to_dict(make.config.plan), "dataset_name": make.dataset_name(ALL)}
+    yield make.stage("negotiate", ALL, settings, {f"statistics:{site}": ("statistics", site) for site in make.sites})
+
+
+def adopted_plan_stages(make: StageFactory) -> Iterator[Stage]:
+    """Every site's cases, preprocessed by the common plan; all strategies read them."""
+    source = "plan" if make.config.federated.plan_from == "real_all" else "negotiate"
+    for site in make.sites:
+        yield make.stage("adopt", site, {}, {"prepare": site, "common_plan": (source, ALL)})
+
+
+def rounds_stage(make: StageFactory, strategy: str) -> Stage:
+    """One strategy's training over all sites at once.
+
+    Batches and first weights are drawn by the seeds of the sites' own trainings, so that with one site the result is
+    that site's ordinary network.
+    """
+    rounds = round_settings(make.config.federated, strategy, make.config.train.nnunet_epochs)
+    train = make.config.train.segmentation(n_epochs=rounds.rounds * rounds.local_epochs)
+    settings = {
+        "train": to_dict(train),
+        "rounds": to_dict(rounds),
+        "seeds": {site: make.seed("segment_real", site) for site in make.sites},
+        "initial_seed": make.seed("segment_real", make.sites[0]),
+    }
+    inputs = {f"adopt:{site}": ("adopt", site) for site in make.sites}
+    return make.stage("rounds", ALL, settings, inputs, name=strategy, members=make.sites)
+
+
+def round_settings(config: FederatedConfig, strategy: str, n_epochs: int) -> RoundSettings:
+    """What a strategy's name stands for; as many rounds as give every site the epochs of an ordinary training."""
+    deviations = {"fedavg": {}, "fedprox": {"prox_mu": config.prox_mu}, "fedbn": {"local_norms": True}}
+    return RoundSettings(
+        rounds=config.rounds or max(1, n_epochs // config.local_epochs),
+        local_epochs=config.local_epochs,
+        weighting=config.weighting,
+        optimizer=config.optimizer,
+        **deviations[strategy],  # type: ignore[arg-type]
+    )
+
+
+def federated_models(make: StageFactory) -> Iterator[TrainedModel]:
+    """The networks of the strategies: one for all, or one a site where layers stay at the sites."""
+    config = make.config.federated
+    for strategy in config.strategies:
+        if strategy == DSL:
+            yield TrainedModel("dsl-all", ALL, ("segment_dsl", ALL))
+            continue
+        per_site = round_settings(config, strategy, make.config.train.nnunet_epochs).local_norms
+        for name in make.sites if per_site else (ALL,):
+            yield TrainedModel(f"{strategy}-{name}", name, (strategy, ALL), f"models/{name}/model")
+
+
+def dsl_stages(make: StageFactory) -> Iterator[Stage]:
+    yield from ()

@@ -7,14 +7,16 @@ that a tensor with m keys became (w_1 + m * sum_{k>1} w_k) / K^m (defect D1).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from common.errors import InputError
-from federated.update import FLOATS, Layout, Update, open_update
+from federated.update import FLOATS, Layout, Update, open_update, read_numbers
 
 CHUNK = 2**18  # floats: 1 MiB, so that the running mean stays in a core's cache while every site's chunk passes once
 N_KEY_BYTES = 2**16
@@ -30,11 +32,16 @@ class Average:
     left_out: Mapping[str, str]
 
 
-def average_updates(paths: Mapping[str, Path], weights: Mapping[str, float], layout: Layout) -> Average:
-    """The mean of the sites' update files weighted by ``weights``; files are mapped and read once, chunk by chunk.
+def average_updates(
+    paths: Mapping[str, Path], weights: Mapping[str, float], layout: Layout, out: torch.Tensor | None = None
+) -> Average:
+    """The mean of the sites' update files weighted by ``weights``; every file is read once, chunk by chunk.
 
     A file that is not of ``layout`` or holds a number that is not finite is left out, and the mean is over the others.
-    Beside the result no more than a chunk is allocated, whatever the number of sites.
+    Beside the result, two chunks are all the memory it takes, whatever the number of sites.
+
+    Args:
+        out: receives the floats; made anew if None.
 
     Raises:
         InputError: no usable update, naming every site's reason.
@@ -46,11 +53,10 @@ def average_updates(paths: Mapping[str, Path], weights: Mapping[str, float], lay
             updates[site] = open_update(path, layout)
         except InputError as error:
             left_out[site] = error.problem
-    floats = torch.empty(layout.n_floats, dtype=torch.float32)
+    floats = torch.empty(layout.n_floats) if out is None else out
     while updates:
         ordered = _canonical(updates, weights)
-        average_into(floats, [updates[site].floats for site in ordered], [weights[site] for site in ordered])
-        if _is_finite(floats):
+        if _average_files(floats, [updates[site] for site in ordered], [weights[site] for site in ordered]):
             break
         broken = _not_finite(updates)
         left_out |= broken
@@ -61,8 +67,28 @@ def average_updates(paths: Mapping[str, Path], weights: Mapping[str, float], lay
         raise InputError(
             f"no site sent a usable update ({reasons})", where="federated round", fix="see the sites' logs"
         )
-    integers = torch.stack([update.integers for update in updates.values()]).max(dim=0).values
+    integers = torch.stack([_integers(update) for update in updates.values()]).max(dim=0).values
     return Average(floats, integers, tuple(sorted(updates)), left_out)
+
+
+def _average_files(out: torch.Tensor, updates: Sequence[Update], weights: Sequence[float]) -> bool:
+    """The running mean of ``average_into`` over files; whether every number of it is finite."""
+    steps = _steps(weights)
+    buffer = torch.empty(min(CHUNK, out.numel()))
+    total = torch.zeros((), dtype=torch.float64)
+    with ExitStack() as stack:
+        streams = [stack.enter_context(update.path.open("rb", buffering=0)) for update in updates]
+        for stream, update in zip(streams, updates, strict=True):
+            stream.seek(update.floats_at)
+        for start in range(0, out.numel(), CHUNK):
+            part = out[start : start + CHUNK]
+            arrived = buffer[: part.numel()]
+            read_numbers(streams[0], part)
+            for stream, step in zip(streams[1:], steps[1:], strict=True):
+                read_numbers(stream, arrived)
+                torch.lerp(part, arrived, step, out=part)
+            total += part.sum()
+    return bool(torch.isfinite(total))
 
 
 def average_tensors(models: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float]) -> dict[str, torch.Tensor]:
@@ -88,10 +114,7 @@ def average_into(out: torch.Tensor, vectors: Sequence[torch.Tensor], weights: Se
 
     A running mean, m_k = m_{k-1} + (w_k / W_k) (x_k - m_{k-1}): equal models average to themselves exactly.
     """
-    total, steps = 0.0, []
-    for weight in weights:
-        total += weight
-        steps.append(weight / total)
+    steps = _steps(weights)
     for start in range(0, out.numel(), CHUNK):
         part = out[start : start + CHUNK]
         part.copy_(vectors[0][start : start + CHUNK])
@@ -99,16 +122,30 @@ def average_into(out: torch.Tensor, vectors: Sequence[torch.Tensor], weights: Se
             torch.lerp(part, vector[start : start + CHUNK], step, out=part)
 
 
+def _steps(weights: Sequence[float]) -> list[float]:
+    """w_k / W_k, with W_k the sum of the first k weights."""
+    totals = itertools.accumulate(weights)
+    return [weight / total for weight, total in zip(weights, totals, strict=True)]
+
+
 def _canonical(updates: Mapping[str, Update], weights: Mapping[str, float]) -> list[str]:
     """An order that follows from the contents, not from the sites' names or their arrival."""
-
-    def key(site: str) -> tuple[float, bytes]:
-        return weights[site], updates[site].floats[: N_KEY_BYTES // 4].numpy().tobytes()
-
-    keys = {site: key(site) for site in updates}
+    keys = {site: (weights[site], _beginning(update)) for site, update in updates.items()}
     if len(set(keys.values())) < len(keys):  # equal beginnings: all of the contents decide
-        keys = {site: (weights[site], _digest({"": update.floats})) for site, update in updates.items()}
+        keys = {site: (weights[site], _contents(update)) for site, update in updates.items()}
     return sorted(updates, key=lambda site: keys[site])
+
+
+def _beginning(update: Update) -> bytes:
+    with update.path.open("rb", buffering=0) as stream:
+        stream.seek(update.n_header_bytes)
+        return stream.read(N_KEY_BYTES)
+
+
+def _contents(update: Update) -> bytes:
+    with update.path.open("rb") as stream:
+        stream.seek(update.n_header_bytes)
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> bytes:
@@ -118,26 +155,32 @@ def _digest(tensors: Mapping[str, torch.Tensor]) -> bytes:
     return digest.digest()
 
 
+def _integers(update: Update) -> torch.Tensor:
+    integers = torch.empty(update.layout.n_integers, dtype=torch.int64)
+    with update.path.open("rb", buffering=0) as stream:
+        stream.seek(update.n_header_bytes)
+        read_numbers(stream, integers)
+    return integers
+
+
 def _not_finite(updates: Mapping[str, Update]) -> dict[str, str]:
-    """Sites whose floats are not all finite; where only the mean overflows, the one with the largest number."""
-    broken = {site: _first_not_finite(update) for site, update in updates.items() if not _is_finite(update.floats)}
-    if broken:
-        return broken
-    largest = max(updates, key=lambda site: float(updates[site].floats.abs().max()))
-    return {largest: "its numbers are too large to average"}
+    """Sites with a number that is not finite; where only the mean overflows, the one with the largest number."""
+    largest: dict[str, float] = {}
+    broken: dict[str, str] = {}
+    for site, update in updates.items():
+        for name, values in _float_tensors(update):
+            if not bool(torch.isfinite(values).all()):
+                broken[site] = f"tensor {name!r} holds NaN or infinity"
+                break
+            largest[site] = max(largest.get(site, 0.0), float(values.abs().max()) if values.numel() else 0.0)
+    return broken or {max(largest, key=lambda site: largest[site]): "its numbers are too large to average"}
 
 
-def _is_finite(floats: torch.Tensor) -> bool:
-    """One pass without a mask of the model's size; doubles cannot overflow on a sum of single-precision numbers."""
-    return bool(torch.isfinite(floats.sum(dtype=torch.float64)))
-
-
-def _first_not_finite(update: Update) -> str:
-    start = 0
-    for name, _, shape in (entry for entry in update.layout.entries if entry[1] == FLOATS):
-        n_values = torch.Size(shape).numel()
-        values = update.floats[start : start + n_values]
-        if not bool(torch.isfinite(values).all()):
-            return f"tensor {name!r} holds NaN or infinity"
-        start += n_values
-    return "holds NaN or infinity"
+def _float_tensors(update: Update) -> Iterator[tuple[str, torch.Tensor]]:
+    with update.path.open("rb", buffering=0) as stream:
+        stream.seek(update.floats_at)
+        for name, dtype, shape in update.layout.entries:
+            if dtype == FLOATS:
+                values = torch.empty(shape)
+                read_numbers(stream, values)
+                yield name, values

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from common.checkpoints import load_tensors, save_tensors
 from common.settings import from_dict
 from federated.settings import RoundSettings
-from federated.update import MOMENTUM, write_update
+from federated.update import MOMENTUM, overwrite_update, read_into, write_update
 from nnunetv2_mod import RoundTrainer, TrainSettings, export_model
 
 
@@ -47,7 +46,7 @@ class Client:
         )
         norms = self._trainer.norm_tensors() if self._settings.local_norms else frozenset()
         self._shared = sorted(set(self._trainer.tensors()) - norms)
-        self._held = ""  # the common model that the trainer holds, by its file
+        self._held = ("", -1)  # the common model that the trainer holds: its file and round
 
     def describe(self, initial: str) -> dict[str, Any]:
         """The number of training cases; the first weights, which every site draws alike, go to ``initial``."""
@@ -59,12 +58,12 @@ class Client:
         started = time.monotonic()
         self._take(model, round_index)
         if self._settings.optimizer == "reset":
-            self._trainer.load_momentum({})
+            self._trainer.forget_momentum()
         epochs = self._settings.local_epochs
         loss = self._trainer.train_epochs(round_index * epochs, epochs)
         trained_s = time.monotonic() - started
-        self._held = ""
-        write_update(Path(update), self._outgoing(), {"round": round_index + 1})
+        self._held = ("", -1)
+        overwrite_update(Path(update), self._outgoing(), {"round": round_index + 1})
         self._save_local(round_index + 1, keep_rounds)
         return {"train_loss": loss, "train_s": trained_s}
 
@@ -83,47 +82,47 @@ class Client:
         export_model(self._planned, tensors, Path(out), epoch, self._trainer.mirror_axes)
 
     def _outgoing(self) -> dict[str, torch.Tensor]:
+        """The live tensors that are exchanged: network, and momentum where that is averaged too."""
         tensors = self._trainer.tensors()
         outgoing = {name: tensors[name] for name in self._shared}
         if self._settings.optimizer == "average":
-            shared = self._split(self._trainer.momentum())[0]
-            outgoing |= {f"{MOMENTUM}{name}": tensor for name, tensor in shared.items()}
+            momentum = self._trainer.momentum()
+            outgoing |= {f"{MOMENTUM}{name}": momentum[name] for name in self._shared if name in momentum}
         return outgoing
 
-    def _split(self, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """What is exchanged and what stays."""
-        shared = {name: tensor for name, tensor in tensors.items() if name in self._shared}
-        return shared, {name: tensor for name, tensor in tensors.items() if name not in shared}
+    def _staying(self) -> dict[str, torch.Tensor]:
+        """The live tensors that never leave and that a worker made anew would miss."""
+        outgoing, momentum = self._outgoing(), self._trainer.momentum()
+        staying = {name: tensor for name, tensor in self._trainer.tensors().items() if name not in outgoing}
+        if self._settings.optimizer != "reset":
+            named = {f"{MOMENTUM}{name}": tensor for name, tensor in momentum.items()}
+            staying |= {name: tensor for name, tensor in named.items() if name not in outgoing}
+        return staying
 
     def _take(self, model: str, round_index: int) -> None:
-        """Load the common model and what the site kept of that round, unless the trainer holds them already."""
-        if self._held == model:
+        """Read the common model and what the site kept of that round, unless the trainer holds them already."""
+        if self._held == (model, round_index):
             return
-        tensors, _ = load_tensors(Path(model))
-        tensors |= self._latest_local(round_index)
-        momentum = {name.removeprefix(MOMENTUM): value for name, value in tensors.items() if name.startswith(MOMENTUM)}
-        self._trainer.load({name: value for name, value in tensors.items() if not name.startswith(MOMENTUM)})
-        if momentum:
-            self._trainer.load_momentum(momentum)
-        self._held = model
+        read_into(Path(model), self._outgoing())
+        local = self._latest_local(round_index)
+        if local is not None:
+            read_into(local, self._staying())
+        self._trainer.anchor(self._shared)
+        self._held = (model, round_index)
 
-    def _latest_local(self, round_index: int) -> dict[str, torch.Tensor]:
+    def _latest_local(self, round_index: int) -> Path | None:
         """What stayed at the site after that round, or after the last one before it that the site took part in."""
         rounds = [int(file.stem.removeprefix("local_")) for file in self._folder.glob("local_*.safetensors")]
         known = [kept for kept in rounds if kept <= round_index]
-        return load_tensors(self._folder / f"local_{max(known)}.safetensors")[0] if known else {}
+        return self._folder / f"local_{max(known)}.safetensors" if known else None
 
     def _save_local(self, round_index: int, keep_rounds: Sequence[int]) -> None:
         """Keep what is not exchanged, so that a worker made anew goes on as this one would have."""
-        momentum = self._trainer.momentum()
-        stays = self._split(self._trainer.tensors())[1]
-        if self._settings.optimizer != "reset":
-            kept = momentum if self._settings.optimizer == "keep" else self._split(momentum)[1]
-            stays |= {f"{MOMENTUM}{name}": tensor for name, tensor in kept.items()}
-        if not stays:
+        staying = self._staying()
+        if not staying:
             return
-        save_tensors(self._folder / f"local_{round_index}.safetensors", stays, {"round": round_index})
-        kept_files = {f"local_{kept_round}.safetensors" for kept_round in (*keep_rounds, round_index)}
+        write_update(self._folder / f"local_{round_index}.safetensors", staying, {"round": round_index})
+        kept = {f"local_{kept_round}.safetensors" for kept_round in (*keep_rounds, round_index)}
         for file in self._folder.glob("local_*.safetensors"):
-            if file.name not in kept_files:
+            if file.name not in kept:
                 file.unlink()

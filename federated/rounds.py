@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from common.files import atomic_path, read_json, write_json, write_text
+from common.files import read_json, write_json, write_text
 from common.progress import Progress, silent
 from common.settings import from_dict, to_dict
-from federated.average import average_updates
+from federated.average import Average, average_updates
 from federated.settings import RoundSettings, weights_of
-from federated.update import Layout, open_update
+from federated.update import Layout, header_of, open_update, write_numbers
 from federated.workers import Failure, Workers
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ class HubState:
     ema: float | None = None
     best_ema: float | None = None
     best_round: int = 0
+    slot: int = 0  # of the last model's file
+    best_slot: int = 0
     left_out: tuple[Mapping[str, Any], ...] = ()
     curves: tuple[Mapping[str, Any], ...] = ()
     overhead_s: float = 0.0
@@ -58,11 +60,11 @@ def run_rounds(workers: Workers, out: Path, settings: RoundSettings, progress: P
     state = _load_state(out)
     if state.round_index == 0:
         state = _begin(workers, hub)
-    layout = open_update(_model(hub, state.round_index)).layout
+    layout = open_update(_model(hub, state.slot)).layout
+    floats = torch.empty(layout.n_floats)  # one result for all rounds
     while state.round_index < settings.rounds:
-        state = _one_round(workers, hub, settings, layout, state)
+        state = _one_round(workers, hub, settings, layout, state, floats)
         write_json(hub / STATE, to_dict(state))
-        _remove_old(hub, state)
         progress(state.round_index, settings.rounds, "rounds")
     _export(workers, out, settings, state)
     write_text(out / "curves.jsonl", "".join(_curve_line(point) for point in state.curves))
@@ -98,51 +100,54 @@ def _load_state(out: Path) -> HubState:
     return from_dict(HubState, read_json(path)) if path.is_file() else HubState()
 
 
-def _model(hub: Path, round_index: int) -> Path:
-    return hub / f"model_{round_index}.safetensors"
+def _model(hub: Path, slot: int) -> Path:
+    """Three files are enough: the last model, the best one, and the one that is being written."""
+    return hub / f"model_{slot}.safetensors"
 
 
 def _begin(workers: Workers, hub: Path) -> HubState:
     """Every site draws the same first weights; the first site's file becomes the common model of round 0."""
-    answers = workers.ask("describe", {site: {"initial": str(_update(hub, site, 0))} for site in workers.sites})
+    answers = workers.ask("describe", {site: {"initial": str(_update(hub, site))} for site in workers.sites})
     failed = {site: answer.problem for site, answer in answers.items() if isinstance(answer, Failure)}
     if failed:
         reasons = "; ".join(f"{site}: {problem}" for site, problem in sorted(failed.items()))
         raise RuntimeError(f"sites could not begin: {reasons}")
-    _update(hub, workers.sites[0], 0).replace(_model(hub, 0))
+    _update(hub, workers.sites[0]).replace(_model(hub, 0))
     return HubState(n_cases={site: answer["n_cases"] for site, answer in answers.items()})
 
 
-def _update(hub: Path, site: str, round_index: int) -> Path:
-    return hub / f"update_{round_index}_{site}.safetensors"
+def _update(hub: Path, site: str) -> Path:
+    return hub / f"update_{site}.safetensors"
 
 
-def _one_round(workers: Workers, hub: Path, settings: RoundSettings, layout: Layout, state: HubState) -> HubState:
+def _one_round(
+    workers: Workers, hub: Path, settings: RoundSettings, layout: Layout, state: HubState, floats: torch.Tensor
+) -> HubState:
     started = time.monotonic()
-    index, model = state.round_index, str(_model(hub, state.round_index))
+    index, model = state.round_index, str(_model(hub, state.slot))
+    (slot, *_) = sorted({0, 1, 2} - {state.slot, state.best_slot})
     keep_rounds = [index, state.best_round]
     asked = {
         site: {
             "round_index": index,
             "model": model,
-            "update": str(_update(hub, site, index + 1)),
+            "update": str(_update(hub, site)),
             "keep_rounds": keep_rounds,
         }
         for site in workers.sites
     }
     trained = workers.ask("train", asked)
     left_out = {site: answer.problem for site, answer in trained.items() if isinstance(answer, Failure)}
-    paths = {site: _update(hub, site, index + 1) for site in workers.sites if site not in left_out}
+    paths = {site: _update(hub, site) for site in workers.sites if site not in left_out}
     if not paths:
         reasons = "; ".join(f"{site}: {why}" for site, why in sorted(left_out.items()))
         raise RuntimeError(f"no site could train in round {index + 1}: {reasons}")
-    average = average_updates(paths, weights_of(state.n_cases, settings.weighting), layout)
+    average = average_updates(paths, weights_of(state.n_cases, settings.weighting), layout, floats)
     left_out |= average.left_out
-    _write_model(_model(hub, index + 1), paths[average.used[0]], average.floats, average.integers)
-    del average
+    _write_model(_model(hub, slot), layout, average)
     validated = workers.ask(
         "validate",
-        {site: {"round_index": index + 1, "model": str(_model(hub, index + 1))} for site in workers.sites},
+        {site: {"round_index": index + 1, "model": str(_model(hub, slot))} for site in workers.sites},
     )
     left_out |= {
         site: f"{left_out.get(site, '')} validation: {answer.problem}".strip()
@@ -151,21 +156,21 @@ def _one_round(workers: Workers, hub: Path, settings: RoundSettings, layout: Lay
     }
     for site in sorted(left_out):
         log.warning("round %d goes on without site %s: %s", index + 1, site, left_out[site])
-    return _after(state, trained, validated, left_out, time.monotonic() - started)
+    return _after(state, slot, trained, validated, left_out, time.monotonic() - started)
 
 
-def _write_model(path: Path, like: Path, floats: torch.Tensor, integers: torch.Tensor) -> None:
-    """The average under the header of one of the updates, whose layout it has."""
-    with like.open("rb") as stream:
-        head = stream.read(like.stat().st_size - 4 * floats.numel() - 8 * integers.numel())
-    with atomic_path(path) as temporary, temporary.open("wb") as stream:
-        stream.write(head)
-        stream.write(integers.numpy().data)
-        stream.write(floats.numpy().data)
+def _write_model(path: Path, layout: Layout, average: Average) -> None:
+    """Over a file that the state does not name: a cut-off loses nothing."""
+    with path.open("r+b" if path.is_file() else "wb", buffering=0) as stream:
+        stream.write(header_of(layout, {}))
+        write_numbers(stream, average.integers)
+        write_numbers(stream, average.floats)
+        stream.truncate()
 
 
 def _after(
     state: HubState,
+    slot: int,
     trained: Mapping[str, Any],
     validated: Mapping[str, Any],
     left_out: Mapping[str, str],
@@ -198,6 +203,8 @@ def _after(
         ema=ema,
         best_ema=ema if is_best else state.best_ema,
         best_round=index if is_best else state.best_round,
+        slot=slot,
+        best_slot=slot if is_best else state.best_slot,
         left_out=(
             *state.left_out,
             *({"round": index, "site": site, "why": left_out[site]} for site in sorted(left_out)),
@@ -206,14 +213,6 @@ def _after(
         overhead_s=state.overhead_s + seconds - busy_s,
         seconds=state.seconds + seconds,
     )
-
-
-def _remove_old(hub: Path, state: HubState) -> None:
-    """Keep the last and the best model; the sites' files of the round are of no more use."""
-    kept = {_model(hub, state.round_index).name, _model(hub, state.best_round).name, STATE}
-    for file in hub.iterdir():
-        if file.name not in kept:
-            file.unlink()
 
 
 def _export(workers: Workers, out: Path, settings: RoundSettings, state: HubState) -> None:
@@ -227,7 +226,7 @@ def _export(workers: Workers, out: Path, settings: RoundSettings, state: HubStat
         name = site if settings.local_norms else "all"
         asked = {
             "round_index": state.best_round,
-            "model": str(_model(out / "hub", state.best_round)),
+            "model": str(_model(out / "hub", state.best_slot)),
             "out": str(out / "models" / name / "model"),
         }
         answer = workers.ask("export", {site: asked})[site]

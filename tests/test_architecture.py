@@ -8,12 +8,12 @@ import pytest
 from conftest import REPOSITORY
 
 ROOMS = ("dataset", "nnunetv2_mod", "gan", "memorization", "evaluation")
-LEVELS = {"common": 0, **dict.fromkeys(ROOMS, 1), "sharing": 2, "pipeline": 3, "entry": 4}
+LEVELS = {"common": 0, **dict.fromkeys(ROOMS, 1), "sharing": 2, "federated": 2, "pipeline": 3, "entry": 4}
 ONLY_IN = {  # package -> where it may be imported
     "ray": ("pipeline/",),
     "nnunetv2": ("nnunetv2_mod/",),
-    "hydra": ("run_", "pipeline/config.py"),
-    "omegaconf": ("run_", "pipeline/config.py"),
+    "hydra": ("pipeline/entry.py",),
+    "omegaconf": ("pipeline/entry.py",),
     "pickle": (),
     "dill": (),
     "cloudpickle": (),

@@ -9,7 +9,7 @@ from conftest import REPOSITORY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-import run_nnunet  # noqa: F401  (stores the schema that the experiments start from)
+import pipeline.entry  # noqa: F401  (stores the schema that the experiments start from)
 from common.errors import InputError
 from gan.settings import GanConfig
 from memorization.calibration import MemorizationConfig
@@ -17,7 +17,10 @@ from pipeline.config import ClusterConfig, DataConfig, ExperimentConfig, Generat
 from pipeline.launch import launch
 
 CONFIG = REPOSITORY / "config"
-EXPERIMENTS = sorted(path.stem for path in (CONFIG / "nnunet").glob("*.yaml") if path.stem != "base")
+COMMANDS = {"nnunet": "run_nnunet.py", "federated": "run_federated.py", "scaling": "run_scaling.py"}
+EXPERIMENTS = sorted(
+    f"{folder}/{path.stem}" for folder in COMMANDS for path in (CONFIG / folder).glob("*.yaml") if path.stem != "base"
+)
 MIRRORED = {
     "data": DataConfig,
     "generator": GeneratorConfig,
@@ -28,28 +31,37 @@ GROUP_FILES = sorted(path for group in MIRRORED for path in (CONFIG / group).glo
 
 
 def composed(experiment: str, *overrides: str) -> ExperimentConfig:
-    with initialize_config_dir(str(CONFIG / "nnunet"), version_base="1.3"):
-        values = OmegaConf.to_container(compose(experiment, list(overrides)), resolve=True)
+    folder, _, name = experiment.rpartition("/")
+    with initialize_config_dir(str(CONFIG / (folder or "nnunet")), version_base="1.3"):
+        values = OmegaConf.to_container(compose(name, list(overrides)), resolve=True)
     return experiment_config(values)
 
 
 def test_the_experiments_of_the_release_are_all_there():
-    assert {"demo", "folder", "cxr_hannover", "qata_000", "polyp_000"} <= set(EXPERIMENTS)
+    main = {f"nnunet/{name}" for name in ("demo", "folder", "cxr_hannover", "qata_000", "polyp_000", "cervix_000")}
+    federated = {f"federated/{name}" for name in ("demo", "cxr_hannover", "qata_00", "polyp_00", "cervix_00")}
+    assert main | federated | {"scaling/demo", "scaling/qata_001"} <= set(EXPERIMENTS)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes(experiment):
-    config = composed(experiment)
-    assert config.general.exp_name == experiment  # its own folder under runs/
+    assert composed(experiment).general.exp_name.startswith(experiment.split("/")[1])
+
+
+def test_every_experiment_has_its_own_folder_under_runs():
+    """What one did must not be taken for what another did."""
+    names = [composed(experiment).general.exp_name for experiment in EXPERIMENTS]
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_says_how_on_what_and_with_which_result(experiment):
-    lines = (CONFIG / "nnunet" / f"{experiment}.yaml").read_text().splitlines()
+    folder, name = experiment.split("/")
+    lines = (CONFIG / folder / f"{name}.yaml").read_text().splitlines()
     header = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
     for field in ("# Command:", "# Hardware:", "# Expected:"):
         assert any(line.startswith(field) for line in header), f"{experiment}: no {field}"
-    assert any(f"--config-name={experiment}" in line for line in header)
+    assert any(f"{COMMANDS[folder]} --config-name={name}" in line for line in header)
 
 
 @pytest.mark.parametrize(

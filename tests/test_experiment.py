@@ -274,12 +274,10 @@ def launch(capsys, caplog):
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
-    import run_nnunet
+    import pipeline.entry  # noqa: F401  (stores the schema)
     from common.errors import InputError
     from pipeline.config import experiment_config
     from pipeline.launch import launch as launch_experiment
-
-    assert run_nnunet.main
 
     def call(cwd: Path, *overrides: str) -> tuple[int, str]:
         folders = [f"path.logs={cwd / 'runs'}", f"path.data={cwd / 'data'}"]

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
+from common.checkpoints import save_tensors
 from common.errors import InputError
 from federated.average import average_tensors, average_updates
 from federated.update import Layout, open_update, write_update
@@ -180,7 +181,7 @@ def test_a_site_whose_numbers_overflow_is_left_out(updates):
 def test_a_site_that_sends_another_network_is_left_out_and_told_why(updates, change, reason):
     paths, tensors = updates
     expected = layout_of(paths)
-    write_update(paths["C"], change(tensors["C"]), {})
+    save_tensors(paths["C"], change(tensors["C"]), {})
     result = average_updates(paths, N_CASES, expected)
     assert result.used == ("A", "B")
     assert reason in result.left_out["C"]

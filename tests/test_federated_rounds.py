@@ -12,11 +12,12 @@ import pytest
 import torch
 from blobs import SPLITS, write_blobs
 
-from common.checkpoints import load_tensors, save_tensors
+from common.checkpoints import load_tensors
 from common.settings import to_dict
 from federated.client import Client
 from federated.rounds import run_rounds
 from federated.settings import RoundSettings
+from federated.update import write_update
 from federated.workers import InlineWorkers, WorkerSpec
 from nnunetv2_mod import PlanSettings, TrainSettings, plan_dataset, train
 
@@ -118,7 +119,8 @@ def test_the_best_round_is_chosen_on_the_average_not_on_the_sites_own_models(pla
     """D9: the score in the curves is that of the averaged file at each site, recomputed here."""
     point = json.loads((undisturbed / "curves.jsonl").read_text().splitlines()[-1])
     settings = RoundSettings(rounds=ROUNDS)
-    last = undisturbed / "hub" / f"model_{ROUNDS}.safetensors"
+    slot = json.loads((undisturbed / "hub" / "hub_state.json").read_text())["slot"]
+    last = undisturbed / "hub" / f"model_{slot}.safetensors"
     for site, spec in specs(only(planned, "A", "B"), tmp_path, settings).items():
         assert spec.build().validate(ROUNDS, str(last))["val_dice"] == point[f"val_dice_{site}"]
     assert point["val_dice"] == pytest.approx((point["val_dice_A"] + point["val_dice_B"]) / 2)
@@ -163,7 +165,7 @@ class SendsNaN(Client):
         if round_index == 1 and "planned_B" in str(self._planned):
             tensors, metadata = load_tensors(Path(update))
             tensors[sorted(tensors)[0]][..., 0] = float("nan")
-            save_tensors(Path(update), tensors, metadata)
+            write_update(Path(update), tensors, metadata)
         return answer
 
 
@@ -175,7 +177,7 @@ class SendsAnotherShape(SendsNaN):
         if round_index == 1 and "planned_B" in str(self._planned):
             tensors, metadata = load_tensors(Path(update))
             name = sorted(tensors)[0]
-            save_tensors(Path(update), {**tensors, name: tensors[name][None]}, metadata)
+            write_update(Path(update), {**tensors, name: tensors[name][None]}, metadata)
         return answer
 
 

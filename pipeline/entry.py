@@ -1,0 +1,42 @@
+"""The command line of the experiments: Hydra composes, the schema checks, ``pipeline.launch`` carries out."""
+
+from __future__ import annotations
+
+import sys
+
+import hydra
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf
+
+from common.settings import to_dict
+from pipeline.config import ExperimentConfig
+from pipeline.store import REPOSITORY
+
+
+class SharedGroups(SearchPathPlugin):
+    """Lets every experiment, wherever its YAML lies, use the groups of ``config/``."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Add ``config/`` itself after the folder of the experiments."""
+        search_path.append("autoshare", "pkg://config")
+
+
+ConfigStore.instance().store(name="schema", node=to_dict(ExperimentConfig()))
+Plugins.instance().register(SharedGroups)
+
+
+def start(experiments: str) -> None:
+    """Run the experiments that the command line names, from ``config/<experiments>``; ends the process."""
+    exit_codes: list[int] = []  # one a Hydra job: a failing fold of a multirun must not stop the others
+
+    def job(composed: DictConfig) -> None:
+        from pipeline.launch import run_experiment
+
+        exit_codes.append(run_experiment(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
+
+    folder = str(REPOSITORY / "config" / experiments)
+    hydra.main(version_base="1.3", config_path=folder, config_name="demo")(job)()
+    sys.exit(max(exit_codes, default=0))

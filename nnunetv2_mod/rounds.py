@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class RoundTrainer:
         planned: a folder written by ``plan_dataset`` or ``adopt_plan``.
         scratch: receives nnU-Net's own files.
         seed: of the site's batches; ``initial_seed`` of the first weights, the same for all sites.
-        prox_mu: pull towards the weights last loaded (FedProx, Li et al. 2020, eq. 2); 0 for none.
+        prox_mu: pull towards the anchor (FedProx, Li et al. 2020, eq. 2); 0 for none.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class RoundTrainer:
             self._trainer.on_train_start()
         compiled: Any = self._trainer.network  # torch.compile wraps it on GPUs
         self._network: nn.Module = getattr(compiled, "_orig_mod", compiled)
-        self._loaded: dict[str, torch.Tensor] = {}
+        self._anchors: dict[str, torch.Tensor] = {}
         self._prox_mu = prox_mu
         if prox_mu:
             self._trainer.optimizer.register_step_pre_hook(lambda *_: self._pull())
@@ -92,32 +92,23 @@ class RoundTrainer:
         }
         return frozenset(name for name, tensor in self.tensors().items() if id(tensor) in own)
 
-    def load(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Overwrite the named tensors in place."""
-        own = self.tensors()
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                own[name].copy_(tensor)
+    def anchor(self, names: Iterable[str]) -> None:
+        """Remember these tensors as they are now: what FedProx pulls towards."""
         if self._prox_mu:
-            self._loaded = {name: own[name].detach().clone() for name in tensors}
+            tensors = self.tensors()
+            self._anchors = {name: tensors[name].detach().clone() for name in names}
 
     def momentum(self) -> dict[str, torch.Tensor]:
-        """The optimiser's momentum by parameter name; zeros before the first step."""
+        """The optimiser's live momentum by parameter name; zeros, which change no first step, where there is none."""
         state = self._trainer.optimizer.state
-        return {
-            name: state.get(parameter, {}).get("momentum_buffer", torch.zeros_like(parameter))
-            for name, parameter in self._network.named_parameters()
-        }
+        for parameter in self._network.parameters():
+            if "momentum_buffer" not in state[parameter] or state[parameter]["momentum_buffer"] is None:
+                state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return {name: state[parameter]["momentum_buffer"] for name, parameter in self._network.named_parameters()}
 
-    def load_momentum(self, momentum: Mapping[str, torch.Tensor]) -> None:
-        """Set the momentum of the named parameters; with nothing named, forget all of it."""
-        optimizer = self._trainer.optimizer
-        if not momentum:
-            optimizer.state.clear()
-        parameters = dict(self._network.named_parameters())
-        for name, tensor in momentum.items():
-            buffer = tensor.to(parameters[name].device, copy=True)
-            optimizer.state[parameters[name]]["momentum_buffer"] = buffer
+    def forget_momentum(self) -> None:
+        """Start the next epoch without momentum."""
+        self._trainer.optimizer.state.clear()
 
     def train_epochs(self, first_epoch: int, n_epochs: int) -> float:
         """Train these epochs of the whole schedule; returns the mean loss of the last one."""
@@ -153,10 +144,10 @@ class RoundTrainer:
             yield
 
     def _pull(self) -> None:
-        """Add the gradient of ``prox_mu / 2 * |w - w_loaded|^2``, after nnU-Net's clipping of the loss's gradient."""
+        """Add the gradient of ``prox_mu / 2 * |w - anchor|^2``, after nnU-Net's clipping of the loss's gradient."""
         for name, parameter in self._network.named_parameters():
-            if parameter.grad is not None and name in self._loaded:
-                parameter.grad.add_(parameter.detach() - self._loaded[name], alpha=self._prox_mu)
+            if parameter.grad is not None and name in self._anchors:
+                parameter.grad.add_(parameter.detach() - self._anchors[name], alpha=self._prox_mu)
 
 
 class _NoLogger:

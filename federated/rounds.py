@@ -69,6 +69,8 @@ def run_rounds(workers: Workers, out: Path, settings: RoundSettings, progress: P
     _export(workers, out, settings, state)
     write_text(out / "curves.jsonl", "".join(_curve_line(point) for point in state.curves))
     write_json(out / "summary.json", summary(state, settings, layout))
+    for site in workers.sites:
+        _update(hub, site).unlink(missing_ok=True)
     return state
 
 

@@ -22,8 +22,8 @@ from pipeline.graph import Graph, Stage
 log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-VOLATILE = ("nnunet", "preprocessed")
-"""Folders inside a stage whose files hold times or pickles of nnU-Net's own: kept, but not hashed."""
+VOLATILE = ("nnunet", "preprocessed", "hub")
+"""Folders inside a stage that are not hashed: nnU-Net's own (times, pickles), a federated hub's working state (times)."""
 
 
 @dataclass(frozen=True)

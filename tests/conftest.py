@@ -35,15 +35,16 @@ TINY = (
 )
 
 
-def run_command(*overrides: str, cwd: Path) -> list[str]:
+def run_command(*overrides: str, cwd: Path, script: str = "run_nnunet.py") -> list[str]:
     """The command line of the tiny experiment with its runs and data under ``cwd``."""
     folders = (f"path.logs={cwd / 'runs'}", f"path.data={cwd / 'data'}")
-    return [sys.executable, str(REPOSITORY / "run_nnunet.py"), *TINY, *folders, *overrides]
+    return [sys.executable, str(REPOSITORY / script), *TINY, *folders, *overrides]
 
 
-def run_tiny(*overrides: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def run_tiny(*overrides: str, cwd: Path, script: str = "run_nnunet.py") -> subprocess.CompletedProcess[str]:
     """Run the tiny experiment to its end, whatever that is."""
-    return subprocess.run(run_command(*overrides, cwd=cwd), cwd=cwd, capture_output=True, text=True, timeout=600)
+    command = run_command(*overrides, cwd=cwd, script=script)
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 
 def manifests(run: Path) -> dict[str, dict]:

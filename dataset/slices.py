@@ -94,6 +94,16 @@ def fit_to_patch(image: np.ndarray, patch_size_px: tuple[int, int], scale: float
     return image
 
 
+def fit_labels_to_patch(labels: np.ndarray, patch_size_px: tuple[int, int], scale: float = 1.0) -> np.ndarray:
+    """The label map (H, W) of an image that ``fit_to_patch`` fits: where that averages, the largest share wins."""
+    ids = np.unique(labels)
+    if scale < 1.0:
+        height, width = labels.shape
+        size_px = (max(1, round(height * scale)), max(1, round(width * scale)))
+        labels = ids[np.argmax(np.stack([area_resize((labels == i).astype(float), size_px) for i in ids]), axis=0)]
+    return fit_to_patch(labels[None], patch_size_px)[0]
+
+
 def restore_scale(images: np.ndarray, scale: float) -> np.ndarray:
     """Undo a site's ``scale`` on (n, C, H, W) float intensities: what is shared has real images' pixel size (D11)."""
     if scale == 1.0:
@@ -105,13 +115,30 @@ def restore_scale(images: np.ndarray, scale: float) -> np.ndarray:
     return restored.astype(images.dtype)
 
 
+def restore_labels(labels: np.ndarray, scale: float) -> np.ndarray:
+    """The same for label maps (n, H, W): interpolated label by label, the largest share wins."""
+    if scale == 1.0:
+        return labels
+    ids = np.unique(labels)
+    restored = []
+    for label_map in labels:
+        shares = restore_scale((label_map == ids[:, None, None]).astype(np.float32)[None], scale)[0]
+        restored.append(ids[np.argmax(shares, axis=0)])
+    return np.stack(restored)
+
+
 def crop_to_nonzero(image: np.ndarray) -> np.ndarray:
     """The bounding box (C, h, w) of what is not 0 in all channels; an image of zeros stays whole."""
+    return image[:, *nonzero_box(image)]
+
+
+def nonzero_box(image: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of that bounding box in (C, H, W)."""
     filled = np.any(image != 0, axis=0)
     if not filled.any():
-        return image
+        return slice(None), slice(None)
     rows, columns = np.flatnonzero(filled.any(axis=1)), np.flatnonzero(filled.any(axis=0))
-    return image[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def through_plane_spacing_mm(spacing_mm: Sequence[float], transpose_forward: Sequence[int]) -> float:

@@ -7,7 +7,7 @@ on images and works offline (an image pyramid would repeat the L1 term; random f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -141,9 +141,9 @@ def _vgg16_layers(weights: Path) -> nn.Sequential:
             tensors = load_file(weights)
         else:
             tensors = torch.load(weights, map_location="cpu", weights_only=True)
-        layers: Sequence[nn.Module] = vgg16(weights=None).features[: max(VGG16_LAYERS) + 1]
-        kept = nn.Sequential(*layers)
-        kept.load_state_dict({name: tensors[f"features.{name}"] for name in kept.state_dict()})
+        with torch.device("meta"):  # no memory for the classifier, which is most of VGG-16
+            kept = vgg16(weights=None).features[: max(VGG16_LAYERS) + 1]
+        kept.load_state_dict({name: tensors[f"features.{name}"] for name in kept.state_dict()}, assign=True)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"not VGG-16's weights ({error})", where=weights, fix=fix) from error
     for layer in kept:

@@ -41,7 +41,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, dropout: SeededDropout) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *_convolution(channels, channels, 3, padding=1),
+            *_convolution(channels, channels, 3),
             dropout,
             nn.Conv2d(channels, channels, 3, padding=1, padding_mode="reflect"),
             nn.InstanceNorm2d(channels),
@@ -63,9 +63,9 @@ class MaskGenerator(nn.Module):
         self.dropout = SeededDropout(dropout)
         widths = [base_channels, 2 * base_channels, 4 * base_channels]
         self.layers = nn.Sequential(
-            *_convolution(n_labels, widths[0], 7, padding=3),
-            *_convolution(widths[0], widths[1], 3, padding=1, stride=2, padding_mode="zeros"),
-            *_convolution(widths[1], widths[2], 3, padding=1, stride=2, padding_mode="zeros"),
+            *_convolution(n_labels, widths[0], 7),
+            *_downscaling(widths[0], widths[1]),
+            *_downscaling(widths[1], widths[2]),
             *(ResidualBlock(widths[2], self.dropout) for _ in range(n_blocks)),
             *_upscaling(widths[2], widths[1]),
             *_upscaling(widths[1], widths[0]),
@@ -111,14 +111,29 @@ def one_hot(labels: Tensor, n_labels: int) -> Tensor:
     return (labels[:, None] == ids[:, None, None]).float()
 
 
-def _convolution(
-    n_in: int, n_out: int, kernel: int, padding: int, stride: int = 1, padding_mode: str = "reflect"
-) -> list[nn.Module]:
+def place(maps: Tensor, placements: Sequence[Sequence[int]], size_px: tuple[int, int]) -> Tensor:
+    """Cut (n, channels, height, width) to ``size_px`` at each map's (top, left), then flip rows and columns or not.
+
+    Hub and sites do the same to a mask and its image, so that they stay a pair.
+    """
+    height, width = size_px
+    placed = []
+    for image, (top, left, flip_rows, flip_columns) in zip(maps, placements, strict=True):
+        cut = image[:, top : top + height, left : left + width]
+        placed.append(cut.flip([axis for axis, flip in ((1, flip_rows), (2, flip_columns)) if flip]))
+    return torch.stack(placed)
+
+
+def _convolution(n_in: int, n_out: int, kernel: int) -> list[nn.Module]:
     return [
-        nn.Conv2d(n_in, n_out, kernel, stride, padding, padding_mode=padding_mode),
+        nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, padding_mode="reflect"),
         nn.InstanceNorm2d(n_out),
         nn.ReLU(),
     ]
+
+
+def _downscaling(n_in: int, n_out: int) -> list[nn.Module]:
+    return [nn.Conv2d(n_in, n_out, 3, stride=2, padding=1), nn.InstanceNorm2d(n_out), nn.ReLU()]
 
 
 def _upscaling(n_in: int, n_out: int) -> list[nn.Module]:

@@ -12,10 +12,14 @@ OUTSIDE = -1  # nnU-Net's mark, in the label map, of what lies outside the non-z
 
 @dataclass(frozen=True)
 class PreprocessedCase:
-    """``array``: (channels, slices, height, width), normalised and transposed; ``outside``: (slices, height, width)."""
+    """``array``: (channels, slices, height, width), normalised and transposed.
+
+    ``outside`` and ``labels``, ids from 0, are (slices, height, width).
+    """
 
     array: np.ndarray
     outside: np.ndarray
+    labels: np.ndarray
     file_spacing_mm: tuple[float, ...]  # of the source file, before the transposition
 
 
@@ -26,4 +30,5 @@ def read_preprocessed(planned: Path, case: str) -> PreprocessedCase:
     (folder,) = sorted((planned / "preprocessed").glob("Dataset*/*_2d"))
     data, labels, _, properties = infer_dataset_class(str(folder))(str(folder), [case]).load_case(case)
     spacing = tuple(float(value) for value in properties["spacing"])
-    return PreprocessedCase(np.asarray(data[:]), np.asarray(labels[0]) == OUTSIDE, spacing)
+    stored = np.asarray(labels[0])
+    return PreprocessedCase(np.asarray(data[:]), stored == OUTSIDE, np.maximum(stored, 0).astype(np.uint8), spacing)

@@ -6,17 +6,21 @@ from collections.abc import Iterator
 
 from common.settings import to_dict
 from federated.settings import RoundSettings
-from pipeline.config import DSL, FederatedConfig
+from pipeline.config import DSL, ExperimentConfig, FederatedConfig
 from pipeline.graph import Stage
 from pipeline.stage_factory import ALL, StageFactory, TrainedModel
+
+
+def statistics_stages(make: StageFactory) -> Iterator[Stage]:
+    """What each site tells of its images as a whole."""
+    for site in make.sites:
+        yield make.stage("statistics", site, {}, {"plan": site})
 
 
 def common_plan_stages(make: StageFactory) -> Iterator[Stage]:
     """One plan for all sites: from what each tells of its images as a whole, or (for parity) from pooled real data."""
     if make.config.federated.plan_from == "real_all":
         return
-    for site in make.sites:
-        yield make.stage("statistics", site, {}, {"plan": site})
     settings = {"plan": to_dict(make.config.plan), "dataset_name": make.dataset_name(ALL)}
     yield make.stage("negotiate", ALL, settings, {f"statistics:{site}": ("statistics", site) for site in make.sites})
 
@@ -58,6 +62,18 @@ def round_settings(config: FederatedConfig, strategy: str, n_epochs: int) -> Rou
     )
 
 
+def strategy_in_words(config: ExperimentConfig, strategy: str) -> str:
+    """What a strategy will do, for the dry run."""
+    if strategy == DSL:
+        return dsl_in_words(config)
+    rounds = round_settings(config.federated, strategy, config.train.nnunet_epochs)
+    parts = [f"{rounds.rounds} rounds, each {rounds.local_epochs} x {config.train.nnunet_iterations} iterations a site"]
+    parts += [f"weights by {rounds.weighting}", f"momentum: {rounds.optimizer}"]
+    parts += [f"mu {rounds.prox_mu:g}"] if rounds.prox_mu else []
+    parts += ["normalisation layers stay at the sites"] if rounds.local_norms else []
+    return ", ".join(parts)
+
+
 def federated_models(make: StageFactory) -> Iterator[TrainedModel]:
     """The networks of the strategies: one for all, or one a site where layers stay at the sites."""
     config = make.config.federated
@@ -71,4 +87,32 @@ def federated_models(make: StageFactory) -> Iterator[TrainedModel]:
 
 
 def dsl_stages(make: StageFactory) -> Iterator[Stage]:
-    yield from ()
+    """DSL's generator, its synthetic dataset, and nnU-Net trained on that as every other row of the table is (D10)."""
+    config = make.config
+    settings = {"dsl": to_dict(config.federated.dsl), "seeds": {site: make.seed("dsl", site) for site in make.sites}}
+    of_sites = {f"{name}:{site}": (name, site) for site in make.sites for name in ("prepare", "plan")}
+    slices = {f"slices:{site}": ("slices", site) for site in make.sites}
+    yield make.stage("dsl", ALL, settings, {**slices, **of_sites}, members=make.sites)
+    dataset = {
+        "plan": to_dict(config.plan),
+        "dataset_name": make.dataset_name(DSL),
+        "sites": list(make.sites),
+        "images_per_mask": config.federated.dsl_images_per_mask,
+        "min_slice_distance_mm": config.data.min_slice_distance_mm,
+        "stack_size": config.label.stack_size,
+        "validation_fraction": config.merge.validation_fraction,
+        "max_validation_images": config.merge.max_validation_images,
+    }
+    told = {f"statistics:{site}": ("statistics", site) for site in make.sites}
+    yield make.stage("dsl_dataset", ALL, dataset, {"dsl": ALL, **told})
+    train = {"train": to_dict(config.train.segmentation())}
+    yield make.stage("segment_dsl", ALL, train, {"plan": ("dsl_dataset", ALL)})
+
+
+def dsl_in_words(config: ExperimentConfig) -> str:
+    """What DSL will do, for the dry run."""
+    dsl = config.federated.dsl
+    length = f"{dsl.n_iterations} iterations" if dsl.n_iterations else f"{dsl.n_epochs} epochs of the largest site"
+    return (
+        f"{length}, {dsl.batch_size} masks a site and iteration, {config.federated.dsl_images_per_mask} image(s) a mask"
+    )

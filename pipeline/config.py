@@ -9,7 +9,9 @@ from typing import Any
 
 from common.errors import InputError
 from common.settings import from_dict
+from dataset.about import About
 from dataset.source import SourceConfig
+from federated.dsl_settings import DslSettings
 from memorization.calibration import MemorizationConfig
 from nnunetv2_mod import PlanSettings, TrainSettings
 
@@ -48,6 +50,7 @@ class DataConfig(SourceConfig):
     base_dataset: str | None = None  # folder under path.data; the default root
     dataset_descriptor: str = "case"  # the name in nnU-Net's dataset folders
     original_data_was_png: bool | None = None  # followed from the files; refused where it contradicts them
+    about: About = About()  # source, licence and expected counts; no part of a result
     min_slice_distance_mm: float = 4.0  # 3D: thinner slices are thinned for the generator
 
 
@@ -146,6 +149,8 @@ class FederatedConfig:
     weighting: str = "cases"  # or "equal", as the original
     optimizer: str = "average"  # the momentum; or "keep", as the original, or "reset"
     prox_mu: float = 0.01  # of fedprox
+    dsl: DslSettings = DslSettings()
+    dsl_images_per_mask: int = 1
     plan_from: str = "statistics"  # the sites tell of their images as a whole; or "real_all", the original's
 
 

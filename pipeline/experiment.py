@@ -13,6 +13,7 @@ from pipeline.baselines import (
     dsl_stages,
     federated_models,
     rounds_stage,
+    statistics_stages,
 )
 from pipeline.config import DSL, ExperimentConfig, Union
 from pipeline.generators import find_generator
@@ -155,6 +156,8 @@ class _FoldBuilder:
     def _federated(self) -> Iterator[Stage]:
         strategies = self.config.federated.strategies
         in_rounds = [strategy for strategy in strategies if strategy != DSL]
+        if strategies:
+            yield from statistics_stages(self.make)
         if in_rounds:
             yield from common_plan_stages(self.make)
             yield from adopted_plan_stages(self.make)

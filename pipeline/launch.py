@@ -50,7 +50,8 @@ def launch(config: ExperimentConfig) -> int:
     store = Store(config.run)
     cases = _read_cases(config)
     if config.dry_run:
-        log.info("%s", format_plan(_plan(config, store, cases), config))
+        sites = planned_sites(config, sorted({case.site for case in cases}))
+        log.info("%s", format_plan(_plan(config, store, cases), config, sites, cases))
         return 0
     if config.evaluation.synthetic:
         check_embedder(config.memorization.embedder, config.memorization.weights)

@@ -36,6 +36,9 @@ CODE = {
     "negotiate": ("nnunetv2_mod", "pipeline/stages/federate.py"),
     "adopt": ("nnunetv2_mod", "pipeline/stages/federate.py"),
     "rounds": ("federated", "nnunetv2_mod", "pipeline/stages/federate.py"),
+    "dsl": ("federated", "dataset/slices.py", "nnunetv2_mod", "pipeline/stages/distribute.py"),
+    "dsl_dataset": ("federated", "sharing", "nnunetv2_mod", "pipeline/stages"),
+    "segment_dsl": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "evaluate": ("nnunetv2_mod", "evaluation/segmentation.py", "evaluation/results.py", "pipeline/stages/score.py"),
 }
 
@@ -57,10 +60,13 @@ FUNCTION = {
     "negotiate": "federate:negotiate",
     "adopt": "federate:adopt",
     "rounds": "federate:train_in_rounds",
+    "dsl": "distribute:train",
+    "dsl_dataset": "distribute:make_dataset",
+    "segment_dsl": "segment:train_segmentation",
     "evaluate": "score:evaluate",
 }
-TRAININGS = ("generator", "segment_real", "segment_syn", "finetune", "rounds")
-EMBEDDINGS = ("calibrate", "sample", "filter", "label", "evaluate")
+TRAININGS = ("generator", "segment_real", "segment_syn", "finetune", "rounds", "dsl", "segment_dsl")
+EMBEDDINGS = ("calibrate", "sample", "filter", "label", "dsl_dataset", "evaluate")
 ACROSS_SITES = ("merge", "segment_syn")  # made of packages: private to no site, whatever their name
 
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 VOLATILE = ("nnunet", "preprocessed", "hub")
-"""Folders inside a stage that are not hashed: nnU-Net's own (times, pickles), a federated hub's working state (times)."""
+"""Folders inside a stage that are kept but not hashed: nnU-Net's own and a hub's working state hold times."""
 
 
 @dataclass(frozen=True)

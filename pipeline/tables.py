@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.files import write_text
+from common.seeds import derive_seed
+from dataset.folds import assign_folds
+from dataset.images import VOLUME_ENDINGS, file_ending
+from dataset.source import Case
 from evaluation.report import write_report
 from evaluation.results import KEY_COLUMNS, format_table, read_results, summarise, write_table
-
-if TYPE_CHECKING:
-    from pipeline.config import ExperimentConfig
-    from pipeline.run import RunPlan
+from pipeline.baselines import strategy_in_words
+from pipeline.config import IMAGES_PER_TRAINING_IMAGE, ExperimentConfig, Union
+from pipeline.run import RunPlan
+from pipeline.stage_factory import ALL
 
 
 def write_fold_results(run: Path, fold: int, evaluated: Sequence[Path]) -> None:
@@ -29,7 +32,7 @@ def write_fold_results(run: Path, fold: int, evaluated: Sequence[Path]) -> None:
     write_report(run, folds=[fold], out=folder)
 
 
-def format_plan(plan: RunPlan, config: ExperimentConfig) -> str:
+def format_plan(plan: RunPlan, config: ExperimentConfig, sites: Sequence[str], cases: Sequence[Case]) -> str:
     """The dry run's table: every stage, done or to do, with what it asks for."""
     header = ("stage", "state", "CPUs", "GPUs", "runs on")
     rows = [header]
@@ -43,17 +46,63 @@ def format_plan(plan: RunPlan, config: ExperimentConfig) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     n_to_do = len(plan.graph.stages) - len(plan.done)
     total = f"{len(plan.graph.stages)} stages, {n_to_do} to do; nothing was run"
-    return "\n".join([*lines, "", *_facts(config), total])
+    return "\n".join([*lines, "", *_facts(config, sites, cases), total])
 
 
-def _facts(config: ExperimentConfig) -> list[str]:
+def _facts(config: ExperimentConfig, sites: Sequence[str], cases: Sequence[Case]) -> list[str]:
     train = config.train
     finetune = train.nnunet_epochs_finetune or train.nnunet_epochs
-    return [
+    lines = [
         f"experiment  {config.general.exp_name}: {config.run}",
         f"nnU-Net     {train.nnunet_epochs} epochs x {train.nnunet_iterations} iterations ({train.nnunet_schedule}); "
         f"fine-tuning {finetune} epochs ({train.nnunet_schedule_finetune})",
-        f"generator   {config.generator.name}, kimg {train.gan.kimg}, images per site {config.generate.n_images}",
-        f"filter      {config.memorization.embedder}, percentile {config.memorization.percentile:g} "
-        f"({config.memorization.calibration})",
     ]
+    if config.evaluation.synthetic:
+        lines += [f"generator   {config.generator.name}, {text}" for text in _generator_lengths(config, sites, cases)]
+        lines.append(
+            f"filter      {config.memorization.embedder}, percentile {config.memorization.percentile:g} "
+            f"({config.memorization.calibration})"
+        )
+    for strategy in config.federated.strategies:
+        lines.append(f"federated   {strategy}: {strategy_in_words(config, strategy)}")
+    if config.scaling.unions:
+        unions = (*config.scaling.named_unions(sites), Union(ALL, tuple(sites)))
+        lines.append("scaling     " + "; ".join(f"{union.name}: {' '.join(union.sites)}" for union in unions))
+    return lines
+
+
+def _generator_lengths(config: ExperimentConfig, sites: Sequence[str], cases: Sequence[Case]) -> list[str]:
+    """What ``auto`` comes to at each site, from its images, or from the published counts where the data is not here."""
+    counts = training_images(config, cases) or _published_images(config, sites)
+    asked = (config.train.gan.kimg, config.generate.n_images)
+    if "auto" not in asked or not counts:
+        return [f"kimg {asked[0]}, images per site {asked[1]}"]
+    about = "" if cases else "about "
+    lines = []
+    for (fold, site), count in sorted(counts.items()):
+        kimg = count if asked[0] == "auto" else asked[0]
+        n_images = IMAGES_PER_TRAINING_IMAGE * count if asked[1] == "auto" else asked[1]
+        lines.append(f"fold {fold}, site {site}: {about}{kimg} kimg, {about}{n_images} images")
+    return lines
+
+
+def training_images(config: ExperimentConfig, cases: Sequence[Case]) -> dict[tuple[int, str], int]:
+    """Images that each site's generator will see, by fold and site; empty for volumes: their slices are not known."""
+    if not cases or any(file_ending(case.image) in VOLUME_ENDINGS for case in cases):
+        return {}
+    counts = {}
+    for site in sorted({case.site for case in cases}):
+        seed = derive_seed(config.general.seed_base, "folds", site)
+        splits = assign_folds([case for case in cases if case.site == site], seed)
+        for fold in config.folds:
+            with_val = config.generator.train_on == "train_and_val"
+            counts[fold, site] = len(splits[fold].train) + (len(splits[fold].val) if with_val else 0)
+    return counts
+
+
+def _published_images(config: ExperimentConfig, sites: Sequence[str]) -> dict[tuple[int, str], int]:
+    about = config.data.about
+    share = 0.8 if config.generator.train_on == "train_and_val" else 0.6
+    equal = about.n_images / max(1, len(sites))
+    counts = {site: round(share * about.n_images_of_site.get(site, equal)) for site in sites}
+    return {(fold, site): count for fold in config.folds for site, count in counts.items() if count}

@@ -68,15 +68,7 @@ class PackageFacts:
 
 def write_package(folder: Path, cases: Iterable[SyntheticCase], facts: PackageFacts, volumetric: bool) -> None:
     """Write the package into the empty ``folder``; its manifest, with a checksum for every file, comes last."""
-    ending = ".nii.gz" if volumetric else ".png"
-    names: list[str] = []
-    n_images = 0
-    for case in cases:
-        _write_image(folder / "imagesTr", case, ending, facts.spacing_mm)
-        _write_labels(folder / "labelsTr" / f"{case.name}{ending}", case.labels, facts.spacing_mm)
-        names.append(case.name)
-        n_images += case.image.shape[1]
-    write_json(folder / "dataset.json", _dataset_json(facts, len(names), ending))
+    names, n_images, ending = write_raw_cases(folder, cases, facts, volumetric)
     write_json(folder / "privacy.json", dict(facts.privacy))
     content = {
         "schema_version": SCHEMA_VERSION,
@@ -95,6 +87,22 @@ def write_package(folder: Path, cases: Iterable[SyntheticCase], facts: PackageFa
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     checksums = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
     write_json(folder / MANIFEST, {**content, "files": checksums})
+
+
+def write_raw_cases(
+    folder: Path, cases: Iterable[SyntheticCase], facts: PackageFacts, volumetric: bool
+) -> tuple[list[str], int, str]:
+    """Write cases as an nnU-Net raw dataset; returns their names, the number of slices, and the file ending."""
+    ending = ".nii.gz" if volumetric else ".png"
+    names: list[str] = []
+    n_images = 0
+    for case in cases:
+        _write_image(folder / "imagesTr", case, ending, facts.spacing_mm)
+        _write_labels(folder / "labelsTr" / f"{case.name}{ending}", case.labels, facts.spacing_mm)
+        names.append(case.name)
+        n_images += case.image.shape[1]
+    write_json(folder / "dataset.json", _dataset_json(facts, len(names), ending))
+    return names, n_images, ending
 
 
 def verify_package(folder: Path) -> dict[str, Any]:

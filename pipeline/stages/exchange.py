@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from common.errors import InputError
 from common.files import read_json, write_json
 from common.image_set import ImageSet, load_image_set
 from common.plan import Plan, load_plan
+from common.progress import Progress
 from nnunetv2_mod import PlanSettings, adopt_plan, plan_dataset
 from pipeline.run_stage import StageContext
 from pipeline.stages.prepare import raw_dataset
 from pipeline.stages.segment import UNUSED_SPACING, shared_images
 from sharing import PackageFacts, SyntheticCase, verify_package, write_package
 
+Normalisation = tuple[tuple[float, float], ...]
 PRIVATE_GENERATOR_KEYS = ("n_images",)  # how many real images a site has is its own business
 
 
@@ -26,60 +28,68 @@ def share(context: StageContext) -> None:
     """Write the site's package: kept synthetic images and their labels, a minimal manifest, figures, a card."""
     kept = load_image_set(context.inputs["filter"])
     labels = np.load(context.inputs["label"] / "labels.npy", mmap_mode="r")
-    plan = load_plan(context.inputs["plan"] / "plans.json")
+    hounsfield = ct_normalisation(load_plan(context.inputs["plan"] / "plans.json"))
     dataset_json = read_json(raw_dataset(context.inputs["prepare"]) / "dataset.json")
     generator = read_json(context.inputs["generator"] / "settings.json")
+    settings = context.stage.settings
     facts = PackageFacts(
+        **what_images_are(kept, hounsfield, dataset_json, settings["min_slice_distance_mm"]),
         site=context.stage.site,
-        channel_names=tuple(dataset_json["channel_names"][str(i)] for i in range(plan.n_channels)),
-        labels={name: value for name, value in dataset_json["labels"].items() if value != 0},
-        spacing_mm=_spacing(kept, context.stage.settings["min_slice_distance_mm"]),
-        intensity_space="normalised" if kept.info.volumetric and not _is_ct(plan) else "source",
         generator={key: value for key, value in generator.items() if key not in PRIVATE_GENERATOR_KEYS},
         privacy=_privacy(read_json(context.inputs["filter"] / "filter.json")),
     )
-    stack_size = context.stage.settings["stack_size"] if kept.info.volumetric else 1
-    write_package(context.out, _cases(context, kept, labels, plan, stack_size), facts, kept.info.volumetric)
+    cases = synthetic_cases(context.stage.site, kept, labels, hounsfield, settings["stack_size"], context.progress)
+    write_package(context.out, cases, facts, kept.info.volumetric)
+
+
+def what_images_are(
+    kept: ImageSet, hounsfield: Normalisation, dataset_json: Mapping[str, Any], min_slice_distance_mm: float
+) -> dict[str, Any]:
+    """Channels, labels, spacing and intensities of synthetic images, as fields of ``PackageFacts``."""
+    through_plane_mm = min_slice_distance_mm if kept.info.volumetric else UNUSED_SPACING
+    return {
+        "channel_names": tuple(dataset_json["channel_names"][str(i)] for i in range(kept.images.shape[1])),
+        "labels": {name: value for name, value in dataset_json["labels"].items() if value != 0},
+        "spacing_mm": (through_plane_mm, *kept.info.spacing_mm),
+        "intensity_space": "normalised" if kept.info.volumetric and not hounsfield else "source",
+    }
 
 
 def _privacy(figures: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in figures.items() if key != "n_references"}
 
 
-def _spacing(kept: ImageSet, min_slice_distance_mm: float) -> tuple[float, float, float]:
-    through_plane = min_slice_distance_mm if kept.info.volumetric else UNUSED_SPACING
-    return (through_plane, *kept.info.spacing_mm)
+def ct_normalisation(plan: Plan) -> Normalisation:
+    """Mean and deviation by which nnU-Net normalised CT, by channel; empty for other images."""
+    if any(scheme != "CTNormalization" for scheme in plan.normalization_schemes):
+        return ()
+    return tuple((channel["mean"], channel["std"]) for channel in plan.intensity)
 
 
-def _is_ct(plan: Plan) -> bool:
-    return all(scheme == "CTNormalization" for scheme in plan.normalization_schemes)
-
-
-def _cases(
-    context: StageContext, kept: ImageSet, labels: np.ndarray, plan: Plan, stack_size: int
+def synthetic_cases(
+    site: str, kept: ImageSet, labels: np.ndarray, hounsfield: Normalisation, stack_size: int, progress: Progress
 ) -> Iterator[SyntheticCase]:
-    """One case per image, or stacks of slices; the last stack is as short as it must be, nothing is dropped (D16)."""
-    n_cases = -(-len(kept) // stack_size)
+    """One case per image, of volumes stacks of slices; the last one is as short as it must be (D16)."""
+    size = stack_size if kept.info.volumetric else 1
+    n_cases = -(-len(kept) // size)
     width = len(str(n_cases))
     for number in range(n_cases):
-        indices = list(range(number * stack_size, min((number + 1) * stack_size, len(kept))))
+        indices = list(range(number * size, min((number + 1) * size, len(kept))))
         images = shared_images(kept.subset(indices))
         if kept.info.volumetric:
-            images = _to_source_units(images, plan).astype(np.float32)
+            images = _to_source_units(images, hounsfield).astype(np.float32)
         else:
             images = np.round(images).astype(kept.images.dtype)
-        name = f"{context.stage.site}_syn_{number:0{width}d}"
-        yield SyntheticCase(name, np.moveaxis(images, 0, 1), np.asarray(labels[indices]))
-        context.progress(number + 1, n_cases, "cases")
+        yield SyntheticCase(f"{site}_syn_{number:0{width}d}", np.moveaxis(images, 0, 1), np.asarray(labels[indices]))
+        progress(number + 1, n_cases, "cases")
 
 
-def _to_source_units(images: np.ndarray, plan: Plan) -> np.ndarray:
+def _to_source_units(images: np.ndarray, hounsfield: Normalisation) -> np.ndarray:
     """Undo nnU-Net's CT normalisation, so that Hounsfield units are shared, negative ones included (D6)."""
-    if not _is_ct(plan):
+    if not hounsfield:
         return images
-    mean = np.array([channel["mean"] for channel in plan.intensity])[:, None, None]
-    std = np.array([channel["std"] for channel in plan.intensity])[:, None, None]
-    return images * std + mean
+    mean, std = np.array(hounsfield).T[:, :, None, None]
+    return np.asarray(images * std + mean)
 
 
 def merge(context: StageContext) -> None:
@@ -95,10 +105,8 @@ def merge(context: StageContext) -> None:
         if role.startswith("package:"):
             manifests[role] = verify_package(package)
             names = _link_package(package, target)
-            n_validation = _n_validation(len(names), settings, manifests[role])
-            order = np.random.default_rng(context.seed).permutation(len(names))
-            splits["val"] += [names[i] for i in order[:n_validation]]
-            splits["train"] += [names[i] for i in order[n_validation:]]
+            for part, chosen in split_synthetic(names, manifests[role]["n_images"], settings, context.seed).items():
+                splits[part] += chosen
     _write_pooled_json(target, manifests)
     write_json(target.parent / "splits.json", splits)
     if settings["plan_from"] == "real_all":
@@ -108,11 +116,17 @@ def merge(context: StageContext) -> None:
         plan_dataset(target, context.out, context.settings(PlanSettings, "plan"), splits, context.progress)
 
 
-def _n_validation(n_cases: int, settings: Mapping[str, Any], manifest: Mapping[str, Any]) -> int:
+def split_synthetic(
+    names: Sequence[str], n_images: int, settings: Mapping[str, Any], seed: int
+) -> dict[str, list[str]]:
     """At least one case and at most the stated number of images validate, and at least one trains."""
-    images_per_case = max(1, manifest["n_images"] // n_cases)
-    wanted = min(int(settings["validation_fraction"] * n_cases), settings["max_validation_images"] // images_per_case)
-    return min(max(1, wanted), max(1, n_cases - 1))
+    images_per_case = max(1, n_images // len(names))
+    wanted = min(
+        int(settings["validation_fraction"] * len(names)), settings["max_validation_images"] // images_per_case
+    )
+    n_validation = min(max(1, wanted), max(1, len(names) - 1))
+    order = np.random.default_rng(seed).permutation(len(names))
+    return {"val": [names[i] for i in order[:n_validation]], "train": [names[i] for i in order[n_validation:]]}
 
 
 def _link_package(package: Path, target: Path) -> list[str]:

@@ -1,0 +1,93 @@
+"""DSL: one generator at the hub, a discriminator at every site, and the synthetic dataset that comes of it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.files import read_json, write_json
+from common.image_set import load_image_set
+from common.settings import from_dict
+from federated.dsl import train_dsl
+from federated.dsl_settings import DslSettings
+from federated.dsl_synthesis import synthesise
+from federated.workers import WorkerSpec
+from nnunetv2_mod import PlanSettings, SiteStatistics, plan_dataset
+from pipeline.run_stage import StageContext
+from pipeline.stages.exchange import Normalisation, split_synthetic, synthetic_cases, what_images_are
+from sharing import PackageFacts, write_raw_cases
+
+
+def train(context: StageContext) -> None:
+    """Train the generator; a worker a site, alive through all iterations."""
+    workers = context.workers({site: _site(context, site) for site in context.stage.members})
+    try:
+        train_dsl(
+            workers,
+            context.out,
+            context.settings(DslSettings, "dsl"),
+            context.seed,
+            context.device,
+            context.progress,
+        )
+    finally:
+        workers.close()
+
+
+def _site(context: StageContext, site: str) -> WorkerSpec:
+    settings = context.stage.settings
+    return WorkerSpec(
+        "federated.dsl_site:DslSite",
+        {
+            "slices": str(context.inputs[f"slices:{site}"]),
+            "prepared": str(context.inputs[f"prepare:{site}"]),
+            "planned": str(context.inputs[f"plan:{site}"]),
+            "settings": settings["dsl"],
+            "seed": settings["seeds"][site],
+            "device": context.device,
+            "out": str(context.out / "sites" / site),
+        },
+    )
+
+
+def make_dataset(context: StageContext) -> None:
+    """One image for every mask that the sites gave away, planned as one dataset: what the hub can train on."""
+    settings = context.stage.settings
+    synthesise(
+        context.inputs["dsl"],
+        context.out / "images",
+        context.seed,
+        settings["images_per_mask"],
+        context.device,
+        context.progress,
+    )
+    target = context.out / "raw" / settings["dataset_name"]
+    splits: dict[str, list[str]] = {"train": [], "val": []}
+    n_cases = 0
+    for site in settings["sites"]:
+        images, labels = load_image_set(context.out / "images" / site), context.out / "images" / site / "labels.npy"
+        told = from_dict(SiteStatistics, read_json(context.inputs[f"statistics:{site}"] / "statistics.json"))
+        hounsfield = _ct_normalisation(told)
+        facts = PackageFacts(
+            **what_images_are(images, hounsfield, told.dataset_json, settings["min_slice_distance_mm"]),
+            site=site,
+            generator={"name": "dsl"},
+            privacy={},
+        )
+        cases = synthetic_cases(
+            site, images, np.load(labels, mmap_mode="r"), hounsfield, settings["stack_size"], context.progress
+        )
+        names, n_images, _ = write_raw_cases(target, cases, facts, images.info.volumetric)
+        n_cases += len(names)
+        for part, chosen in split_synthetic(names, n_images, settings, context.seed).items():
+            splits[part] += chosen
+    write_json(target / "dataset.json", {**read_json(target / "dataset.json"), "numTraining": n_cases})
+    write_json(target.parent / "splits.json", splits)
+    plan_dataset(target, context.out, context.settings(PlanSettings, "plan"), splits, context.progress)
+
+
+def _ct_normalisation(told: SiteStatistics) -> Normalisation:
+    """As the site's own plan has it, from what the site told; nnU-Net knows CT by the channels' names."""
+    if any(name != "CT" for name in told.dataset_json["channel_names"].values()):
+        return ()
+    channels = (told.intensities[channel] for channel in sorted(told.intensities, key=int))
+    return tuple((channel["mean"], channel["std"]) for channel in channels)

@@ -11,7 +11,7 @@ from common.errors import InputError
 from common.settings import from_dict
 from dataset.about import About
 from dataset.source import SourceConfig
-from federated.dsl_settings import DslSettings
+from federated.dsl.settings import DslSettings
 from memorization.calibration import MemorizationConfig
 from nnunetv2_mod import PlanSettings, TrainSettings
 

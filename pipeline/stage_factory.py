@@ -36,8 +36,8 @@ CODE = {
     "negotiate": ("nnunetv2_mod", "pipeline/stages/federate.py"),
     "adopt": ("nnunetv2_mod", "pipeline/stages/federate.py"),
     "rounds": ("federated", "nnunetv2_mod", "pipeline/stages/federate.py"),
-    "dsl": ("federated", "dataset/slices.py", "nnunetv2_mod", "pipeline/stages/distribute.py"),
-    "dsl_dataset": ("federated", "sharing", "nnunetv2_mod", "pipeline/stages"),
+    "dsl": ("federated", "dataset", "gan", "memorization", "nnunetv2_mod", "pipeline/stages/distribute.py"),
+    "dsl_dataset": ("federated", "gan", "memorization", "sharing", "dataset", "nnunetv2_mod", "pipeline/stages"),
     "segment_dsl": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "evaluate": ("nnunetv2_mod", "evaluation/segmentation.py", "evaluation/results.py", "pipeline/stages/score.py"),
 }

@@ -15,10 +15,11 @@ from PIL import Image
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 PLACEHOLDERS = ("/path/to/data", "/path/to/polyps", "/path/to/cxr_hannover")
+SCRIPTS = {"run_nnunet.py": "nnunet", "run_federated.py": "federated", "run_scaling.py": "scaling"}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
-MODULES = {"dataset.check", "evaluation.report"}
+MODULES = {"dataset.check", "dataset.export_table", "dataset.prepare", "evaluation.report", "federated.benchmark"}
 LINK = re.compile(r"\]\(([^)#:]+)(#[\w-]+)?\)")
 
 
@@ -34,7 +35,7 @@ def commands(block: str) -> list[list[str]]:
 
 
 COMMANDS = list(dict.fromkeys(tuple(words) for page in PAGES for block in blocks(page) for words in commands(block)))
-EXPERIMENTS = [words for words in COMMANDS if words[:2] == ("python", "run_nnunet.py")]
+EXPERIMENTS = [words for words in COMMANDS if words[0] == "python" and words[1] in SCRIPTS]
 MODULE_CALLS = [words for words in COMMANDS if words[:2] == ("python", "-m")]
 
 
@@ -101,7 +102,7 @@ def test_every_command_is_of_a_kind_that_is_tested(words):
 def test_experiment_command_dry_runs(words, tiny_source, tmp_path):
     """The command as printed, plus a folder of its own and dry_run: it composes, is valid, and finds its data."""
     command = [*substituted(words, tiny_source), "dry_run=true", f"path.logs={tmp_path}"]
-    command[1] = str(REPOSITORY / "run_nnunet.py")
+    command[1] = str(REPOSITORY / words[1])
     ended = run(command, REPOSITORY)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "nothing was run" in ended.stdout + ended.stderr
@@ -123,6 +124,29 @@ def test_check_command_reads_its_source(words, tiny_source, tmp_path):
     assert ended.returncode == 0, ended.stderr
     sheet = next((word.removeprefix("out=") for word in words if word.startswith("out=")), "contact_sheet.png")
     assert (tmp_path / sheet).is_file()
+
+
+@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "dataset.prepare"], ids=ids)
+def test_prepare_command_is_understood(words, tmp_path):
+    """The download is not here: the command must get as far as missing it, which it says by its name."""
+    if "--help" in words:
+        assert "qata" in run([sys.executable, *words[1:]], REPOSITORY).stdout
+        return
+    raw, out = words.index("--raw") + 1, words.index("--out") + 1
+    command = [sys.executable, *words[1:]]
+    command[raw], command[out] = str(tmp_path / "download"), str(tmp_path / "out")
+    ended = run(command, REPOSITORY)
+    assert ended.returncode == 2
+    assert str(tmp_path / "download") in ended.stderr
+
+
+@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "federated.benchmark"], ids=ids)
+def test_benchmark_command_prints_its_ratios(words, tmp_path):
+    """With the smallest sizes; no time is asserted."""
+    sizes = ("--floats", "1e5", "--repeats", "1", "--rounds", "1", "--epoch-s", "0.1")
+    ended = run([sys.executable, *words[1:], *sizes], REPOSITORY)
+    assert ended.returncode == 0, ended.stderr
+    assert "x the limit" in ended.stdout and "% of a round" in ended.stdout
 
 
 @pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "evaluation.report"], ids=ids)
@@ -162,10 +186,14 @@ def test_links_lead_somewhere(page):
         assert not fragment or fragment[1:] in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
 
 
-def test_readme_names_every_experiment_that_can_be_run():
+def test_readme_and_the_experiments_pages_name_every_experiment_that_can_be_run():
     """And the other way round: the dry runs above fail where one does not exist."""
-    named = set(re.findall(r"--config-name=(\w+)", (REPOSITORY / "README.md").read_text()))
-    assert named == {path.stem for path in (REPOSITORY / "config" / "nnunet").glob("*.yaml")} - {"base"}
+    texts = "".join(
+        page.read_text() for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs/experiments").glob("*.md"))
+    )
+    for script, folder in SCRIPTS.items():
+        named = set(re.findall(rf"{script}[^\n]* --config-name=(\w+)", texts))
+        assert named == {path.stem for path in (REPOSITORY / "config" / folder).glob("*.yaml")} - {"base"}, folder
 
 
 def test_readme_paths_exist_in_the_repository():

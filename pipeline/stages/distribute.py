@@ -7,9 +7,9 @@ import numpy as np
 from common.files import read_json, write_json
 from common.image_set import load_image_set
 from common.settings import from_dict
-from federated.dsl import train_dsl
-from federated.dsl_settings import DslSettings
-from federated.dsl_synthesis import synthesise
+from federated.dsl.hub import train_dsl
+from federated.dsl.settings import DslSettings
+from federated.dsl.synthesis import synthesise
 from federated.workers import WorkerSpec
 from nnunetv2_mod import PlanSettings, SiteStatistics, plan_dataset
 from pipeline.run_stage import StageContext
@@ -36,7 +36,7 @@ def train(context: StageContext) -> None:
 def _site(context: StageContext, site: str) -> WorkerSpec:
     settings = context.stage.settings
     return WorkerSpec(
-        "federated.dsl_site:DslSite",
+        "federated.dsl.site:DslSite",
         {
             "slices": str(context.inputs[f"slices:{site}"]),
             "prepared": str(context.inputs[f"prepare:{site}"]),

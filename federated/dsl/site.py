@@ -16,12 +16,12 @@ from common.checkpoints import load_tensors, save_tensors
 from common.errors import InputError
 from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
-from federated.dsl_data import load_pairs
-from federated.dsl_features import feature_statistics
-from federated.dsl_loss import build_perceptual, clip_and_noise, discriminator_loss, generator_losses
-from federated.dsl_model import SMALLEST_SIDE_PX, PatchDiscriminator, one_hot, place
-from federated.dsl_settings import DslSettings
-from federated.dsl_tensors import load_training_state, pack, training_state, unpack
+from federated.dsl.data import load_pairs
+from federated.dsl.features import feature_statistics
+from federated.dsl.loss import build_perceptual, clip_and_noise, discriminator_loss, generator_losses
+from federated.dsl.model import SMALLEST_SIDE_PX, PatchDiscriminator, one_hot, place
+from federated.dsl.settings import DslSettings
+from federated.dsl.tensors import load_training_state, pack, training_state, unpack
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class DslSite:
     """The worker of one site (see ``federated.workers``): every argument and answer is plain.
 
     Args:
-        slices, prepared, planned: see ``federated.dsl_data.load_pairs``.
+        slices, prepared, planned: see ``federated.dsl.data.load_pairs``.
         settings: a ``DslSettings`` as a dictionary.
         seed: the site's own; where noise protects gradients it must stay at the site.
         out: the site's own folder, for ``discriminator_<iteration>.safetensors``.
@@ -99,7 +99,7 @@ class DslSite:
         Args:
             rate: learning rate of this iteration.
             keys: the masks' rows.
-            placements: (top, left, flip rows, flip columns) of each, see ``federated.dsl_model.place``.
+            placements: (top, left, flip rows, flip columns) of each, see ``federated.dsl.model.place``.
             size_px: (height, width) of the fakes.
             fakes: ``fakes`` (n, channels, height, width) float32 in [-1, 1].
 

@@ -24,11 +24,11 @@ from common.files import write_text
 from common.progress import Progress, silent
 from common.seeds import derive_seed
 from common.settings import to_dict
-from federated.dsl_begin import SiteFacts, begin, check_same_run
-from federated.dsl_card import Traffic, write_exchange
-from federated.dsl_model import MaskGenerator, one_hot, place
-from federated.dsl_settings import DslSettings, learning_rate, total_iterations
-from federated.dsl_tensors import load_training_state, pack, training_state, unpack
+from federated.dsl.begin import SiteFacts, begin, check_same_run
+from federated.dsl.card import Traffic, write_exchange
+from federated.dsl.model import MaskGenerator, one_hot, place
+from federated.dsl.settings import DslSettings, learning_rate, total_iterations
+from federated.dsl.tensors import load_training_state, pack, training_state, unpack
 from federated.workers import Failure, Workers
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def train_dsl(
     device: str = "cpu",
     progress: Progress = silent,
 ) -> None:
-    """Train the generator over ``workers`` (of ``federated.dsl_site.DslSite``); the same call resumes exactly on a CPU.
+    """Train the generator over ``workers`` (of ``federated.dsl.site.DslSite``); the same call resumes exactly on a CPU.
 
     Writes ``generator.safetensors``, ``curves.jsonl``, ``CARD.md`` and ``exchange.json`` (what left each site), and
     ``sites.json`` with the masks and feature statistics that synthesis needs. A site that fails or sends what cannot
@@ -73,7 +73,7 @@ def train_dsl(
 
 @dataclass(frozen=True)
 class Batch:
-    """Which masks of a site are shown in an iteration (rows), and how: see ``federated.dsl_model.place``."""
+    """Which masks of a site are shown in an iteration (rows), and how: see ``federated.dsl.model.place``."""
 
     keys: tuple[int, ...]
     placements: tuple[tuple[int, int, int, int], ...]

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import write_json, write_text
-from federated.dsl_features import N_FEATURES
-from federated.dsl_settings import DslSettings
+from federated.dsl.features import N_FEATURES
+from federated.dsl.settings import DslSettings
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from federated.dsl_begin import SiteFacts
+    from federated.dsl.begin import SiteFacts
 
 CARD = "CARD.md"
 EXCHANGE = "exchange.json"

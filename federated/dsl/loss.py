@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
-from federated.dsl_model import PatchDiscriminator
-from federated.dsl_settings import DslSettings
+from federated.dsl.model import PatchDiscriminator
+from federated.dsl.settings import DslSettings
 
 VGG16_LAYERS = (3, 8, 15, 22)  # relu1_2, relu2_2, relu3_3, relu4_3 of torchvision's ``features``
 LITE0_BLOCKS = (0, 2, 4, 10)  # the last block at each of the strides 2, 4, 8 and 16

@@ -15,11 +15,11 @@ from common.progress import Progress, silent
 from common.seeds import derive_seed
 from common.settings import from_dict
 from dataset.slices import restore_labels
-from federated.dsl import RESULT, build_generator
-from federated.dsl_begin import SiteFacts, load_facts
-from federated.dsl_features import feature_statistics, frechet_distance, pool_statistics
-from federated.dsl_model import MaskGenerator, one_hot
-from federated.dsl_settings import DslSettings
+from federated.dsl.begin import SiteFacts, load_facts
+from federated.dsl.features import feature_statistics, frechet_distance, pool_statistics
+from federated.dsl.hub import RESULT, build_generator
+from federated.dsl.model import MaskGenerator, one_hot
+from federated.dsl.settings import DslSettings
 from gan.sample import images_to_integers
 
 

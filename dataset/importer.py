@@ -20,7 +20,8 @@ class RawCase:
     ``name`` becomes the stem of its files: unique, safe as a file name, the same for any listing order. ``files`` are
     all files it is made of: their contents decide whether it must be converted again. ``columns`` is its row in
     ``metadata.csv`` beside ``image``: always ``patient`` (where the download tells them apart) and ``site``, and
-    whatever else describes it without identifying anyone. ``recipe`` is what ``convert`` needs to know besides, JSON-able.
+    whatever else describes it without identifying anyone. ``recipe`` is what ``convert`` needs to know besides,
+    JSON-able; a case whose files, recipe and converting code are unchanged is not converted again.
     """
 
     name: str
@@ -39,12 +40,16 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Found:
-    """What ``find`` saw. ``labels`` is the label map (name: id from 1) that experiments need; empty without masks."""
+    """What ``find`` saw. ``labels`` is the label map (name: id from 1) that experiments need; empty without masks.
+
+    ``channel_names``: nnU-Net's, where the download says them (``CT`` chooses the normalisation).
+    """
 
     cases: tuple[RawCase, ...]
     labels: Mapping[str, int]
     left_out: tuple[LeftOut, ...] = ()
     warnings: tuple[str, ...] = ()
+    channel_names: tuple[str, ...] = ()
 
 
 class Unusable(ValueError):  # noqa: N818 - said of a case, not an error of ours
@@ -56,9 +61,10 @@ class Importer:
     """A dataset or a kind of datasets.
 
     ``find(raw, options)`` raises ``InputError`` where the layout is not what it must be; ``convert(case, out)`` writes
-    ``out/images/<name>.<ending>`` and ``out/masks/<name>.<ending>`` atomically, raises ``InputError`` for data that must
-    not be used without a decision, and ``Unusable`` to leave a case out. ``options`` is the frozen dataclass that
-    ``find`` takes; its fields are the command's ``key=value`` arguments.
+    ``out/images/<name>.<ending>`` and, with labels, ``out/masks/<name>.<ending>`` atomically and in several threads at
+    once, raises ``InputError`` for data that must not be used without a decision, and ``Unusable`` to leave a case out.
+    ``options`` is the frozen dataclass that ``find`` takes; its fields are the command's ``key=value`` arguments, a
+    field's metadata ``help`` is its line in the command's help.
     """
 
     name: str

@@ -19,8 +19,9 @@ class About:
     licence: str = ""
     citation: str = ""
     ethics: str = ""
-    n_images: int = 0  # expected after preparation; of volumes: slices
+    n_images: int = 0  # expected after preparation
     n_images_of_site: dict[str, int] = field(default_factory=dict)  # where sites differ
+    n_slices_of_site: dict[str, int] = field(default_factory=dict)  # of volumes, about
     n_patients: int = 0
     sha256: dict[str, str] = field(default_factory=dict)  # file relative to the raw folder -> hex digest, as published
 

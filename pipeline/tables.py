@@ -104,5 +104,6 @@ def _published_images(config: ExperimentConfig, sites: Sequence[str]) -> dict[tu
     about = config.data.about
     share = 0.8 if config.generator.train_on == "train_and_val" else 0.6
     equal = about.n_images / max(1, len(sites))
-    counts = {site: round(share * about.n_images_of_site.get(site, equal)) for site in sites}
+    published = {**about.n_images_of_site, **about.n_slices_of_site}
+    counts = {site: round(share * published.get(site, equal)) for site in sites}
     return {(fold, site): count for fold in config.folds for site, count in counts.items() if count}

@@ -132,12 +132,24 @@ def test_prepare_command_is_understood(words, tmp_path):
     if "--help" in words:
         assert "qata" in run([sys.executable, *words[1:]], REPOSITORY).stdout
         return
+    for page in PAGES:
+        for language, body in FENCE.findall(page.read_text()):
+            if language == "python" and "IMPORTER = " in body:
+                (tmp_path / "my_dataset.py").write_text(body)
     raw, out = words.index("--raw") + 1, words.index("--out") + 1
     command = [sys.executable, *words[1:]]
     command[raw], command[out] = str(tmp_path / "download"), str(tmp_path / "out")
-    ended = run(command, REPOSITORY)
-    assert ended.returncode == 2
+    ended = run(command, tmp_path)
+    assert ended.returncode == 1
     assert str(tmp_path / "download") in ended.stderr
+
+
+@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "dataset.export_table"], ids=ids)
+def test_export_command_writes_the_table(words, tiny_source, tmp_path):
+    ended = run(substituted(words, tiny_source), tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    (out,) = (word.removeprefix("out=") for word in words if word.startswith("out="))
+    assert "Dataset700_" in (tmp_path / out).read_text()
 
 
 @pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "federated.benchmark"], ids=ids)

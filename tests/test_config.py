@@ -144,14 +144,35 @@ def test_all_folds_are_one_graph():
     assert composed("demo", "data.fold=all").folds == (0, 1, 2, 3, 4)
 
 
-@pytest.mark.parametrize("experiment", ["qata_000", "polyp_000"])
+PAPER = {
+    "nnunet/qata_000": ("site A: about 2523 kimg, about 25230 images", "47 stages, 47 to do"),
+    "nnunet/polyp_000": ("site B: about 490 kimg, about 4900 images", "47 stages, 47 to do"),
+    "nnunet/cervix_000": ("site A: about 3600 kimg, about 36000 images", "47 stages, 47 to do"),
+    "federated/qata_00": ("fedavg: 1000 rounds, each 1 x 250 iterations a site", "23 stages, 23 to do"),
+    "federated/polyp_00": ("fedavg: 1000 rounds, each 1 x 250 iterations a site", "23 stages, 23 to do"),
+    "federated/cervix_00": ("fedavg: 1000 rounds, each 1 x 250 iterations a site", "23 stages, 23 to do"),
+    "scaling/qata_001": ("2: A B; 4: A B C D; all: A B C D E F G H", "401 stages, 401 to do"),
+}
+
+
+@pytest.mark.parametrize("experiment", PAPER)
 def test_the_papers_experiments_dry_run_without_data(experiment, tmp_path, caplog):
+    """Stages, epochs, kimg and images, from the published counts."""
     caplog.set_level(logging.INFO)
     overrides = ("dry_run=true", f"path.logs={tmp_path / 'runs'}", f"path.data={tmp_path / 'none'}")
     assert launch(composed(experiment, *overrides)) == 0
-    for shown in ("nnU-Net     1000 epochs", "kimg auto", "images per site auto", "openclip", "39 stages, 39 to do"):
+    for shown in ("nnU-Net     1000 epochs x 250 iterations", *PAPER[experiment]):
         assert shown in caplog.text
     assert not (tmp_path / "runs").exists()  # a dry run writes nothing
+
+
+def test_a_dry_run_with_data_counts_the_images_that_each_site_will_train_on(tmp_path, caplog):
+    """20 patients a site with one image each: 12 train, 4 validate."""
+    caplog.set_level(logging.INFO)
+    phantom = ("++data.phantom.images_per_patient=[1,1]", "train.gan.kimg=auto", "generate.n_images=auto")
+    folders = ("dry_run=true", f"path.logs={tmp_path / 'runs'}", f"path.data={tmp_path}")
+    assert launch(composed("nnunet/demo", *phantom, *folders)) == 0
+    assert "site B: 12 kimg, 120 images" in caplog.text
 
 
 @pytest.mark.parametrize("path", GROUP_FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")

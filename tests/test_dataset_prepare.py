@@ -278,7 +278,7 @@ def documented(module):
 
 def test_the_documented_commands_have_importers_and_options_that_exist():
     commands = [words for words in documented("dataset.prepare") if not words[0].endswith(".py")]
-    assert {words[0] for words in commands} == {"qata", "polyp", "nnunet", "bids"}
+    assert {words[0] for words in commands} == {"qata", "polyp", "dicom", "nnunet", "bids"}
     for name, raw, _, out, _, *settings in commands:
         assert (raw, out) == ("--raw", "--out")
         settings_from_text(load_importer(name)[0].options, split_arguments(settings, "docs"), "docs")

@@ -6,7 +6,6 @@ of a patient: one is kept, chosen by scanner. The last slices, which nobody anno
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,15 @@ from pathlib import Path
 
 from common.errors import InputError
 from dataset.dicom import DEFAULT_SALT_FILE, load_salt, pseudonym, scanner_of
-from dataset.dicom_folder import Annotated, annotated_series, labels_by_number, raw_case, spelled_once, write_case
+from dataset.dicom_folder import (
+    Annotated,
+    annotated_series,
+    description_fits,
+    labels_by_number,
+    raw_case,
+    spelled_once,
+    write_case,
+)
 from dataset.importer import Found, Importer, LeftOut, RawCase
 from dataset.raw_files import read_rows
 
@@ -44,17 +51,17 @@ class CervixOptions:
 
 
 def find(raw: Path, options: CervixOptions) -> Found:
-    """One T2 series with a structure set for every patient; only headers are read.
+    """One T2 series with a structure set for every patient; no pixels are read.
 
     Raises:
         InputError: no DICOM, a table without its columns, or one that names patients who are not there.
     """
-    annotated, left_out = annotated_series(raw)
     salt = load_salt(Path(options.salt_file))
+    annotated, left_out = annotated_series(raw, salt)
     of_patient: dict[str, list[Annotated]] = defaultdict(list)
     for item in annotated:
         patient = item.images[0].text("PatientID")
-        if re.search(options.series_description, item.images[0].text("SeriesDescription")):
+        if description_fits(item.images[0], options.series_description):
             of_patient[patient].append(item)
         else:
             left_out.append(LeftOut(pseudonym(patient, salt), "the series description is not that of a T2 series"))
@@ -63,7 +70,7 @@ def find(raw: Path, options: CervixOptions) -> Found:
     for patient, items in sorted(of_patient.items()):
         chosen, others = _preferred(items, options)
         name = f"cervix_{pseudonym(patient, salt)}"
-        left_out += [LeftOut(name, "another MRI of the patient, from a scanner that is less preferred")] * len(others)
+        left_out += [LeftOut(name, "another MRI of the patient, of a scanner that is not preferred")] * len(others)
         warnings += _missing_organs(name, chosen)
         recipe = {"organs": spelled_once(SPELLINGS), "n_slices_to_cut": to_cut.get(patient, options.slices_to_cut)}
         cases.append(raw_case(name, chosen, _columns(name, chosen, options), recipe))
@@ -116,7 +123,7 @@ def _preferred(items: Sequence[Annotated], options: CervixOptions) -> tuple[Anno
 
 
 def _missing_organs(name: str, item: Annotated) -> list[str]:
-    drawn = set(labels_by_number(item.names, spelled_once(SPELLINGS)).values())
+    drawn = set(labels_by_number(item.drawn(), spelled_once(SPELLINGS)).values())
     return [f"{name}: no {organ}; its mask is empty" for organ, label in LABELS.items() if drawn and label not in drawn]
 
 

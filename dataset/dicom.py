@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 HEADER_TAGS = (
     *("SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "Modality"),
     *("SeriesDescription", "Manufacturer", "ManufacturerModelName", "MagneticFieldStrength", "InstitutionName"),
-    *("StationName", "Rows", "Columns", "NumberOfFrames", "PixelSpacing"),
+    *("StationName", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PixelSpacing"),
     *(
         "ImagePositionPatient",
         "ImageOrientationPatient",
@@ -74,7 +74,11 @@ class Geometry:
 
 
 def read_headers(files: Iterable[Path], n_threads: int = 8) -> list[Header]:
-    """The allowed tags of all files that are DICOM, sorted by path; pixels are not read."""
+    """The allowed tags of all files that are DICOM, sorted by path; pixels are not read.
+
+    Raises:
+        InputError: a DICOM file that cannot be read or ends within its header.
+    """
     with ThreadPoolExecutor(n_threads) as pool:
         return [header for header in pool.map(_read_header, sorted(files)) if header is not None]
 
@@ -84,8 +88,12 @@ def _read_header(path: Path) -> Header | None:
 
     try:
         read = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
-    except (pydicom.errors.InvalidDicomError, OSError):
+    except pydicom.errors.InvalidDicomError:
         return None
+    except (OSError, EOFError) as error:
+        raise InputError(f"cannot be read ({error})", where=path, fix="export the file again") from error
+    if "SeriesInstanceUID" not in read:  # every object of a patient has one
+        raise InputError("a DICOM file that belongs to no series", where=path, fix="export it again, or remove it")
     return Header(path, {name: read.get(name) for name in HEADER_TAGS if name in read})
 
 
@@ -96,11 +104,23 @@ def all_files(raw: Path) -> list[Path]:
 
 
 def group_series(headers: Iterable[Header]) -> dict[str, list[Header]]:
-    """Image files by the series they belong to; structure sets and segmentations are no images."""
+    """Image files by the series they belong to; structure sets and segmentations are no images.
+
+    Raises:
+        InputError: a file of an image series that ends before its size: without it, a series would lose its last slice.
+    """
     series: dict[str, list[Header]] = defaultdict(list)
+    without_size = []
     for header in headers:
-        if header.text("Modality") not in (RTSTRUCT, SEG) and header.tags.get("Rows"):
+        if header.text("Modality") in (RTSTRUCT, SEG):
+            continue
+        if header.tags.get("Rows"):
             series[header.text("SeriesInstanceUID")].append(header)
+        else:
+            without_size.append(header)
+    for header in without_size:
+        if header.text("SeriesInstanceUID") in series:
+            raise InputError("a slice without Rows", where=header.path, fix="export the file again")
     return dict(series)
 
 
@@ -132,16 +152,15 @@ def sort_series(headers: Sequence[Header]) -> tuple[list[Header], Geometry]:
     """The slices in the order of their positions along the normal, and their grid.
 
     Raises:
-        InputError: multi-frame files, missing positions or pixel spacing, mixed sizes or orientations, slices twice,
-            sheared stacks, or gaps.
+        InputError: multi-frame or colour files, missing positions or pixel spacing, mixed sizes or orientations, slices
+            twice, sheared stacks, or gaps.
     """
     first = headers[0]
     folder = first.path.parent
     for header in headers:
         _check_slice(header)
     _check_equal(headers, folder)
-    rows, columns = np.array(first.tags["ImageOrientationPatient"], float).reshape(2, 3)
-    normal = np.cross(rows, columns)
+    rows, columns, normal = _axes(first)
     positions = np.array([header.tags["ImagePositionPatient"] for header in headers], float)
     order = np.argsort(positions @ normal, kind="stable")
     distance_mm = _slice_distance(positions[order], normal, folder)
@@ -160,9 +179,26 @@ def _check_slice(header: Header) -> None:
         raise InputError(
             "a multi-frame image", where=header.path, fix="export the series as classic DICOM, one file a slice"
         )
+    if int(header.tags.get("SamplesPerPixel") or 1) > 1:
+        raise InputError("a colour image", where=header.path, fix="export the original series, not a screen capture")
     for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
         if header.tags.get(name) is None:
             raise InputError(f"no {name}", where=header.path, fix="export the original series, not a screen capture")
+
+
+def _axes(header: Header) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Directions of columns, rows and slices, (3,) each, as an orthonormal frame: files round their cosines."""
+    rows, columns = np.array(header.tags["ImageOrientationPatient"], float).reshape(2, 3)
+    if not np.allclose((rows @ rows, columns @ columns, rows @ columns), (1, 1, 0), atol=5 * DIRECTION_TOLERANCE):
+        raise InputError(
+            f"ImageOrientationPatient {[*rows.tolist(), *columns.tolist()]} is no pair of perpendicular directions",
+            where=header.path,
+            fix="export the original series",
+        )
+    rows = rows / np.linalg.norm(rows)
+    columns = columns - (columns @ rows) * rows
+    columns = columns / np.linalg.norm(columns)
+    return rows, columns, np.cross(rows, columns)
 
 
 def _check_equal(headers: Sequence[Header], folder: Path) -> None:
@@ -208,7 +244,7 @@ def _slice_distance(positions: np.ndarray, normal: np.ndarray, folder: Path) -> 
     across = positions - positions[:1] - np.outer((positions - positions[:1]) @ normal, normal)
     if np.abs(across).max() > GAP_TOLERANCE * median * len(positions):
         raise InputError("a sheared stack (gantry tilt)", where=folder, fix="resample it to a straight grid first")
-    return median
+    return float(steps.mean())  # files round positions; over the whole stack that hardly counts
 
 
 def read_volume(headers: Sequence[Header], geometry: Geometry) -> SimpleITK.Image:

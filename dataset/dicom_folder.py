@@ -31,9 +31,9 @@ from dataset.dicom import (
     sort_series,
     write_nifti,
 )
-from dataset.dicom_seg import read_segments, segment_names
+from dataset.dicom_seg import drawn_segments, read_segments, segment_names
 from dataset.importer import Found, Importer, LeftOut, RawCase
-from dataset.rtstruct import read_structures, structure_names
+from dataset.rtstruct import drawn_structures, read_structures, structure_names
 
 CHANNEL_OF_MODALITY = {"CT": "CT", "MR": "MR"}
 SITE_TAGS = ("ManufacturerModelName", "Manufacturer", "InstitutionName", "StationName", "MagneticFieldStrength")
@@ -66,19 +66,30 @@ class Annotated:
     @property
     def names(self) -> dict[int, str]:
         """Numbers and names of its structures or segments."""
-        is_structure_set = self.annotation.text("Modality") == RTSTRUCT
-        return structure_names(self.annotation) if is_structure_set else segment_names(self.annotation)
+        return structure_names(self.annotation) if self.is_structure_set else segment_names(self.annotation)
+
+    @property
+    def is_structure_set(self) -> bool:
+        """Whether it was drawn as contours (RTSTRUCT); else it is a SEG."""
+        return self.annotation.text("Modality") == RTSTRUCT
+
+    def drawn(self) -> dict[int, str]:
+        """``names`` without those that nothing was drawn of; reads the annotation's file."""
+        numbers = (drawn_structures if self.is_structure_set else drawn_segments)(self.annotation.path)
+        return {number: name for number, name in self.names.items() if number in numbers}
 
 
 def find(raw: Path, options: DicomOptions) -> Found:
     """List the series that have a structure set or segmentation; only headers are read.
 
     Raises:
-        InputError: no organs asked for, no DICOM, or an unknown site tag.
+        InputError: no organs asked for, no DICOM, an unknown site tag, or folders that name patients, not sites.
     """
     _check_options(options)
-    annotated, left_out = annotated_series(raw)
     salt = load_salt(Path(options.salt_file))
+    annotated, left_out = annotated_series(raw, salt)
+    if options.site_from == "folder":
+        _check_folders_are_sites(annotated, raw)
     cases, modalities = [], set()
     for item in annotated:
         first = item.images[0]
@@ -111,11 +122,13 @@ IMPORTER = Importer(
 )
 
 
-def annotated_series(raw: Path) -> tuple[list[Annotated], list[LeftOut]]:
+def annotated_series(raw: Path, salt: bytes) -> tuple[list[Annotated], list[LeftOut]]:
     """Series with a structure set or segmentation, by their identifiers; and what has no partner.
 
+    Names in the report are pseudonyms: folders and files of an export carry patients' names and numbers.
+
     Raises:
-        InputError: no DICOM file, or a series with several annotations.
+        InputError: no DICOM file, a series with several annotations, or one without a patient's id.
     """
     headers = read_headers(all_files(raw))
     if not headers:
@@ -127,10 +140,17 @@ def annotated_series(raw: Path) -> tuple[list[Annotated], list[LeftOut]]:
         if header.text("Modality") in (RTSTRUCT, SEG):
             uid = match_to_series(header, series)
             if uid is None:
-                left_out.append(LeftOut(_place(header, raw), "a structure set or segmentation without its series"))
+                name = f"{header.text('Modality')} of {pseudonym(header.text('PatientID'), salt)}"
+                left_out.append(LeftOut(name, "a structure set or segmentation without its series"))
             else:
                 annotations[uid].append(header)
-    for found in annotations.values():
+    for uid, found in annotations.items():
+        if not series[uid][0].text("PatientID"):
+            raise InputError(
+                "no PatientID: its patient could not be told from others",
+                where=series[uid][0].path,
+                fix="export with a number for each patient (it becomes a pseudonym)",
+            )
         if len(found) > 1:
             raise InputError(
                 f"{len(found)} structure sets or segmentations for one series ({found[1].path.name}, ...)",
@@ -154,6 +174,20 @@ def case_name(prefix: str, header: Header, salt: bytes) -> str:
     return f"{prefix}_{pseudonym(header.text('PatientID'), salt)}_{series}"
 
 
+def description_fits(header: Header, pattern: str) -> bool:
+    """Whether the regular expression is found in the series' description; the description itself is not kept.
+
+    Raises:
+        InputError: no regular expression.
+    """
+    try:
+        return re.search(pattern, header.text("SeriesDescription")) is not None
+    except re.error as error:
+        raise InputError(
+            f"{pattern!r} is no regular expression ({error})", where="series_description", fix="escape it: T2\\(TRA\\)"
+        ) from error
+
+
 def spelled_once(organs: Mapping[str, int]) -> dict[str, int]:
     """Names in one spelling: lower case, without spaces, dashes and underscores."""
     return {_spelling(name): label for name, label in organs.items()}
@@ -174,10 +208,10 @@ def write_case(case: RawCase, out: Path, *, must_have_all: bool) -> None:
 
     *image_files, annotation_file = case.files
     headers, geometry = sort_series(read_headers(image_files, n_threads=1))
-    (annotation,) = read_headers([annotation_file], n_threads=1)
-    names = Annotated(tuple(headers), annotation).names
+    item = Annotated(tuple(headers), *read_headers([annotation_file], n_threads=1))
+    names = item.names
     wanted = labels_by_number(names, case.recipe["organs"])
-    read = read_structures if annotation.text("Modality") == RTSTRUCT else read_segments
+    read = read_structures if item.is_structure_set else read_segments
     masks = read(annotation_file, geometry, wanted)
     missing = set(case.recipe["organs"].values()) - {wanted[number] for number in masks}
     if not masks or (must_have_all and missing):
@@ -216,22 +250,40 @@ def _check_options(options: DicomOptions) -> None:
         raise InputError(f"site_from={options.site_from!r}", where="site_from", fix=f"use folder or one of {SITE_TAGS}")
 
 
+def _check_folders_are_sites(annotated: Sequence[Annotated], raw: Path) -> None:
+    """A folder a patient would write his name or number into the table, as a site."""
+    patients: dict[str, set[str]] = defaultdict(set)
+    for item in annotated:
+        patients[_folder(item.images[0], raw)].add(item.images[0].text("PatientID"))
+    alone = {folder: found for folder, found in patients.items() if len(found) == 1}
+    named = any(patient in folder for folder, found in alone.items() for patient in found)
+    if named or (len(alone) == len(patients) > 1):
+        raise InputError(
+            f"{len(alone)} of {len(patients)} folders hold one patient: they name patients, not sites",
+            where=raw,
+            fix=f"make a folder for each site and put its patients there, or set site_from to one of {SITE_TAGS}",
+        )
+
+
 def _not_wanted(header: Header, options: DicomOptions) -> str:
     if options.modality and header.text("Modality") != options.modality:
         return f"modality is not {options.modality}"
-    if options.series_description and not re.search(options.series_description, header.text("SeriesDescription")):
+    if not description_fits(header, options.series_description):
         return "the series description does not match"
     return ""
 
 
 def _site(header: Header, raw: Path, site_from: str) -> str:
-    text = header.path.relative_to(raw).parts[0] if site_from == "folder" else header.text(site_from)
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-_.")
+    text = _folder(header, raw) if site_from == "folder" else header.text(site_from)
+    site = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-_.")
+    if not site:
+        raise InputError(f"no {site_from}", where=header.path, fix="set site_from to another tag, or to folder")
+    return site
+
+
+def _folder(header: Header, raw: Path) -> str:
+    return header.path.relative_to(raw).parts[0]
 
 
 def _spelling(name: str) -> str:
     return re.sub(r"[\s_-]+", "", name).lower()
-
-
-def _place(header: Header, raw: Path) -> str:
-    return str(header.path.relative_to(raw))

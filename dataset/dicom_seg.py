@@ -19,8 +19,19 @@ def segment_names(header: Header) -> dict[int, str]:
     return {int(item.SegmentNumber): str(item.SegmentLabel) for item in header.tags.get("SegmentSequence") or ()}
 
 
+def drawn_segments(path: Path) -> set[int]:
+    """Segment numbers that have frames, from the header alone."""
+    import pydicom
+
+    names = ["PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"]
+    stored = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=names)
+    groups = [group for name in names for group in stored.get(name) or ()]
+    found = (part for group in groups for part in group.get("SegmentIdentificationSequence") or ())
+    return {int(part.ReferencedSegmentNumber) for part in found}
+
+
 def read_segments(path: Path, geometry: Geometry, wanted: Mapping[int, Any]) -> dict[int, np.ndarray]:
-    """A mask (slices, rows, columns) for each segment number in ``wanted`` that has frames.
+    """A mask (slices, rows, columns) for each segment number in ``wanted`` that has a voxel.
 
     Raises:
         InputError: a segmentation in another grid than the series', or frames without a position.
@@ -47,7 +58,7 @@ def read_segments(path: Path, geometry: Geometry, wanted: Mapping[int, Any]) -> 
         orientation = _group(groups, shared, "PlaneOrientationSequence", path).ImageOrientationPatient
         plane = _plane(position, orientation, geometry, path)
         masks.setdefault(number, np.zeros((n_slices, n_rows, n_columns), bool))[plane] |= pixels > threshold
-    return masks
+    return {number: mask for number, mask in masks.items() if mask.any()}
 
 
 def _group(groups: Any, shared: Any, name: str, path: Path) -> Any:

@@ -19,8 +19,20 @@ def structure_names(header: Header) -> dict[int, str]:
     return {int(item.ROINumber): str(item.ROIName) for item in header.tags.get("StructureSetROISequence") or ()}
 
 
+def drawn_structures(path: Path) -> set[int]:
+    """ROI numbers that have contours: planning systems store names of what nobody drew."""
+    import pydicom
+
+    stored = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=["ROIContourSequence"])
+    return {
+        int(roi.ReferencedROINumber)
+        for roi in stored.get("ROIContourSequence") or ()
+        if any(contour.ContourGeometricType != "POINT" for contour in roi.get("ContourSequence") or ())
+    }
+
+
 def read_structures(path: Path, geometry: Geometry, wanted: Mapping[int, Any]) -> dict[int, np.ndarray]:
-    """A mask (slices, rows, columns) for each ROI number in ``wanted`` that has contours.
+    """A mask (slices, rows, columns) for each ROI number in ``wanted`` that has a voxel.
 
     A voxel is inside where its centre is; contours of one slice are combined by exclusive or, so that a contour inside
     another cuts a hole.
@@ -46,7 +58,8 @@ def read_structures(path: Path, geometry: Geometry, wanted: Mapping[int, Any]) -
                 )
             points = geometry.to_voxels(np.array(contour.ContourData, float).reshape(-1, 3))
             _fill(mask, points, path)
-        masks[number] = mask
+        if mask.any():
+            masks[number] = mask
     return masks
 
 

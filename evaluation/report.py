@@ -16,6 +16,13 @@ from typing import Any
 from common.errors import InputError
 from common.files import write_text
 from evaluation import report_html as page
+from evaluation.report_approaches import (
+    approaches_section,
+    federated_section,
+    is_baseline_run,
+    scaling_section,
+    write_scaling,
+)
 from evaluation.report_pictures import (
     ShownCase,
     curves_figure,
@@ -45,6 +52,11 @@ TRAINING_STAGES = {
     "segment_real": "Segmentation, the site's real images (real-X)",
     "segment_syn": "Segmentation, shared synthetic images (syn-all)",
     "finetune": "Segmentation, fine-tuned on the site's real images (syn-real-X)",
+    "segment_dsl": "Segmentation, DSL's synthetic images (dsl-all)",
+}
+LEFT_OUT_WHERE_ABSENT = {  # a run of baselines alone trains no generator, a run without DSL nothing on its images
+    False: ("segment_dsl",),
+    True: ("generator", "segment_syn", "finetune", "segment_dsl"),
 }
 MAX_FIELDS_ACROSS = 8  # what fits a page
 FILTER_PICTURES = {
@@ -68,8 +80,11 @@ def write_report(run: Path, folds: Sequence[int] | None = None, out: Path | None
     if not chosen:
         raise InputError("no fold_<k> folder here", where=run, fix="give the folder runs/<exp_name> of a started run")
     files = RunFiles(run, chosen)
-    builders: dict[str, tuple[str, Callable[[RunFiles], page.Html]]] = {
+    builders: dict[str, tuple[str, Callable[[RunFiles], page.Html | None]]] = {
         "answer": ("What sharing gained", _answer_section),
+        "approaches": ("Against other approaches", _approaches_section),
+        "scaling": ("What further contributors bring", scaling_section),
+        "federated": ("Training across sites", federated_section),
         "results": ("More results", _more_results_section),
         "images": ("Real beside synthetic images", _images_section),
         "filter": ("Memorization filter", _filter_section),
@@ -78,17 +93,22 @@ def write_report(run: Path, folds: Sequence[int] | None = None, out: Path | None
         "time": ("Time per stage", _time_section),
         "run": ("This run", _identity_section),
     }
-    sections = [page.Section(anchor, title, _guarded(build, files)) for anchor, (title, build) in builders.items()]
+    bodies = {anchor: _guarded(build, files) for anchor, (_, build) in builders.items()}
+    sections = [page.Section(anchor, builders[anchor][0], body) for anchor, body in bodies.items() if body is not None]
     folder = out or run
     _write_summary(files, folder / "summary.csv")
+    _write_scaling(files, folder / "scaling.csv")
     title, fold_names = f"autoshare: {run.resolve().name}", ", ".join(map(str, chosen))
     subtitle = f"Outer fold{'s' if len(chosen) > 1 else ''} {fold_names}"
     write_text(folder / "report.html", page.page(title, subtitle, WARNING, sections))
     return folder / "report.html"
 
 
-def _guarded(build: Callable[[RunFiles], page.Html], files: RunFiles) -> page.Html:
-    """A section, or, where a file of the run cannot be read, a line that says so: the report must not fail the run."""
+def _guarded(build: Callable[[RunFiles], page.Html | None], files: RunFiles) -> page.Html | None:
+    """A section (None: this run has no such part), or a line that says why it could not be built.
+
+    The report must not fail the run.
+    """
     try:
         return build(files)
     except Exception as error:
@@ -102,6 +122,17 @@ def _write_summary(files: RunFiles, path: Path) -> None:
             write_table(path, files.summary)
     except InputError as error:
         logger.warning("no summary.csv: %s", error)
+
+
+def _write_scaling(files: RunFiles, path: Path) -> None:
+    try:
+        write_scaling(files, path)
+    except InputError as error:
+        logger.warning("no scaling.csv: %s", error)
+
+
+def _approaches_section(files: RunFiles) -> page.Html | None:
+    return None if files.results is None or files.results.empty else approaches_section(files.results)
 
 
 def _answer_section(files: RunFiles) -> page.Html:
@@ -135,7 +166,8 @@ def _images_section(files: RunFiles) -> page.Html:
         if site in shared:
             rows["synthetic, labels by the site's network"] = load_shown_cases(shared[site].path)
             labels |= read_mapping(shared[site].path / "dataset.json").get("labels", {})
-        parts.append(_site_images(site, {title: cases for title, cases in rows.items() if cases}, labels))
+        shown = {title: cases for title, cases in rows.items() if cases}
+        parts.append(_site_images(site, shown, labels, 1 if is_baseline_run(files) else 2))
     sheets = [
         page.picture((folder.path / "sample_sheet.png").read_bytes(), f"Site {folder.site}: samples of the generator")
         for folder in files.first_of_each_site("generator")
@@ -145,16 +177,18 @@ def _images_section(files: RunFiles) -> page.Html:
     return page.join(page.note(remark), *parts, *sheets) if parts or sheets else page.absent("No images yet.")
 
 
-def _site_images(site: str, rows: Mapping[str, Sequence[ShownCase]], labels: Mapping[str, Any]) -> page.Html:
+def _site_images(
+    site: str, rows: Mapping[str, Sequence[ShownCase]], labels: Mapping[str, Any], n_kinds: int
+) -> page.Html:
     if not rows:
         return page.join(page.heading(f"Site {site}"), page.absent("No images yet."))
-    missing = "" if len(rows) > 1 else page.absent("Only one of real and synthetic images is there yet.")
+    missing = page.absent("Only one of real and synthetic images is there yet.") if len(rows) < n_kinds else ""
     caption = f"Site {site}: {' / '.join(rows)}"
     shown = page.picture(real_beside_synthetic(rows, labels), caption)
     return page.join(page.heading(f"Site {site}"), shown, missing)
 
 
-def _filter_section(files: RunFiles) -> page.Html:
+def _filter_section(files: RunFiles) -> page.Html | None:
     folders = files.stage_folders("filter")
     records = [(folder, read_mapping(folder.path / "filter.json")) for folder in folders]
     rows = [({"fold": folder.fold, "site": folder.site} | _scalars(record)) for folder, record in records if record]
@@ -165,11 +199,11 @@ def _filter_section(files: RunFiles) -> page.Html:
         if (folder.path / name).is_file()
     ]
     if not rows and not pictures:
-        return page.absent("The filter has not run yet.")
+        return None if is_baseline_run(files) else page.absent("The filter has not run yet.")
     return page.join(_table_of(rows), *pictures)
 
 
-def _shared_section(files: RunFiles) -> page.Html:
+def _shared_section(files: RunFiles) -> page.Html | None:
     rows, evidence, cards = [], [], []
     for folder in files.stage_folders("share"):
         key = {"fold": folder.fold, "site": folder.site}
@@ -183,7 +217,7 @@ def _shared_section(files: RunFiles) -> page.Html:
             card = page.element("pre", (folder.path / "CARD.md").read_text(encoding="utf-8", errors="replace"))
             cards.append(page.details(f"Card of site {folder.site}, fold {folder.fold}", card))
     if not rows:
-        return page.absent("Nothing has been shared yet.")
+        return None if is_baseline_run(files) else page.absent("Nothing has been shared yet.")
     evidence = [row for row in evidence if len(row) > 2]
     privacy = page.join(page.heading("Evidence about privacy"), _table_of(evidence)) if evidence else ""
     return page.join(_table_of(rows), privacy, *cards)
@@ -192,6 +226,8 @@ def _shared_section(files: RunFiles) -> page.Html:
 def _curves_section(files: RunFiles) -> page.Html:
     parts = []
     for stage, title in TRAINING_STAGES.items():
+        if stage in LEFT_OUT_WHERE_ABSENT[is_baseline_run(files)] and not files.stage_folders(stage):
+            continue
         curves: dict[str, list[list[dict[str, Any]]]] = {}
         for folder in files.stage_folders(stage):
             curves.setdefault(folder.site, []).append(read_curves(folder.path / "curves.jsonl"))

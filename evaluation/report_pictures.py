@@ -98,7 +98,7 @@ def _windowed(pixels: np.ndarray) -> np.ndarray:
 def real_beside_synthetic(rows: Mapping[str, Sequence[ShownCase]], labels: Mapping[str, Any]) -> bytes:
     """One row of images for each entry of ``rows`` (its key is the row's title), label outlines in colour."""
     n_columns = max(len(cases) for cases in rows.values())
-    figure = _figure(1.55 * n_columns, 1.85 * len(rows) + 0.3)
+    figure = new_figure(1.55 * n_columns, 1.85 * len(rows) + 0.3)
     grid = figure.subplots(len(rows), n_columns, squeeze=False)
     shown_labels = {name: value for name, value in labels.items() if value != 0}
     for axes_row, (title, cases) in zip(grid, rows.items(), strict=True):
@@ -113,7 +113,7 @@ def real_beside_synthetic(rows: Mapping[str, Sequence[ShownCase]], labels: Mappi
     legend = figure.legend(handles=marks, loc="outside lower left", ncols=8, fontsize=8, facecolor="#666666")
     for text in legend.get_texts():
         text.set_color("white")
-    return _png(figure)
+    return to_png(figure)
 
 
 def _outline(index: int) -> str:
@@ -142,7 +142,7 @@ def curves_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
         return None
     n_columns = min(3, len(keys))
     n_rows = -(-len(keys) // n_columns)
-    figure = _figure(3.6 * n_columns, 2.5 * n_rows + 0.3)
+    figure = new_figure(3.6 * n_columns, 2.5 * n_rows + 0.3)
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for panel in panels[len(keys) :]:
         panel.set_axis_off()
@@ -153,7 +153,7 @@ def curves_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
         panel.set_xlabel(str(points[0].get("unit", "step")), fontsize=8)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=8, fontsize=8, frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _draw_curves(panel: Any, key: str, site: str, folds: Sequence[Sequence[Mapping[str, Any]]], colour: str) -> None:
@@ -174,7 +174,7 @@ def scores_figure(summary: pd.DataFrame, metric: str, title: str, scale: float) 
     sites, models = sorted(chosen["tested_on"].unique()), list(dict.fromkeys(chosen["model"]))
     n_columns = min(4, len(sites))
     n_rows = -(-len(sites) // n_columns)
-    figure = _figure(1.2 + 2.5 * n_columns, n_rows * (0.7 + 0.28 * len(models)))
+    figure = new_figure(1.2 + 2.5 * n_columns, n_rows * (0.7 + 0.28 * len(models)))
     panels = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True, sharex=True).ravel()
     for panel in panels[len(sites) :]:
         panel.set_axis_off()
@@ -189,14 +189,14 @@ def scores_figure(summary: pd.DataFrame, metric: str, title: str, scale: float) 
         panel.grid(axis="x", color="#e6e9ee", lw=0.8)
         panel.set_yticks(range(len(models)), models, fontsize=8)
     panels[0].invert_yaxis()
-    return _png(figure)
+    return to_png(figure)
 
 
 def stage_times_figure(records: Sequence[StageRecord]) -> bytes:
     """Minutes of each stage, all folds together, the sites' shares in their colours."""
     stages = sorted({record.stage for record in records}, key=lambda stage: (stage_rank(stage), stage))
     sites = sorted({record.site for record in records})
-    figure = _figure(9.0, 0.9 + 0.3 * len(stages))
+    figure = new_figure(9.0, 0.9 + 0.3 * len(stages))
     axes = figure.subplots()
     left = np.zeros(len(stages))
     for colour, site in zip(_colours(len(sites)), sites, strict=True):
@@ -211,21 +211,23 @@ def stage_times_figure(records: Sequence[StageRecord]) -> bytes:
     axes.legend(fontsize=8, frameon=False, ncols=min(8, len(sites)), loc="lower right")
     axes.grid(axis="x", color="#e6e9ee", lw=0.8)
     axes.set_axisbelow(True)
-    return _png(figure)
+    return to_png(figure)
 
 
 def _colours(n: int) -> list[str]:
     return [PALETTE[index % len(PALETTE)] for index in range(n)]
 
 
-def _figure(width_inch: float, height_inch: float) -> Figure:
+def new_figure(width_inch: float, height_inch: float) -> Figure:
+    """An empty figure that lays itself out."""
     from matplotlib.figure import Figure
 
     # no pyplot: it keeps figures alive and picks a backend for the whole process
     return Figure(figsize=(width_inch, height_inch), dpi=110, layout="constrained")
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """The figure's bytes, in the report's style."""
     for axes in figure.axes:
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)

@@ -29,7 +29,9 @@ CONVENTIONS = (
 
 
 def answer(results: pd.DataFrame, summary: pd.DataFrame) -> Html:
-    """The first screen: Dice of every model on every site, what sharing gained, and the paper's test."""
+    """The first screen: Dice of every model on every site; where there is syn-real, what it gained, and the test."""
+    if not results["model"].astype(str).str.startswith("syn-real-").any():
+        return metric_table(summary, "dice")
     return join(
         metric_table(summary, "dice"),
         element("ul", join(*(element("li", sentence) for sentence in gain_sentences(results))), "answers"),

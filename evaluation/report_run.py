@@ -22,8 +22,21 @@ logger = logging.getLogger(__name__)
 ALL_SITES = "all"
 STAGES = (
     *("prepare", "plan", "slices", "calibrate", "generator", "segment_real", "sample", "filter", "label", "share"),
-    *("merge", "segment_syn", "finetune", "evaluate"),
+    *("merge", "segment_syn", "finetune"),
+    *(
+        "statistics",
+        "negotiate",
+        "adopt",
+        "fedavg",
+        "fedprox",
+        "fedbn",
+        "dsl",
+        "dsl_dataset",
+        "segment_dsl",
+        "evaluate",
+    ),
 )
+UNION_STAGE = "finetune_"  # with the name of a union of sites
 
 
 @dataclass(frozen=True)
@@ -113,6 +126,7 @@ def find_folds(run: Path) -> tuple[int, ...]:
 
 def stage_rank(stage: str) -> int:
     """Where a stage stands in the flow; unknown ones last."""
+    stage = UNION_STAGE.rstrip("_") if stage.startswith(UNION_STAGE) else stage
     return STAGES.index(stage) if stage in STAGES else len(STAGES)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,8 @@ TEXT_COLUMNS = ("model", "trained_on", "tested_on", "case", "label")
 KEY_COLUMNS = ("model", "trained_on", "tested_on", "fold", "case", "label")
 COLUMNS = (*KEY_COLUMNS, "dice", "iou", "hd95", "nsd")
 FOREGROUND = "foreground"  # the summary's row over all labels: the plain mean of the labels' means
-FAMILIES = ("real", "syn", "syn-real")
+FAMILIES = ("real", "syn", "syn-real", "fedavg", "fedprox", "fedbn", "dsl")
+UNION_FAMILY = re.compile(r"syn.+-real")  # fine-tuned from the synthetic images of some of the sites
 
 
 def write_results(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -69,8 +71,9 @@ def _refuse_twice(table: pd.DataFrame, path: Path) -> None:
 
 
 def model_order(model: str, trained_on: str) -> tuple[int, bool, str, str]:
-    """Sort key of a model: real, syn, syn-real, others; in each the sites by name, ``all`` last."""
+    """Sort key of a model: by ``FAMILIES`` (unions with syn-real, others last), then by site, ``all`` last."""
     family = model.removesuffix(f"-{trained_on}")
+    family = "syn-real" if UNION_FAMILY.fullmatch(family) else family
     rank = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
     return rank, trained_on == "all", trained_on, model
 

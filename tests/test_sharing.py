@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from skimage import io
 
+from pipeline.stages.exchange import split_synthetic
 from sharing import PackageError, PackageFacts, SyntheticCase, verify_package, write_package
 
 PRIVACY = {
@@ -104,3 +105,13 @@ def test_a_package_that_is_not_what_its_manifest_says_is_refused(tmp_path: Path,
     tamper(tmp_path)
     with pytest.raises(PackageError, match="way out"):
         verify_package(tmp_path)
+
+
+@pytest.mark.parametrize(("sizes", "n_val"), [((10, 10), 4), ((1, 1), 1), ((1,), 1), ((2, 1), 1), ((1, 30), 6)])
+def test_a_pool_always_has_cases_that_train_and_cases_that_validate(sizes, n_val):
+    """Also where a site's slices fill a single stack: then that stack used to validate, and nothing trained."""
+    pooled = {str(site): ([f"{site}_{i}" for i in range(size)], size) for site, size in enumerate(sizes)}
+    splits = split_synthetic(pooled, {"validation_fraction": 0.2, "max_validation_images": 2500}, 0)
+    assert splits["train"] and len(splits["val"]) == n_val
+    assert {*splits["train"], *splits["val"]} == {name for names, _ in pooled.values() for name in names}
+    assert not set(splits["train"]) & set(splits["val"]) or sum(sizes) == 1

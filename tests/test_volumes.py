@@ -42,7 +42,9 @@ def run(tmp_path_factory) -> Path:
     cwd = tmp_path_factory.mktemp("volumes")
     write_volumes(cwd / "source")
     source = ("data.kind=folder", f"data.root={cwd / 'source'}", "data.patient_column=patient", "data.site_column=site")
-    ended = run_tiny(*source, "data.channel_names=[CT]", "label.stack_size=15", cwd=cwd)
+    baselines = ("federated.strategies=[fedavg,dsl]", "federated.dsl.n_iterations=4", "federated.dsl.base_channels=8")
+    small = ("federated.dsl.n_blocks=1", "federated.dsl.batch_size=2", "label.stack_size=15")
+    ended = run_tiny(*source, *baselines, *small, "data.channel_names=[CT]", cwd=cwd)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-2000:]
     return cwd / "runs" / "tiny"
 
@@ -66,6 +68,15 @@ def test_no_kept_image_is_dropped_by_stacking_and_hounsfield_units_stay_negative
     arrays = [SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))) for path in volumes]
     assert sum(len(array) for array in arrays) == kept
     assert min(array.min() for array in arrays) < 0
+
+
+def test_federated_baselines_run_on_volumes_too(run: Path) -> None:
+    """DSL's synthetic stacks are in Hounsfield units as well, and every model is tested on the real volumes."""
+    models = {folder.name for folder in (run / "fold_0/evaluate/B").iterdir()}
+    assert models >= {"real-A", "syn-real-A", "fedavg-all", "dsl-all"}
+    stacks = sorted((run / "fold_0/dsl_dataset/all/raw").glob("*/imagesTr/*.nii.gz"))
+    arrays = [SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path))) for path in stacks]
+    assert arrays and min(array.min() for array in arrays) < -100
 
 
 def test_volumes_are_scored_in_their_own_geometry(run: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from common.files import read_json, write_json
@@ -61,8 +63,7 @@ def make_dataset(context: StageContext) -> None:
         context.progress,
     )
     target = context.out / "raw" / settings["dataset_name"]
-    splits: dict[str, list[str]] = {"train": [], "val": []}
-    n_cases = 0
+    pooled: dict[str, tuple[Sequence[str], int]] = {}
     for site in settings["sites"]:
         images, labels = load_image_set(context.out / "images" / site), context.out / "images" / site / "labels.npy"
         told = from_dict(SiteStatistics, read_json(context.inputs[f"statistics:{site}"] / "statistics.json"))
@@ -77,9 +78,9 @@ def make_dataset(context: StageContext) -> None:
             site, images, np.load(labels, mmap_mode="r"), hounsfield, settings["stack_size"], context.progress
         )
         names, n_images, _ = write_raw_cases(target, cases, facts, images.info.volumetric)
-        n_cases += len(names)
-        for part, chosen in split_synthetic(names, n_images, settings, context.seed).items():
-            splits[part] += chosen
+        pooled[site] = (names, n_images)
+    splits = split_synthetic(pooled, settings, context.seed)
+    n_cases = sum(len(names) for names, _ in pooled.values())
     write_json(target / "dataset.json", {**read_json(target / "dataset.json"), "numTraining": n_cases})
     write_json(target.parent / "splits.json", splits)
     plan_dataset(target, context.out, context.settings(PlanSettings, "plan"), splits, context.progress)

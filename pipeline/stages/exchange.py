@@ -99,14 +99,13 @@ def merge(context: StageContext) -> None:
     """
     settings = context.stage.settings
     target = context.out / "raw" / settings["dataset_name"]
-    splits: dict[str, list[str]] = {"train": [], "val": []}
+    pooled: dict[str, tuple[Sequence[str], int]] = {}
     manifests = {}
     for role, package in sorted(context.inputs.items()):
         if role.startswith("package:"):
             manifests[role] = verify_package(package)
-            names = _link_package(package, target)
-            for part, chosen in split_synthetic(names, manifests[role]["n_images"], settings, context.seed).items():
-                splits[part] += chosen
+            pooled[role] = (_link_package(package, target), manifests[role]["n_images"])
+    splits = split_synthetic(pooled, settings, context.seed)
     _write_pooled_json(target, manifests)
     write_json(target.parent / "splits.json", splits)
     if settings["plan_from"] == "real_all":
@@ -117,16 +116,26 @@ def merge(context: StageContext) -> None:
 
 
 def split_synthetic(
-    names: Sequence[str], n_images: int, settings: Mapping[str, Any], seed: int
+    cases_of_site: Mapping[str, tuple[Sequence[str], int]], settings: Mapping[str, Any], seed: int
 ) -> dict[str, list[str]]:
-    """At least one case and at most the stated number of images validate, and at least one trains."""
-    images_per_case = max(1, n_images // len(names))
-    wanted = min(
-        int(settings["validation_fraction"] * len(names)), settings["max_validation_images"] // images_per_case
-    )
-    n_validation = min(max(1, wanted), max(1, len(names) - 1))
-    order = np.random.default_rng(seed).permutation(len(names))
-    return {"val": [names[i] for i in order[:n_validation]], "train": [names[i] for i in order[n_validation:]]}
+    """Cases that train and that validate, site by site: a share of each site's, and at most so many images.
+
+    A site's only case trains. Where no site has more than one, one of them validates; a single case does both.
+
+    Args:
+        cases_of_site: names of the cases, and how many images they hold together.
+    """
+    splits: dict[str, list[str]] = {"train": [], "val": []}
+    for names, n_images in cases_of_site.values():
+        images_per_case = max(1, n_images // len(names))
+        most = min(len(names) - 1, max(1, settings["max_validation_images"] // images_per_case))
+        n_validation = min(most, max(1, int(settings["validation_fraction"] * len(names))))
+        order = np.random.default_rng(seed).permutation(len(names))
+        splits["val"] += [names[i] for i in order[:n_validation]]
+        splits["train"] += [names[i] for i in order[n_validation:]]
+    if not splits["val"]:
+        splits["val"] = [splits["train"].pop()] if len(splits["train"]) > 1 else list(splits["train"])
+    return splits
 
 
 def _link_package(package: Path, target: Path) -> list[str]:

@@ -71,6 +71,12 @@ def run_rounds(workers: Workers, out: Path, settings: RoundSettings, progress: P
     write_json(out / "summary.json", summary(state, settings, layout))
     for site in workers.sites:
         _update(hub, site).unlink(missing_ok=True)
+    log.info(
+        "%d rounds in %.0f s, %.1f s of it neither training nor validation",
+        state.round_index,
+        state.seconds,
+        state.overhead_s,
+    )
     return state
 
 

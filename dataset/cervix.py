@@ -70,7 +70,7 @@ def find(raw: Path, options: CervixOptions) -> Found:
     for patient, items in sorted(of_patient.items()):
         chosen, others = _preferred(items, options)
         name = f"cervix_{pseudonym(patient, salt)}"
-        left_out += [LeftOut(name, "another MRI of the patient, of a scanner that is not preferred")] * len(others)
+        left_out += [LeftOut(name, "another MRI of the patient, from a scanner that is less preferred")] * len(others)
         warnings += _missing_organs(name, chosen)
         recipe = {"organs": spelled_once(SPELLINGS), "n_slices_to_cut": to_cut.get(patient, options.slices_to_cut)}
         cases.append(raw_case(name, chosen, _columns(name, chosen, options), recipe))

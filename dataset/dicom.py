@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import os
 import secrets
+import struct
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -88,13 +89,14 @@ def _read_header(path: Path) -> Header | None:
 
     try:
         read = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
+        tags = {name: read.get(name) for name in HEADER_TAGS if name in read}
     except pydicom.errors.InvalidDicomError:
         return None
-    except (OSError, EOFError) as error:
+    except (pydicom.errors.BytesLengthException, OSError, EOFError, ValueError, struct.error) as error:
         raise InputError(f"cannot be read ({error})", where=path, fix="export the file again") from error
-    if "SeriesInstanceUID" not in read:  # every object of a patient has one
+    if not tags.get("SeriesInstanceUID"):  # every object of a patient has one
         raise InputError("a DICOM file that belongs to no series", where=path, fix="export it again, or remove it")
-    return Header(path, {name: read.get(name) for name in HEADER_TAGS if name in read})
+    return Header(path, tags)
 
 
 def all_files(raw: Path) -> list[Path]:
@@ -107,8 +109,10 @@ def group_series(headers: Iterable[Header]) -> dict[str, list[Header]]:
     """Image files by the series they belong to; structure sets and segmentations are no images.
 
     Raises:
-        InputError: a file of an image series that ends before its size: without it, a series would lose its last slice.
+        InputError: an image that ends before its size; left out, it would not be missed at the end of a series.
     """
+    from pydicom.uid import UID
+
     series: dict[str, list[Header]] = defaultdict(list)
     without_size = []
     for header in headers:
@@ -119,7 +123,8 @@ def group_series(headers: Iterable[Header]) -> dict[str, list[Header]]:
         else:
             without_size.append(header)
     for header in without_size:
-        if header.text("SeriesInstanceUID") in series:
+        is_image = UID(header.text("SOPClassUID")).name.endswith("Image Storage")
+        if is_image or header.text("SeriesInstanceUID") in series:
             raise InputError("a slice without Rows", where=header.path, fix="export the file again")
     return dict(series)
 
@@ -181,9 +186,20 @@ def _check_slice(header: Header) -> None:
         )
     if int(header.tags.get("SamplesPerPixel") or 1) > 1:
         raise InputError("a colour image", where=header.path, fix="export the original series, not a screen capture")
-    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"):
-        if header.tags.get(name) is None:
-            raise InputError(f"no {name}", where=header.path, fix="export the original series, not a screen capture")
+    for name, n_values in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
+        if not _are_numbers(header.tags.get(name), n_values):
+            raise InputError(
+                f"no {name} of {n_values} numbers",
+                where=header.path,
+                fix="export the original series, not a screen capture",
+            )
+
+
+def _are_numbers(values: Any, n_values: int) -> bool:
+    try:
+        return np.array(values, float).shape == (n_values,)
+    except (TypeError, ValueError):
+        return False
 
 
 def _axes(header: Header) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -130,12 +130,13 @@ def annotated_series(raw: Path, salt: bytes) -> tuple[list[Annotated], list[Left
     Raises:
         InputError: no DICOM file, a series with several annotations, or one without a patient's id.
     """
-    headers = read_headers(all_files(raw))
+    files = all_files(raw)
+    headers = read_headers(files)
     if not headers:
         raise InputError("no DICOM file", where=raw, fix="give the folder with the exported series as --raw")
     series = group_series(headers)
     annotations: dict[str, list[Header]] = defaultdict(list)
-    left_out = []
+    left_out = [LeftOut("file", "no DICOM")] * (len(files) - len(headers))
     for header in headers:
         if header.text("Modality") in (RTSTRUCT, SEG):
             uid = match_to_series(header, series)
@@ -282,7 +283,10 @@ def _site(header: Header, raw: Path, site_from: str) -> str:
 
 
 def _folder(header: Header, raw: Path) -> str:
-    return header.path.relative_to(raw).parts[0]
+    folders = header.path.relative_to(raw).parts[:-1]
+    if not folders:
+        raise InputError("no folder names its site", where=header.path, fix="put it into a folder, or set site_from")
+    return folders[0]
 
 
 def _spelling(name: str) -> str:

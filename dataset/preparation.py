@@ -8,9 +8,9 @@ cases whose digest changed or whose output is not what was written; what left th
 from __future__ import annotations
 
 import csv
-import inspect
 import io
 import re
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 from common.errors import InputError
 from common.files import read_json, sha256_of_file, sha256_of_json, write_json, write_text
 from common.progress import Progress, silent
-from dataset import images, raw_files
 from dataset.about import About
 from dataset.images import ENDINGS
 from dataset.importer import Found, Importer, LeftOut, RawCase, Unusable
@@ -185,8 +184,7 @@ def _examine(
     executor: Executor, cases: Sequence[RawCase], importer: Importer, state: _State, root: Path, progress: Progress
 ) -> tuple[dict[str, str], set[str]]:
     """Every case's digest, and the names of those whose output is already there."""
-    code = {Path(file) for file in (inspect.getfile(importer.convert), raw_files.__file__, images.__file__)}
-    of_code = sorted(sha256_of_file(file) for file in code)
+    of_code = sorted(sha256_of_file(file) for file in _code_behind(importer.convert))
 
     def look(case: RawCase) -> tuple[str, bool]:
         digest = _digest(of_code, case)
@@ -198,6 +196,18 @@ def _examine(
         done |= {case.name} if is_done else set()
         progress(len(digests), len(cases), "case checked")
     return digests, done
+
+
+def _code_behind(function: Callable[..., object]) -> set[Path]:
+    """The file of ``function`` and those of this package that it uses, directly or not."""
+    waiting, seen = [function.__module__], {function.__module__}
+    while waiting:
+        for value in vars(sys.modules[waiting.pop()]).values():
+            used = getattr(value, "__module__", None)
+            if isinstance(used, str) and used.startswith(f"{__package__}.") and used not in seen:
+                seen.add(used)
+                waiting.append(used)
+    return {Path(str(sys.modules[name].__file__)) for name in seen}
 
 
 def _digest(of_code: Sequence[str], case: RawCase) -> str:

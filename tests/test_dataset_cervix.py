@@ -23,14 +23,14 @@ INGENIA, ACHIEVA, INGENIA_3T = (
 )
 
 
-def export(raw: Path, patient: str, folder: str = "mri", organs=ORGANS, value: int = 100, **series) -> None:
+def export(raw: Path, patient: str, folder: str = "mri", organs=ORGANS, undrawn=(), value: int = 100, **series) -> None:
     place = raw / patient / folder
     pixels = np.full((6, 24, 32), value, np.int16) + np.arange(24, dtype=np.int16)[:, None]
     uids = write_series(place / "T2", pixels, patient=patient, **series)
     write_series(place / "bFFE", pixels + 5, patient=patient, description="bFFE", frame_uid=uids[1])
     geometry = geometry_of(place / "T2")
     contours = {name: [points_mm(geometry, ring(5 + 7 * i, 12, 3, 2.0))] for i, name in enumerate(organs)}
-    write_structures(place / "RS", uids, contours, patient=patient)
+    write_structures(place / "RS", uids, contours | {name: [] for name in undrawn}, patient=patient)
 
 
 def prepare(tmp_path: Path, **options):
@@ -67,6 +67,13 @@ def test_an_organ_that_was_not_drawn_is_empty_and_reported(tmp_path):
     (row,), report = prepare(tmp_path)
     assert set(np.unique(array(tmp_path / "out/masks" / row["image"]))) == {0, 1, 3}
     assert "no bowel; its mask is empty" in report.text() and "no sigmoid" in report.text()
+
+
+def test_an_organ_that_is_named_but_has_no_contour_is_reported(tmp_path):
+    """Planning systems store the names of a template, drawn or not."""
+    export(tmp_path / "raw", "1", organs=("Bladder",), undrawn=("Rectum",))
+    _, report = prepare(tmp_path)
+    assert "no rectum; its mask is empty" in report.text() and "no bladder" not in report.text()
 
 
 def test_a_structure_set_without_any_of_the_organs_is_refused(tmp_path):

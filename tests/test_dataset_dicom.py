@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import SimpleITK
 from dicom_files import IDENTITY, write_segmentation, write_series, write_structures
 
 from common.errors import InputError
 from dataset.check import check_cases
-from dataset.dicom import all_files, as_image, group_series, load_salt, pseudonym, read_headers, sort_series
+from dataset.dicom import all_files, group_series, load_salt, pseudonym, read_headers, sort_series
 from dataset.dicom_folder import IMPORTER, DicomOptions
 from dataset.preparation import prepare_source, source_config
 from dataset.rtstruct import read_structures
@@ -159,13 +162,18 @@ def test_the_output_is_a_source_that_passes_the_check(tmp_path, options):
 
 
 def test_nothing_that_identifies_anyone_is_in_any_byte_of_the_output(tmp_path, options):
-    exported(tmp_path / "raw", patient="1234567")
+    """Neither tags nor the names of folders and files, also not of what is left out."""
+    exported(tmp_path / "raw", "Jansen_1234567", patient="1234567")
+    orphan = tmp_path / "raw/clinic/Bakker_7654321/RS_7654321.dcm"
+    write_structures(orphan, ("9.9.9", "8.8"), {"Bladder": [np.zeros((3, 3))]}, patient="7654321")
     prepared(tmp_path / "raw", tmp_path / "out", options)
     uids = {
         header.text(name) for header in read_headers(all_files(tmp_path / "raw")) for name in ("SeriesInstanceUID",)
     }
     secrets = {
         "1234567",
+        "7654321",
+        "Bakker",
         *IDENTITY.values(),
         *uids,
         *(part for value in IDENTITY.values() for part in value.split("^")),
@@ -176,6 +184,14 @@ def test_nothing_that_identifies_anyone_is_in_any_byte_of_the_output(tmp_path, o
         content = file.read_bytes()
         content = gzip.decompress(content) if file.suffix == ".gz" else content
         assert [secret for secret in secrets if secret.encode() in content] == [], file.name
+
+
+@pytest.mark.parametrize("patients", [("1234567",), ("1234567", "7654321")])
+def test_folders_that_name_patients_do_not_become_sites(tmp_path, options, patients):
+    for patient in patients:
+        exported(tmp_path / "exported", patient, patient=patient)
+        shutil.move(tmp_path / "exported/clinic" / patient, tmp_path / "raw" / patient)
+    refused(tmp_path, options, "they name patients, not sites")
 
 
 def test_pseudonyms_need_the_secret_and_stay_the_same_with_it(tmp_path):
@@ -215,8 +231,6 @@ def test_an_organ_that_was_not_drawn_is_refused_with_those_that_were(tmp_path, o
 
 
 def edit(folder: Path, index: int, **tags) -> None:
-    import pydicom
-
     (headers,) = group_series(read_headers(all_files(folder))).values()
     path = sort_series(headers)[0][index].path
     stored = pydicom.dcmread(path)
@@ -236,6 +250,7 @@ def edit(folder: Path, index: int, **tags) -> None:
         ({"PixelSpacing": [0.5, 0.5]}, "differ in PixelSpacing"),
         ({"PixelSpacing": None}, "no PixelSpacing"),
         ({"NumberOfFrames": 4}, "multi-frame"),
+        ({"SamplesPerPixel": 3}, "a colour image"),
         ({"ImagePositionPatient": [-5.0, 20.0, -22.0]}, "sheared"),
     ],
 )
@@ -243,6 +258,48 @@ def test_a_series_that_is_no_straight_stack_is_refused(tmp_path, options, tags, 
     exported(tmp_path / "raw")
     edit(tmp_path / "raw/clinic/p1/series", 2, **tags)
     refused(tmp_path, options, match)
+
+
+def test_directions_that_are_not_perpendicular_are_refused(tmp_path, options):
+    exported(tmp_path / "raw")
+    for path in all_files(tmp_path / "raw/clinic/p1/series"):
+        stored = pydicom.dcmread(path)
+        stored.ImageOrientationPatient = [1.0, 0.0, 0.0, 0.1, 1.0, 0.0]
+        stored.save_as(path)
+    refused(tmp_path, options, "no pair of perpendicular directions")
+
+
+@pytest.mark.parametrize("tag", ["SeriesInstanceUID", "ImagePositionPatient", "Rows", "PixelSpacing", "PixelData"])
+def test_a_last_slice_that_ends_in_its_header_is_not_lost_silently(tmp_path, options, tag):
+    """No gap would show it: the rest of the series is a whole one."""
+    exported(tmp_path / "raw")
+    (headers,) = group_series(read_headers(all_files(tmp_path / "raw"))).values()
+    path = sort_series(headers)[0][-1].path
+    end = pydicom.dcmread(path).get_item(tag).value_tell  # where the tag's value begins
+    path.write_bytes(path.read_bytes()[: end + 1])
+    assert str(path) in refused(tmp_path, options, "belongs to no series|no |without Rows|cannot be read")
+
+
+def test_patients_without_a_number_are_not_merged_into_one(tmp_path, options):
+    for number in range(2):
+        exported(tmp_path / "raw", f"p{number}", patient="")
+    refused(tmp_path, options, "no PatientID")
+
+
+def test_a_description_that_is_no_regular_expression_is_refused(tmp_path, options):
+    exported(tmp_path / "raw")
+    refused(tmp_path, dataclasses.replace(options, series_description="T2("), "no regular expression")
+
+
+def test_rounded_positions_do_not_shift_the_last_slice(tmp_path):
+    """Positions rounded to 0.01 mm, 60 slices: the median distance would be off by 0.1 mm at the end."""
+    write_series(tmp_path / "s", np.zeros((60, 4, 4), np.int16))
+    stored = sorted(map(pydicom.dcmread, all_files(tmp_path / "s")), key=lambda slice_: slice_.ImagePositionPatient[2])
+    for index, slice_ in enumerate(stored):
+        slice_.ImagePositionPatient = [0.0, 0.0, round(3.3183 * index, 2)]
+        slice_.save_as(slice_.filename)
+    last = np.array([[0.0, 0.0, 3.3183 * 59]])
+    assert geometry_of(tmp_path / "s").to_voxels(last)[0, 2] == pytest.approx(59, abs=0.005)
 
 
 def test_contours_beside_the_slices_are_refused(tmp_path, options):
@@ -267,9 +324,26 @@ def test_a_folder_without_dicom_is_refused(tmp_path, options):
     refused(tmp_path, options, "no DICOM file")
 
 
-def test_a_mask_has_its_images_grid(tmp_path):
-    write_series(tmp_path / "s", volume(), orientation=OBLIQUE)
-    geometry = geometry_of(tmp_path / "s")
-    image, mask = as_image(volume(), geometry), as_image(np.zeros(SHAPE, np.uint8), geometry)
+@pytest.mark.parametrize("orientation", [SAGITTAL, OBLIQUE])
+def test_a_mask_has_its_images_grid(tmp_path, options, orientation):
+    exported(tmp_path / "raw", orientation=orientation)
+    _, (case,) = prepared(tmp_path / "raw", tmp_path / "out", options)
+    image, mask = (SimpleITK.ReadImage(str(file)) for file in (case.image, case.mask))
     for name in ("GetSpacing", "GetOrigin", "GetDirection", "GetSize"):
         assert getattr(image, name)() == getattr(mask, name)()
+
+
+def test_the_output_does_not_depend_on_the_names_and_order_of_the_files(tmp_path, options):
+    """D40: the original's cases followed the file system's listing order."""
+    for number in range(3):
+        exported(tmp_path / "raw", f"p{number}", patient=f"47{number}")
+    renamed = tmp_path / "renamed/clinic/all"
+    renamed.mkdir(parents=True)
+    for number, path in enumerate(reversed(all_files(tmp_path / "raw"))):
+        shutil.copy(path, renamed / f"{number:03d}")
+    for raw in ("raw", "renamed"):
+        prepared(tmp_path / raw, tmp_path / f"out_{raw}", options)
+    first, second = (tmp_path / "out_raw", tmp_path / "out_renamed")
+    files = sorted(path.relative_to(first) for path in first.rglob("*.*") if path.name != "preparation_state.json")
+    assert len(files) >= 3 * 2 + 3
+    assert [file for file in files if (first / file).read_bytes() != (second / file).read_bytes()] == []

@@ -371,3 +371,12 @@ def test_a_table_with_doubtful_ids_is_refused(raw, tmp_path, capsys):
     assert export_table([*keys, "scaling=2"]) == 1
     assert "way out" in capsys.readouterr().err
     assert not (tmp_path / "df.yaml").exists()
+
+
+def test_the_code_behind_a_conversion_is_all_of_it():
+    """A changed rasterisation must convert again, although the importer's own file is the same."""
+    from dataset.preparation import _code_behind
+
+    names = {file.stem for file in _code_behind(load_importer("cervix")[0].convert)}
+    assert {"cervix", "dicom_folder", "dicom", "rtstruct", "dicom_seg"} <= names
+    assert {"qata", "raw_files", "images"} <= {file.stem for file in _code_behind(load_importer("qata")[0].convert)}

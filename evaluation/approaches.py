@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evaluation.statistics import Interval, PairedTest, bonferroni, gain, interval_of, paired_test
 
@@ -13,26 +15,74 @@ if TYPE_CHECKING:
 
 OURS = "syn-real"
 LOCAL = "real"
-APPROACHES = {  # family of models -> what it is, in plain words; a family has one model a site, or one called -all
+POOLED = "real-all"
+ALL_SITES = "all"
+FEWER = "syn-union-real"
+OTHER = "other"
+APPROACHES = {  # in the tables' order; what stands under each in plain words
     "real": "own images only",
-    "real-all": "all sites' real images in one place (upper bound, no deployment has it)",
+    "real-all": "pooled real images (upper bound, needs all data in one place)",
     "syn-all": "shared synthetic images only",
     "syn-real": "shared synthetic images, then own images (autoshare)",
+    "syn-union-real": "synthetic images of fewer sites, then own images",
     "fedavg": "FedAvg: weights are averaged every round",
     "fedprox": "FedProx: FedAvg with a pull towards the common model",
     "fedbn": "FedBN: FedAvg, normalisation stays at the site",
     "dsl": "DSL: masks and gradients are exchanged, training on its synthetic images",
+    "other": "other models",
 }
+COMPARED = tuple(name for name in APPROACHES if name not in (FEWER, OTHER))  # each has one model for every site
+UNION_FAMILY = re.compile(r"syn(?P<union>.+)-real")
+UNION_NAME = re.compile(r"all|[0-9]+|\[.+\]")  # all sites, the first n, named ones
+
+
+def is_deployable(approach: str) -> bool:
+    """Whether sites that may not pool their images can use it."""
+    return approach != POOLED
+
+
+def approach_of(model: str, trained_on: str, sites: Collection[str]) -> str:
+    """The key of ``APPROACHES`` for a model of ``results.csv``; ``sites`` tells a site called ``2`` from a union."""
+    family = model.removesuffix(f"-{trained_on}")
+    if UNION_FAMILY.fullmatch(family):
+        return FEWER
+    if family == LOCAL:
+        return POOLED if UNION_NAME.fullmatch(trained_on) and trained_on not in sites else LOCAL
+    if family == "syn":
+        return "syn-all"
+    return family if family in APPROACHES else OTHER
+
+
+def model_order(model: str, trained_on: str, sites: Collection[str] = ()) -> tuple[object, ...]:
+    """Sort key: by approach, then by union (smaller first, ``all`` last), then by site."""
+    union = UNION_FAMILY.fullmatch(model.removesuffix(f"-{trained_on}"))
+    rank = list(APPROACHES).index(approach_of(model, trained_on, sites))
+    return (
+        rank,
+        *natural_order(union["union"] if union else ""),
+        trained_on == ALL_SITES,
+        *natural_order(trained_on),
+        model,
+    )
+
+
+def natural_order(name: str) -> tuple[bool, int, str]:
+    """Sort key of names: ``2`` before ``10`` before text."""
+    return (False, int(name), name) if name.isdecimal() else (True, 0, name)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One approach: its Dice at each site (own test images), its mean over sites, and ours minus it."""
+    """One approach: its Dice at each site (own test images), its mean over sites, and ours minus it.
+
+    ``mean`` is NaN where a site has no model of the approach: a mean over other sites would compare with nothing.
+    """
 
     approach: str
     by_site: Mapping[str, Interval]
     mean: float
     difference: Interval | None  # ours minus this one, mean over sites; None for ours
+    difference_by_site: Mapping[str, Interval]
     test: PairedTest | None
     p_corrected: float
 
@@ -42,9 +92,14 @@ class ScalingPoint:
     """Gain of fine-tuning from a union's synthetic images over training on own images, mean over sites."""
 
     union: str
-    n_sites: int
+    sites: tuple[str, ...]
     own_test: Interval  # each site's model on its own test images
     all_tests: Interval  # on the test images of all sites
+
+    @property
+    def n_sites(self) -> int:
+        """Contributing sites."""
+        return len(self.sites)
 
 
 def at_own_site(results: pd.DataFrame, families: Sequence[str]) -> pd.DataFrame:
@@ -61,9 +116,13 @@ def at_own_site(results: pd.DataFrame, families: Sequence[str]) -> pd.DataFrame:
 
 
 def compare(results: pd.DataFrame) -> list[Comparison]:
-    """Every approach that was evaluated, in the order of ``APPROACHES``."""
-    own = at_own_site(results, list(APPROACHES))
-    present = [family for family in APPROACHES if (own["model"] == family).any()]
+    """Every approach that was evaluated, in the order of ``APPROACHES``.
+
+    Differences are paired: over folds (t), or over cases with one fold (bootstrap, the same cases for both). The test
+    is one-sided over the pairs (fold, site); its p is corrected for the number of other approaches (Bonferroni).
+    """
+    own = at_own_site(results, COMPARED)
+    present = [family for family in COMPARED if (own["model"] == family).any()]
     sites = sorted(own["tested_on"].unique())
     others = [family for family in present if family != OURS and OURS in present]
     named = own.assign(model=own["model"] + "-" + own["trained_on"].astype(str))
@@ -73,10 +132,13 @@ def compare(results: pd.DataFrame) -> list[Comparison]:
     for family in present:
         rows = own[own["model"] == family]
         by_site = {site: interval_of(rows[rows["tested_on"] == site], "dice") for site in sites if _any(rows, site)}
-        mean = sum(interval.mean for interval in by_site.values()) / len(by_site)
-        difference = gain(own, OURS, family, sites) if family in tests else None
+        mean = sum(by_site[site].mean for site in sites) / len(sites) if len(by_site) == len(sites) else math.nan
+        shared = [site for site in by_site if family in tests and _any(own[own["model"] == OURS], site)]
+        by_difference = {site: gain(own, OURS, family, [site]) for site in shared}
+        difference = gain(own, OURS, family, shared) if shared else None
+        test = tests.get(family)
         found.append(
-            Comparison(family, by_site, mean, difference, tests.get(family), corrected.get(family, float("nan")))
+            Comparison(family, by_site, mean, difference, by_difference, test, corrected.get(family, math.nan))
         )
     return found
 
@@ -85,26 +147,28 @@ def _any(rows: pd.DataFrame, site: str) -> bool:
     return bool((rows["tested_on"] == site).any())
 
 
-def scaling_curve(results: pd.DataFrame, unions: Sequence[Mapping[str, object]]) -> list[ScalingPoint]:
-    """One point a union, by the number of contributing sites.
+def is_named(union: str) -> bool:
+    """Whether a union was chosen by its members (``[A+C]``), not as the first n sites or all of them."""
+    return union.startswith("[")
+
+
+def scaling_curve(results: pd.DataFrame, unions: Sequence[Mapping[str, Any]]) -> list[ScalingPoint]:
+    """One point a union that was fine-tuned from, by the number of contributing sites.
 
     Args:
         unions: ``{"name": "2", "sites": ["A", "B"]}``, the union of all sites is called ``all``.
     """
-    points = []
+    points, tested = [], sorted(results["tested_on"].unique())
     for union in unions:
-        name, sites = str(union["name"]), union["sites"]
-        assert isinstance(sites, Sequence)
-        family = OURS if name == "all" else f"syn{name}-real"
+        name, sites = str(union["name"]), tuple(map(str, union["sites"]))
+        family = OURS if name == ALL_SITES else f"syn{name}-real"
         own = at_own_site(results, [family, LOCAL])
         if not (own["model"] == family).any():
             continue
         everywhere = _mean_over_training_sites(results, [family, LOCAL])
-        tested = sorted(results["tested_on"].unique())
-        points.append(
-            ScalingPoint(name, len(sites), gain(own, family, LOCAL, tested), gain(everywhere, family, LOCAL, tested))
-        )
-    return sorted(points, key=lambda point: (point.n_sites, point.union))
+        gains = (gain(table, family, LOCAL, tested) for table in (own, everywhere))
+        points.append(ScalingPoint(name, sites, *gains))
+    return sorted(points, key=lambda point: (point.n_sites, is_named(point.union), point.union))
 
 
 def _mean_over_training_sites(results: pd.DataFrame, families: Sequence[str]) -> pd.DataFrame:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,13 +15,9 @@ from typing import Any
 from common.errors import InputError
 from common.files import write_text
 from evaluation import report_html as page
-from evaluation.report_approaches import (
-    approaches_section,
-    federated_section,
-    is_baseline_run,
-    scaling_section,
-    write_scaling,
-)
+from evaluation.report_approaches import approaches_section, scaling_section, write_scaling
+from evaluation.report_federated import federated_section, is_baseline_run
+from evaluation.report_fields import format_bytes, format_seconds, scalars, table_of
 from evaluation.report_pictures import (
     ShownCase,
     curves_figure,
@@ -34,6 +29,7 @@ from evaluation.report_pictures import (
 from evaluation.report_results import answer, more_results
 from evaluation.report_run import (
     ALL_SITES,
+    FINETUNE_OF_UNION,
     RunFiles,
     StageRecord,
     find_folds,
@@ -50,7 +46,7 @@ WARNING = "This report contains images of real patients and stays inside; what m
 TRAINING_STAGES = {
     "generator": "Generator",
     "segment_real": "Segmentation, the site's real images (real-X)",
-    "segment_syn": "Segmentation, shared synthetic images (syn-all)",
+    "segment_syn": "Segmentation, shared synthetic images (syn-X; X is a union of sites)",
     "finetune": "Segmentation, fine-tuned on the site's real images (syn-real-X)",
     "segment_dsl": "Segmentation, DSL's synthetic images (dsl-all)",
 }
@@ -58,7 +54,6 @@ LEFT_OUT_WHERE_ABSENT = {  # a run of baselines alone trains no generator, a run
     False: ("segment_dsl",),
     True: ("generator", "segment_syn", "finetune", "segment_dsl"),
 }
-MAX_FIELDS_ACROSS = 8  # what fits a page
 FILTER_PICTURES = {
     "histogram.png": "distances to the nearest real image; the line is the threshold",
     "nearest_pairs.png": "synthetic images beside their nearest real images",
@@ -191,7 +186,7 @@ def _site_images(
 def _filter_section(files: RunFiles) -> page.Html | None:
     folders = files.stage_folders("filter")
     records = [(folder, read_mapping(folder.path / "filter.json")) for folder in folders]
-    rows = [({"fold": folder.fold, "site": folder.site} | _scalars(record)) for folder, record in records if record]
+    rows = [({"fold": folder.fold, "site": folder.site} | scalars(record)) for folder, record in records if record]
     pictures = [
         page.picture((folder.path / name).read_bytes(), f"Site {folder.site}, fold {folder.fold}: {caption}")
         for folder in files.first_of_each_site("filter")
@@ -200,7 +195,7 @@ def _filter_section(files: RunFiles) -> page.Html | None:
     ]
     if not rows and not pictures:
         return None if is_baseline_run(files) else page.absent("The filter has not run yet.")
-    return page.join(_table_of(rows), *pictures)
+    return page.join(table_of(rows), *pictures)
 
 
 def _shared_section(files: RunFiles) -> page.Html | None:
@@ -210,22 +205,31 @@ def _shared_section(files: RunFiles) -> page.Html | None:
         manifest = read_mapping(folder.path / "manifest.json")
         sizes = [path.stat().st_size for path in sorted(folder.path.rglob("*")) if path.is_file()]
         size = {"files on disk": len(sizes), "size": format_bytes(sum(sizes))}
-        scalars = _scalars({name: value for name, value in manifest.items() if name != "files"})
-        rows.append(key | size | scalars)
-        evidence.append(key | _scalars(read_mapping(folder.path / "privacy.json")))
+        rows.append(key | size | scalars({name: value for name, value in manifest.items() if name != "files"}))
+        evidence.append(key | scalars(read_mapping(folder.path / "privacy.json")))
         if (folder.path / "CARD.md").is_file():
             card = page.element("pre", (folder.path / "CARD.md").read_text(encoding="utf-8", errors="replace"))
             cards.append(page.details(f"Card of site {folder.site}, fold {folder.fold}", card))
     if not rows:
         return None if is_baseline_run(files) else page.absent("Nothing has been shared yet.")
     evidence = [row for row in evidence if len(row) > 2]
-    privacy = page.join(page.heading("Evidence about privacy"), _table_of(evidence)) if evidence else ""
-    return page.join(_table_of(rows), privacy, *cards)
+    privacy = page.join(page.heading("Evidence about privacy"), table_of(evidence)) if evidence else ""
+    return page.join(table_of(rows), privacy, *cards)
+
+
+def _training_stages(files: RunFiles) -> dict[str, str]:
+    """Stages with curves and their titles, those of a scaling study after the fine-tuning from all sites."""
+    unions = {
+        f"{FINETUNE_OF_UNION}{name}": f"Segmentation, fine-tuned from the synthetic images of {name} (syn{name}-real-X)"
+        for name in files.finetune_unions()
+    }
+    stages = TRAINING_STAGES | unions
+    return dict(sorted(stages.items(), key=lambda item: stage_rank(item[0])))
 
 
 def _curves_section(files: RunFiles) -> page.Html:
     parts = []
-    for stage, title in TRAINING_STAGES.items():
+    for stage, title in _training_stages(files).items():
         if stage in LEFT_OUT_WHERE_ABSENT[is_baseline_run(files)] and not files.stage_folders(stage):
             continue
         curves: dict[str, list[list[dict[str, Any]]]] = {}
@@ -278,7 +282,7 @@ def _identity_section(files: RunFiles) -> page.Html:
     records = files.records()
     versions = {name: version for record in records for name, version in record.versions.items()}
     rows = [["experiment", files.run.resolve().name], ["folds", ", ".join(map(str, files.folds))]]
-    for name, value in _scalars(files.run_notes()).items():
+    for name, value in scalars(files.run_notes()).items():
         rows.append([name, page.element("code", value) if name == "command" else value])
     seeds = sorted({record.seed for record in records if record.seed})
     if seeds:
@@ -288,51 +292,6 @@ def _identity_section(files: RunFiles) -> page.Html:
         rows.append([title, ", ".join(sorted({name for name in names if name})) or "-"])
     rows.extend([f"version of {name}", versions[name]] for name in sorted(versions))
     return page.table(["What", "Value"], rows, text=True)
-
-
-def _table_of(rows: Sequence[Mapping[str, Any]]) -> page.Html:
-    """A table of records, a row each; with many more fields than records, a column each."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [[name.replace("_", " ") for name in names]]
-    lines += [[format_number(row.get(name, "-")) for name in names] for row in rows]
-    if len(names) > max(MAX_FIELDS_ACROSS, len(rows)):
-        lines = [list(line) for line in zip(*lines, strict=True)]
-    return page.table(lines[0], lines[1:])
-
-
-def _scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """The record's numbers and texts as shown; nested mappings with dotted names; short lists in one cell."""
-    shown: dict[str, str] = {}
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            shown |= _scalars(value, f"{prefix}{name}.")
-        elif not isinstance(value, list):
-            shown[f"{prefix}{name}"] = format_number(value)
-        elif len(json.dumps(value)) <= 60:
-            shown[f"{prefix}{name}"] = ", ".join(format_number(item) for item in value)
-    return shown
-
-
-def format_number(value: object) -> str:
-    """Whole numbers in full, others with four digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def format_seconds(seconds: float) -> str:
-    """``3.2 s``, ``4 min 05 s`` or ``2 h 07 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def format_bytes(n_bytes: float) -> str:
-    """``812 B``, ``3.4 MB``; decimal units."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000:
-            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.1f} TB"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

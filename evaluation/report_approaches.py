@@ -1,60 +1,63 @@
-"""The report's sections on what the experiment is compared with: approaches, scaling, federated training."""
+"""The report's sections that compare: what a site gets from each approach, and the gain by contributing sites."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from evaluation.approaches import APPROACHES, OURS, Comparison, ScalingPoint, compare, scaling_curve
-from evaluation.report_approaches_pictures import rounds_figure, scaling_figure
-from evaluation.report_html import Html, details, element, heading, join, note, paragraph, picture, table
-from evaluation.report_results import format_p, verdict
-from evaluation.report_run import RunFiles, StageFolder, read_curves, read_mapping
+from evaluation.approaches import (
+    APPROACHES,
+    OURS,
+    Comparison,
+    ScalingPoint,
+    compare,
+    is_deployable,
+    scaling_curve,
+)
+from evaluation.report_approaches_pictures import scaling_figure
+from evaluation.report_html import Html, element, heading, join, note, picture, table
+from evaluation.report_results import BEST_MARK, format_p, kinds_in_words, verdict
+from evaluation.report_run import RunFiles, read_mapping
 from evaluation.results import format_value, write_table
-from evaluation.statistics import Interval
+from evaluation.statistics import DEPENDENCE_NOTE, Interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ROUNDS_STAGES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fedbn": "FedBN"}
-BEST_MARK = "★"
-
-
-def is_baseline_run(files: RunFiles) -> bool:
-    """Whether something was trained across sites and no generator was: nothing of the main experiment is missing."""
-    across = any(files.stage_folders(stage) for stage in (*ROUNDS_STAGES, "dsl"))
-    return across and not files.stage_folders("generator")
+GAIN_MARK, LOSS_MARK = "▲", "▼"
 
 
 def approaches_section(results: pd.DataFrame) -> Html | None:
-    """One row an approach; None where there is nothing to compare with."""
+    """What a site gets from each approach, and autoshare against each; None where there is nothing to compare."""
     found = compare(results)
     if len(found) < 2:
         return None
     sites = sorted({site for row in found for site in row.by_site})
-    best = {site: max(_shown(row, site) for row in found if _deployable(row) and site in row.by_site) for site in sites}
-    rows = [_approach_row(row, sites, best) for row in found]
-    header = [
-        "A site that uses",
-        *(f"gets at {site}" for site in sites),
-        "mean",
-        "autoshare minus it",
-        "p",
-        "p, Bonferroni",
-    ]
+    return join(_scores_table(found, sites), _differences_table(found, sites), _tests_table(found))
+
+
+def _scores_table(found: Sequence[Comparison], sites: Sequence[str]) -> Html:
+    in_use = [row for row in found if is_deployable(row.approach)]
+    best = {site: max((_shown(row, site) for row in in_use if site in row.by_site), default=None) for site in sites}
+    rows = []
+    for row in found:
+        cells = [_name(row)]
+        for site in sites:
+            is_best = row in in_use and site in row.by_site and _shown(row, site) == best[site]
+            cells.append(_score_cell(row.by_site.get(site), is_best=is_best))
+        rows.append([*cells, format_value(row.mean, "dice")])
     caption = (
-        "Dice, %, of the model that a site would use on its own test images, with 95 % intervals; the difference is "
-        "the mean over sites, with its 95 % interval; p: one-sided Wilcoxon signed-rank test over pairs (fold, site). "
-        f"{BEST_MARK}: a site's best among what can be deployed."
+        "Dice, %, of the model that a site would use, on that site's test images, with 95 % intervals; mean: over "
+        f"sites. {BEST_MARK} and bold: a site's best without pooling real images."
     )
-    remarks = sorted({row.test.note for row in found if row.test is not None and row.test.note})
-    return join(table(header, rows, caption), *(note(remark) for remark in remarks))
+    return table(["A site that uses", *(f"gets at {site}" for site in sites), "mean"], rows, caption)
 
 
-def _deployable(row: Comparison) -> bool:
-    return row.approach != "real-all"
+def _name(row: Comparison) -> str:
+    words = APPROACHES[row.approach]
+    return element("strong", words) if row.approach == OURS else words
 
 
 def _shown(row: Comparison, site: str) -> float:
@@ -62,25 +65,66 @@ def _shown(row: Comparison, site: str) -> float:
     return round(100 * row.by_site[site].mean, 1)
 
 
-def _approach_row(row: Comparison, sites: Sequence[str], best: Mapping[str, float]) -> list[str]:
-    words = APPROACHES[row.approach]
-    cells: list[str] = [element("strong", words) if row.approach == OURS else words]
-    for site in sites:
-        if site not in row.by_site:
-            cells.append("-")
-            continue
-        mark = f" {BEST_MARK}" if _deployable(row) and _shown(row, site) == best[site] else ""
-        cells.append(join(f"{format_value(row.by_site[site].mean, 'dice')}{mark}", _small(row.by_site[site])))
-    cells.append(format_value(row.mean, "dice"))
-    if row.difference is None or row.test is None:
-        return [*cells, "", "", ""]
-    difference = f"{format_value(row.difference.mean, 'dice', signed=True)} ({verdict(row.difference)})"
-    return [
-        *cells,
-        join(difference, _small(row.difference, signed=True)),
-        format_p(row.test.p),
-        format_p(row.p_corrected),
+def _score_cell(interval: Interval | None, *, is_best: bool) -> str:
+    if interval is None:
+        return "-"
+    shown = format_value(interval.mean, "dice")
+    return join(element("strong", f"{BEST_MARK} {shown}") if is_best else shown, _small(interval))
+
+
+def _differences_table(found: Sequence[Comparison], sites: Sequence[str]) -> Html:
+    """Autoshare minus each other approach, site by site."""
+    compared = [row for row in found if row.difference is not None]
+    if not compared:
+        return Html("")
+    rows = [
+        [APPROACHES[row.approach], *(_difference_cell(row.difference_by_site.get(site)) for site in sites)]
+        for row in compared
     ]
+    caption = (
+        f"Dice points, paired, with 95 % intervals ({_kinds_of(compared)}); {GAIN_MARK}: the interval is above 0, "
+        f"{LOSS_MARK}: below 0, no mark: no clear difference. Intervals are not corrected for their number."
+    )
+    return join(
+        heading("Autoshare minus each other approach, at each site"),
+        table(["Autoshare minus", *(f"at {site}" for site in sites)], rows, caption),
+    )
+
+
+def _difference_cell(interval: Interval | None) -> str:
+    if interval is None or math.isnan(interval.mean):
+        return "-"
+    mark = {"a gain": f"{GAIN_MARK} ", "a loss": f"{LOSS_MARK} "}.get(verdict(interval), "")
+    return join(f"{mark}{format_value(interval.mean, 'dice', signed=True)}", _small(interval, signed=True))
+
+
+def _kinds_of(compared: Sequence[Comparison]) -> str:
+    return kinds_in_words([gained.kind for row in compared for gained in row.difference_by_site.values()])
+
+
+def _tests_table(found: Sequence[Comparison]) -> Html:
+    """The mean over sites, and the paired tests with their correction."""
+    rows = []
+    for row in found:
+        if row.difference is None or row.test is None:
+            continue
+        test = row.test
+        gained = f"{format_value(row.difference.mean, 'dice', signed=True)} ({verdict(row.difference)})"
+        effect = "-" if math.isnan(test.effect) else f"{test.effect:+.2f}"
+        p = format_p(test.p) if not test.reason else test.reason
+        cells = [APPROACHES[row.approach], join(gained, _small(row.difference, signed=True)), str(test.n_pairs)]
+        rows.append([*cells, effect, p, format_p(row.p_corrected)])
+    if not rows:
+        return Html("")
+    caption = (
+        "Dice points, mean over sites, with 95 % intervals; p: one-sided Wilcoxon signed-rank test over pairs (fold, "
+        "site) that autoshare is better, and p times the number of tests (Bonferroni), which controls the chance of a "
+        "single false claim; near 1: no sign that autoshare is better. Effect: matched-pairs rank-biserial "
+        "correlation, +1 where autoshare is better in every pair, -1 where the other is."
+    )
+    header = ["Autoshare minus", "mean over sites", "pairs", "effect", "p", "p, Bonferroni"]
+    title = heading("Autoshare against each other approach, over all sites")
+    return join(title, table(header, rows, caption), note(DEPENDENCE_NOTE))
 
 
 def _small(interval: Interval, *, signed: bool = False) -> Html:
@@ -96,21 +140,30 @@ def scaling_section(files: RunFiles) -> Html | None:
     if not points:
         return None
     rows = [
-        [point.union, str(point.n_sites), *(_gain_cell(gained) for gained in (point.own_test, point.all_tests))]
+        [
+            point.union,
+            ", ".join(point.sites),
+            str(point.n_sites),
+            _gain_cell(point.own_test),
+            _gain_cell(point.all_tests),
+        ]
         for point in points
     ]
+    kinds = kinds_in_words([gained.kind for point in points for gained in (point.own_test, point.all_tests)])
     caption = (
         "Dice points that fine-tuning from a union's synthetic images gains over training on own images alone, mean "
-        "over all sites (members of the union or not), with 95 % intervals."
+        f"over all sites (members of the union or not), with 95 % intervals ({kinds})."
     )
-    header = ["Union", "contributing sites", "on the site's own test images", "on all sites' test images"]
-    return join(picture(scaling_figure(points), "Gain against contributing sites"), table(header, rows, caption))
+    header = ["Union", "its sites", "contributing sites", "on the site's own test images", "on all sites' test images"]
+    shown = picture(scaling_figure(points), "Dice gain against contributing sites; open marks: named unions")
+    return join(shown, table(header, rows, caption))
 
 
 def scaling_points(files: RunFiles) -> list[ScalingPoint]:
     """The points of the curve over all chosen folds."""
     described = [read_mapping(files.folder(fold) / "scaling.json") for fold in files.folds]
-    unions = next((content["unions"] for content in described if content.get("unions")), None)
+    named = [content["unions"] for content in described if isinstance(content.get("unions"), list)]
+    unions = [union for union in (named[0] if named else []) if {"name", "sites"} <= set(union)]
     if not unions or files.results is None or files.results.empty:
         return []
     return scaling_curve(files.results, unions)
@@ -132,50 +185,3 @@ def write_scaling(files: RunFiles, path: Path) -> None:
 
 def _gain_cell(interval: Interval) -> Html:
     return join(format_value(interval.mean, "dice", signed=True), _small(interval, signed=True))
-
-
-def federated_section(files: RunFiles) -> Html | None:
-    """Rounds, what crossed borders, and who was left out; None where nothing was trained across sites."""
-    parts = [
-        _rounds_part(title, folder) for stage, title in ROUNDS_STAGES.items() for folder in files.stage_folders(stage)
-    ]
-    parts += [_dsl_part(folder) for folder in files.stage_folders("dsl")]
-    shown = [part for part in parts if part]
-    return join(*shown) if shown else None
-
-
-def _rounds_part(title: str, folder: StageFolder) -> Html:
-    summary, curve = read_mapping(folder.path / "summary.json"), read_curves(folder.path / "curves.jsonl")
-    if not summary or not curve:
-        return Html("")
-    best = int(summary["best_round"])
-    sentence = (
-        f"{summary['rounds']} rounds, local epochs in each: {summary['local_epochs']}; the averaged model of round "
-        f"{best} was chosen. Every site sent and received {_megabytes(summary['bytes_up'])} a round (momentum: "
-        f"{summary['optimizer']}). Weights: {_weights(summary['weights'])}."
-    )
-    left_out = [
-        f"Round {item['round']} went on without site {item['site']}: {item['why']}" for item in summary["left_out"]
-    ]
-    return join(
-        heading(f"{title}, fold {folder.fold}"),
-        picture(rounds_figure(curve, best), f"{title}: validation of the averaged model; the line marks round {best}"),
-        paragraph(sentence),
-        element("ul", join(*(element("li", text) for text in left_out))) if left_out else "",
-    )
-
-
-def _weights(weights: Mapping[str, Any]) -> str:
-    return ", ".join(f"{site} {100 * float(weight):.1f} %" for site, weight in sorted(weights.items()))
-
-
-def _megabytes(n_bytes: float) -> str:
-    return f"{n_bytes / 1e6:.1f} MB"
-
-
-def _dsl_part(folder: StageFolder) -> Html:
-    card = folder.path / "CARD.md"
-    if not card.is_file():
-        return Html("")
-    text = element("pre", card.read_text(encoding="utf-8", errors="replace"))
-    return join(heading(f"DSL, fold {folder.fold}"), details("What left the sites", text))

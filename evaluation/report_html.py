@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+WIDE_COLUMNS = 6  # more are set closer, an interval under its mean
 STYLE = """
 :root { --ink: #1c2430; --soft: #5c6675; --line: #dde2e9; --tint: #f4f6f9; --accent: #1f5fa8; --warn: #8a4b00; }
 * { box-sizing: border-box; }
@@ -34,6 +35,13 @@ thead th { background: var(--tint); border-bottom: 2px solid var(--line); }
 th:first-child, td:first-child, .text td, .text th { text-align: left; }
 tbody tr:hover { background: var(--tint); }
 td small { margin-left: 4px; color: var(--soft); font-size: .85em; white-space: nowrap; }
+tr.group th { text-align: left; color: var(--soft); font-weight: 600; padding-top: 14px; white-space: normal; }
+tr.group:hover { background: none; }
+.own { border: 1.5px solid var(--accent); border-radius: 3px; padding: 0 3px; }
+table.wide { font-size: .84rem; }
+.wide th, .wide td { padding: 4px 8px 4px 4px; white-space: nowrap; }
+.wide td:first-child, .wide .group th { white-space: normal; }
+.wide td small { display: block; margin: 0; font-size: .8em; }
 figure { margin: 14px 0 20px; }
 figure img { max-width: 100%; height: auto; border: 1px solid var(--line); border-radius: 3px; }
 details { margin: 8px 0; }
@@ -106,11 +114,25 @@ def details(summary: str, content: str) -> Html:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", *, text: bool = False) -> Html:
     """A table that scrolls sideways on a narrow screen; columns after the first are right-aligned unless ``text``."""
+    return grouped_table(header, {"": rows}, caption, text=text)
+
+
+def grouped_table(
+    header: Sequence[str], groups: Mapping[str, Sequence[Sequence[str]]], caption: str = "", *, text: bool = False
+) -> Html:
+    """A table with a small heading row over each group of rows; none where a group's name is empty."""
     head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    content = Html(f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>")
-    scrolling = Html(f'<div class="scroll">{element("table", content, "text" if text else "")}</div>')
+    body = "\n".join(_group(name, rows, len(header)) for name, rows in groups.items())
+    css_class = " ".join(["text"] * text + ["wide"] * (len(header) > WIDE_COLUMNS))
+    content = Html(f"<thead><tr>{head}</tr></thead>\n{body}")
+    scrolling = Html(f'<div class="scroll">{element("table", content, css_class)}</div>')
     return join(note(caption) if caption else "", scrolling)
+
+
+def _group(name: str, rows: Sequence[Sequence[str]], n_columns: int) -> Html:
+    lines = [f'<tr class="group"><th colspan="{n_columns}" scope="rowgroup">{escape(name)}</th></tr>'] if name else []
+    lines += ["<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    return Html("<tbody>" + "\n".join(lines) + "</tbody>")
 
 
 def picture(png: bytes, caption: str) -> Html:

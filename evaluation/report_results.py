@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from evaluation.report_html import Html, absent, element, heading, join, note, paragraph, picture, table
+from evaluation.approaches import COMPARED, OURS, at_own_site
+from evaluation.report_html import (
+    Html,
+    absent,
+    details,
+    element,
+    escape,
+    grouped_table,
+    heading,
+    join,
+    note,
+    paragraph,
+    picture,
+    table,
+)
 from evaluation.report_pictures import scores_figure
-from evaluation.results import FOREGROUND, format_interval, format_value
+from evaluation.results import FOREGROUND, best_cells, by_approach, format_interval, format_value, summarise
 from evaluation.segmentation import METRICS
 from evaluation.statistics import Interval, bonferroni, gain, paired_test
 
 if TYPE_CHECKING:
     import pandas as pd
 
+BEST_MARK = "★"
+MANY_MODELS = 16  # from here the tables of the other metrics open on a click
 CONVENTIONS = (
     "Each label of each test case is scored at the image's own resolution; a fold's value is the mean over cases, "
     "then over labels; the tables show the mean over folds.",
@@ -29,46 +46,58 @@ CONVENTIONS = (
 
 
 def answer(results: pd.DataFrame, summary: pd.DataFrame) -> Html:
-    """The first screen: Dice of every model on every site; where there is syn-real, what it gained, and the test."""
+    """The first screen: where there is syn-real, what it gained and the test; then Dice of every model."""
     if not results["model"].astype(str).str.startswith("syn-real-").any():
         return metric_table(summary, "dice")
     return join(
-        metric_table(summary, "dice"),
         element("ul", join(*(element("li", sentence) for sentence in gain_sentences(results))), "answers"),
         test_statement(results),
+        heading("Every model on every site"),
+        metric_table(summary, "dice"),
     )
 
 
 def metric_table(summary: pd.DataFrame, metric: str, label: str = FOREGROUND) -> Html:
-    """Models down, tested sites across: mean over an interval; the best mean of each site in bold."""
+    """Models by approach down, tested sites across: mean and interval; the best in use and the own site marked."""
     chosen = summary[(summary["metric"] == metric) & (summary["label"] == label)]
-    sites, models = sorted(chosen["tested_on"].unique()), list(dict.fromkeys(chosen["model"]))
-    best = _best_of_each_site(chosen, metric)
+    sites, best = sorted(chosen["tested_on"].unique()), best_cells(chosen, metric)
     cells = {}
     for row in chosen.to_dict("records"):
-        shown = format_value(row["mean"], metric)
-        mean = element("strong", shown) if shown == best.get(row["tested_on"]) else shown
-        spread = "" if math.isnan(row["std"]) else f"± {format_value(row['std'], metric)} "
-        cells[row["model"], row["tested_on"]] = join(mean, element("small", spread + format_interval(row, metric)))
-    rows = [[model, *(cells.get((model, site), "-") for site in sites)] for model in models]
-    return table(["Model", *(f"tested on {site}" for site in sites)], rows, _table_caption(chosen, metric))
+        key = row["model"], row["tested_on"]
+        cells[key] = _metric_cell(row, metric, is_best=key in best)
+    groups = {
+        words: [[model, *(cells.get((model, site), "-") for site in sites)] for model in models]
+        for words, models in by_approach(chosen).items()
+    }
+    header = ["Model", *(f"tested on {site}" for site in sites)]
+    return grouped_table(header, groups, _table_caption(chosen, metric))
 
 
-def _best_of_each_site(chosen: pd.DataFrame, metric: str) -> dict[str, str]:
-    # compared as shown, so that equal-looking means are bold together
-    means = chosen.groupby("tested_on")["mean"]
-    best = means.max() if METRICS[metric].direction == "higher" else means.min()
-    return {str(site): format_value(value, metric) for site, value in best.items() if not math.isnan(value)}
+def _metric_cell(row: Mapping[Any, Any], metric: str, *, is_best: bool) -> Html:
+    shown = format_value(row["mean"], metric)
+    mean = element("strong", f"{BEST_MARK} {shown}") if is_best else escape(shown)
+    marked = element("span", mean, "own") if row["trained_on"] == row["tested_on"] else mean
+    spread = "" if math.isnan(row["std"]) else f"± {format_value(row['std'], metric)} "
+    return join(marked, element("small", spread + format_interval(row, metric)))
 
 
 def _table_caption(chosen: pd.DataFrame, metric: str) -> str:
-    kinds = sorted(chosen["interval_kind"].unique())
     unit = "%" if METRICS[metric].unit == "fraction" else METRICS[metric].unit
     spread = " ± standard deviation over folds" if chosen["std"].notna().any() else ""
     return (
-        f"{METRICS[metric].title}, {unit}: mean{spread} [95 % interval: {', '.join(kinds)}]. "
-        f"{METRICS[metric].direction.capitalize()} is better; each site's best in bold."
+        f"{METRICS[metric].title}, {unit}: mean{spread} [95 % interval: {kinds_in_words(chosen['interval_kind'])}]. "
+        f"{METRICS[metric].direction.capitalize()} is better. {BEST_MARK} and bold: the site's best without pooling "
+        "real images; framed: the model's own site."
     )
+
+
+def kinds_in_words(kinds: Iterable[str]) -> str:
+    """``bootstrap over 20 to 31 cases``: sites differ in their number of cases only."""
+    counts: dict[str, set[int]] = {}
+    for kind in sorted(set(kinds)):
+        counts.setdefault(re.sub(r"\d+", "{}", kind), set()).update(map(int, re.findall(r"\d+", kind)))
+    ranges = {pattern: dict.fromkeys((min(found), max(found))) for pattern, found in counts.items() if found}
+    return ", ".join(pattern.replace("{}", " to ".join(map(str, ends))) for pattern, ends in ranges.items())
 
 
 def gain_sentences(results: pd.DataFrame) -> list[Html]:
@@ -130,25 +159,37 @@ def format_p(p: float) -> str:
 def more_results(results: pd.DataFrame, summary: pd.DataFrame) -> Html:
     """The other metrics, the labels one by one, the tests of all metrics, the undefined cases and the conventions."""
     foreground = summary[summary["label"] == FOREGROUND]
-    others = [join(heading(METRICS[name].title), metric_table(summary, name)) for name in ("hd95", "nsd", "iou")]
+    many = foreground["model"].nunique() >= MANY_MODELS
+    folded = [_titled(METRICS[name].title, metric_table(summary, name), many) for name in ("hd95", "nsd", "iou")]
+    folded += [_titled(f"Label {label}", metric_table(summary, "dice", label), many) for label in _several(summary)]
+    has_ours = results["model"].astype(str).str.startswith(f"{OURS}-").any()
     return join(
-        picture(scores_figure(foreground, "dice", "Dice, %", 100.0), "Dice with 95 % intervals; blue: syn-real."),
-        *others,
-        _label_tables(summary),
-        heading("Tests of every metric"),
-        tests_table(results),
-        heading("Cases behind the numbers"),
-        _counts_table(foreground),
+        _scores_picture(results, foreground, many),
+        *folded,
+        join(heading("Tests of every metric"), tests_table(results)) if has_ours else "",
+        _titled("Cases behind the numbers", _counts_table(foreground), many),
         heading("Conventions"),
         element("ul", join(*(element("li", text) for text in CONVENTIONS))),
     )
 
 
-def _label_tables(summary: pd.DataFrame) -> Html:
-    labels = [label for label in summary["label"].unique() if label != FOREGROUND]
-    if len(labels) < 2:
-        return Html("")
-    return join(*(join(heading(f"Label {label}"), metric_table(summary, "dice", label)) for label in labels))
+def _titled(title: str, content: Html, many: bool) -> Html:
+    return details(title, content) if many else join(heading(title), content)
+
+
+def _several(summary: pd.DataFrame) -> list[str]:
+    labels = [str(label) for label in summary["label"].unique() if label != FOREGROUND]
+    return labels if len(labels) > 1 else []
+
+
+def _scores_picture(results: pd.DataFrame, foreground: pd.DataFrame, many: bool) -> Html:
+    """All models, or, where they are too many to be told apart, what each approach gives a site on its own images."""
+    shown, of_what = foreground, ""
+    if many:
+        summary = summarise(at_own_site(results, COMPARED))
+        shown, of_what = summary[summary["label"] == FOREGROUND], " of the model that a site would use"
+    caption = f"Dice{of_what} with 95 % intervals; blue: {OURS}."
+    return picture(scores_figure(shown, "dice", "Dice, %", 100.0), caption) if len(shown) else Html("")
 
 
 def tests_table(results: pd.DataFrame) -> Html:

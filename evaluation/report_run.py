@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.files import read_json
+from evaluation.approaches import natural_order
 from evaluation.results import read_results, summarise
 
 if TYPE_CHECKING:
@@ -22,21 +23,10 @@ logger = logging.getLogger(__name__)
 ALL_SITES = "all"
 STAGES = (
     *("prepare", "plan", "slices", "calibrate", "generator", "segment_real", "sample", "filter", "label", "share"),
-    *("merge", "segment_syn", "finetune"),
-    *(
-        "statistics",
-        "negotiate",
-        "adopt",
-        "fedavg",
-        "fedprox",
-        "fedbn",
-        "dsl",
-        "dsl_dataset",
-        "segment_dsl",
-        "evaluate",
-    ),
+    *("merge", "segment_syn", "finetune", "statistics", "negotiate", "adopt", "fedavg", "fedprox", "fedbn"),
+    *("dsl", "dsl_dataset", "segment_dsl", "evaluate"),
 )
-UNION_STAGE = "finetune_"  # with the name of a union of sites
+FINETUNE_OF_UNION = "finetune_"  # with the name of a union of sites
 
 
 @dataclass(frozen=True)
@@ -76,12 +66,15 @@ class RunFiles:
 
     def stage_folders(self, stage: str) -> list[StageFolder]:
         """The stage's folders by fold, then site."""
-        return [
-            StageFolder(fold, path.name, path)
-            for fold in self.folds
-            for path in sorted(self.folder(fold).glob(f"{stage}/*"))
-            if path.is_dir()
-        ]
+        # no glob: the names of unions hold brackets
+        paths = [(fold, path) for fold in self.folds for path in _subfolders(self.folder(fold) / stage)]
+        return [StageFolder(fold, path.name, path) for fold, path in paths]
+
+    def finetune_unions(self) -> list[str]:
+        """Names of the unions that were fine-tuned from, without that of all sites; the first n sites come first."""
+        stages = {path.name for fold in self.folds for path in _subfolders(self.folder(fold))}
+        names = [name.removeprefix(FINETUNE_OF_UNION) for name in stages if name.startswith(FINETUNE_OF_UNION)]
+        return sorted(names, key=natural_order)
 
     def first_of_each_site(self, stage: str) -> list[StageFolder]:
         """One folder a site, of the first chosen fold that has it: what pictures are drawn from."""
@@ -118,6 +111,10 @@ class RunFiles:
         return next((note for note in notes if note), {})
 
 
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
 def find_folds(run: Path) -> tuple[int, ...]:
     """The folds of a run that have a folder, ascending."""
     names = (path.name.removeprefix("fold_") for path in run.glob("fold_*") if path.is_dir())
@@ -126,7 +123,7 @@ def find_folds(run: Path) -> tuple[int, ...]:
 
 def stage_rank(stage: str) -> int:
     """Where a stage stands in the flow; unknown ones last."""
-    stage = UNION_STAGE.rstrip("_") if stage.startswith(UNION_STAGE) else stage
+    stage = "finetune" if stage.startswith(FINETUNE_OF_UNION) else stage
     return STAGES.index(stage) if stage in STAGES else len(STAGES)
 
 

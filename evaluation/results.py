@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from common.errors import InputError
 from common.files import atomic_path
+from evaluation.approaches import APPROACHES, approach_of, is_deployable, model_order
 from evaluation.segmentation import METRICS
-from evaluation.statistics import fold_means, interval_of
+from evaluation.statistics import fold_values, interval_of_folds, split_folds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +22,6 @@ TEXT_COLUMNS = ("model", "trained_on", "tested_on", "case", "label")
 KEY_COLUMNS = ("model", "trained_on", "tested_on", "fold", "case", "label")
 COLUMNS = (*KEY_COLUMNS, "dice", "iou", "hd95", "nsd")
 FOREGROUND = "foreground"  # the summary's row over all labels: the plain mean of the labels' means
-FAMILIES = ("real", "syn", "syn-real", "fedavg", "fedprox", "fedbn", "dsl")
-UNION_FAMILY = re.compile(r"syn.+-real")  # fine-tuned from the synthetic images of some of the sites
 
 
 def write_results(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -70,14 +70,6 @@ def _refuse_twice(table: pd.DataFrame, path: Path) -> None:
         raise InputError(f"lists twice: {case}", where=path, fix="delete it and run the evaluate stage again")
 
 
-def model_order(model: str, trained_on: str) -> tuple[int, bool, str, str]:
-    """Sort key of a model: by ``FAMILIES`` (unions with syn-real, others last), then by site, ``all`` last."""
-    family = model.removesuffix(f"-{trained_on}")
-    family = "syn-real" if UNION_FAMILY.fullmatch(family) else family
-    rank = FAMILIES.index(family) if family in FAMILIES else len(FAMILIES)
-    return rank, trained_on == "all", trained_on, model
-
-
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """Aggregate: one row for each model, tested site, label (and ``foreground`` over the labels) and metric.
 
@@ -89,29 +81,40 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
 
     rows: list[dict[str, Any]] = []
     for (model, trained_on, tested_on), group in results.groupby(["model", "trained_on", "tested_on"], sort=True):
-        parts = [(str(label), part) for label, part in group.groupby("label", sort=True)]
-        for label, part in [(FOREGROUND, group), *parts]:
-            key = {"model": model, "trained_on": trained_on, "tested_on": tested_on, "label": label}
-            rows.extend({**key, **_summary_of(part, metric)} for metric in METRICS)
+        key = {"model": model, "trained_on": trained_on, "tested_on": tested_on}
+        rows.extend(key | row for row in _summaries_of(group))
     columns = ["model", "trained_on", "tested_on", "label", "metric", "mean", "std", "low", "high"]
     columns += ["interval_kind", "n_folds", "n_cases", "n_undefined"]
-    rows.sort(key=lambda row: (model_order(row["model"], row["trained_on"]), row["tested_on"]))
+    sites = set(results["tested_on"])
+    rows.sort(key=lambda row: (model_order(row["model"], row["trained_on"], sites), row["tested_on"]))
     return pd.DataFrame(rows, columns=columns)
 
 
-def _summary_of(part: pd.DataFrame, metric: str) -> dict[str, Any]:
-    interval = interval_of(part, metric)
-    folds = fold_means(part, metric).dropna()
+def _summaries_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
+    """The rows of one model and tested site; one reshaping for all labels and metrics, as there may be hundreds."""
+    wide = group.set_index(["fold", "case", "label"])[list(METRICS)].unstack("label").sort_index()
+    folds = wide.index.get_level_values("fold").to_numpy()
+    labels = sorted(group["label"].unique())
+    n_cases = {FOREGROUND: len(wide), **group["label"].value_counts()}
+    for label, columns in [(FOREGROUND, labels), *((label, [label]) for label in labels)]:
+        for metric in METRICS:
+            values = wide[metric][columns].to_numpy(float)
+            n_scored = sum(n_cases[name] for name in columns)
+            row = _summary_of(split_folds(values, folds), metric)
+            n_undefined = n_scored - int(np.count_nonzero(~np.isnan(values)))
+            yield {"label": str(label), **row, "n_cases": int(n_cases[label]), "n_undefined": n_undefined}
+
+
+def _summary_of(matrices: Mapping[int, np.ndarray], metric: str) -> dict[str, Any]:
+    interval, folds = interval_of_folds(matrices, metric), list(fold_values(matrices).values())
     return {
         "metric": metric,
         "mean": interval.mean,
-        "std": float(folds.std(ddof=1)) if len(folds) > 1 else math.nan,
+        "std": float(np.std(folds, ddof=1)) if len(folds) > 1 else math.nan,
         "low": interval.low,
         "high": interval.high,
         "interval_kind": interval.kind,
         "n_folds": len(folds),
-        "n_cases": len(part[["fold", "case"]].drop_duplicates()),
-        "n_undefined": int(part[metric].isna().sum()),
     }
 
 
@@ -131,24 +134,51 @@ def format_interval(row: Mapping[Any, Any], metric: str) -> str:
     return f"[{format_value(row['low'], metric)}, {format_value(row['high'], metric)}]"
 
 
-def format_table(summary: pd.DataFrame) -> str:
-    """The main table for a terminal: mean Dice (%) over labels, models down, tested sites across.
+def best_cells(summary: pd.DataFrame, metric: str) -> set[tuple[str, str]]:
+    """(model, tested site) of each site's best means of ``metric`` among the approaches that do not pool real images.
 
-    After each mean: ``±`` the standard deviation over folds, or, with one fold, the bootstrap interval.
+    ``summary``: rows of one label and metric. Compared as shown, so that equal-looking means are marked together.
+    """
+    sites = set(summary["tested_on"])
+    shown: dict[str, list[tuple[float, str]]] = {}
+    for row in summary.to_dict("records"):
+        if is_deployable(approach_of(row["model"], row["trained_on"], sites)) and not math.isnan(row["mean"]):
+            value = float(format_value(row["mean"], metric))
+            shown.setdefault(row["tested_on"], []).append((value, row["model"]))
+    choose = max if METRICS[metric].direction == "higher" else min
+    return {(model, site) for site, found in shown.items() for value, model in found if value == choose(found)[0]}
+
+
+def by_approach(summary: pd.DataFrame) -> dict[str, list[str]]:
+    """Plain words of each approach -> its models, both in the order of the tables."""
+    sites, groups = set(summary["tested_on"]), dict[str, list[str]]()
+    for model, trained_on in dict.fromkeys(zip(summary["model"], summary["trained_on"], strict=True)):
+        groups.setdefault(APPROACHES[approach_of(model, trained_on, sites)], []).append(model)
+    return groups
+
+
+def format_table(summary: pd.DataFrame) -> str:
+    """The main table for a terminal: mean Dice (%) over labels, models by approach down, tested sites across.
+
+    After each mean: ``±`` the standard deviation over folds, or, with one fold, the bootstrap interval; then ``*`` for
+    the best of the column that does not pool real images, and ``^`` for the model's own site.
     """
     chosen = summary[(summary["metric"] == "dice") & (summary["label"] == FOREGROUND)]
-    sites = sorted(chosen["tested_on"].unique())
-    models = list(dict.fromkeys(chosen["model"]))
-    cells = {(row["model"], row["tested_on"]): _terminal_cell(row) for row in chosen.to_dict("records")}
-    lines = [["Dice %", *(f"on {site}" for site in sites)]]
-    lines += [[model, *(cells.get((model, site), "-") for site in sites)] for model in models]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(sites) + 1)]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
+    sites, best = sorted(chosen["tested_on"].unique()), best_cells(chosen, "dice")
+    cells = {(row["model"], row["tested_on"]): _terminal_cell(row, best) for row in chosen.to_dict("records")}
+    lines: list[list[str]] = [["Dice %", *(f"on {site}" for site in sites)]]
+    for words, models in by_approach(chosen).items():
+        lines.append([words])
+        lines += [[f"  {model}", *(cells.get((model, site), "-") for site in sites)] for model in models]
+    lengths = [[len(line[column]) for line in lines if len(line) > 1] for column in range(len(sites) + 1)]
+    widths = [max(column) for column in lengths]
+    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=False)] for line in lines]
+    legend = "*: the column's best without pooling real images; ^: the model's own site"
+    return "\n".join([*("  ".join(line).rstrip() for line in padded), legend])
 
 
-def _terminal_cell(row: Mapping[Any, Any]) -> str:
-    mean = format_value(row["mean"], "dice")
-    if math.isnan(row["std"]):
-        return f"{mean} {format_interval(row, 'dice')}".rstrip()
-    return f"{mean} ±{format_value(row['std'], 'dice')}"
+def _terminal_cell(row: Mapping[Any, Any], best: Collection[tuple[str, str]]) -> str:
+    marks = "*" if (row["model"], row["tested_on"]) in best else ""
+    marks += "^" if row["trained_on"] == row["tested_on"] else ""
+    spread = format_interval(row, "dice") if math.isnan(row["std"]) else f"±{format_value(row['std'], 'dice')}"
+    return " ".join(filter(None, [format_value(row["mean"], "dice"), spread, marks]))

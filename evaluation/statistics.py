@@ -6,8 +6,9 @@ A fold's value is the mean over its cases of each label, then the plain mean ove
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -90,10 +91,17 @@ def bootstrap_means(
     sums, counts = (np.zeros((cluster.max() + 1, values.shape[1])) for _ in range(2))
     np.add.at(sums, cluster, np.where(defined, values, 0.0))
     np.add.at(counts, cluster, defined)
-    n = len(sums)
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples)
+    drawn = _drawn_counts(len(sums), seed, n_resamples).astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         return nan_mean((drawn @ sums) / (drawn @ counts), axis=1)
+
+
+@lru_cache(maxsize=32)  # eight sites by four metrics: hundreds of models draw the same cases
+def _drawn_counts(n: int, seed: int, n_resamples: int) -> np.ndarray:
+    """How often each of ``n`` units is drawn in each resample; (n_resamples, n)."""
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(np.int32)
+    drawn.flags.writeable = False
+    return drawn
 
 
 def bootstrap_interval(
@@ -124,6 +132,23 @@ def case_matrix(results: pd.DataFrame, metric: str) -> pd.DataFrame:
     return results.pivot(index="case", columns="label", values=metric).sort_index().sort_index(axis=1)
 
 
+def fold_matrices(results: pd.DataFrame, metric: str) -> dict[int, np.ndarray]:
+    """Fold -> (n_cases, n_labels) of one model and tested site; cases and labels sorted, NaN where undefined."""
+    wide = results.pivot(index=["fold", "case"], columns="label", values=metric).sort_index().sort_index(axis=1)
+    return split_folds(wide.to_numpy(float), wide.index.get_level_values("fold").to_numpy())
+
+
+def split_folds(values: np.ndarray, folds: np.ndarray) -> dict[int, np.ndarray]:
+    """Rows of ``values`` (n, n_labels) by their fold (n,), in ascending order of the folds."""
+    return {int(fold): values[folds == fold] for fold in np.unique(folds)}
+
+
+def fold_values(matrices: Mapping[int, np.ndarray]) -> dict[int, float]:
+    """The value of each fold: mean over cases, then over labels; folds where nothing is defined are left out."""
+    values = {fold: float(nan_mean(nan_mean(matrix, axis=0))) for fold, matrix in matrices.items()}
+    return {fold: value for fold, value in values.items() if not math.isnan(value)}
+
+
 def fold_means(results: pd.DataFrame, metric: str) -> pd.Series:
     """The value of each (model, trained_on, tested_on, fold): mean over cases, then over labels."""
     by_label = results.groupby(["model", "trained_on", "tested_on", "fold", "label"], sort=True)[metric].mean()
@@ -131,16 +156,20 @@ def fold_means(results: pd.DataFrame, metric: str) -> pd.Series:
 
 
 def interval_of(results: pd.DataFrame, metric: str, seed: int = 0) -> Interval:
-    """The mean of one model on one tested site with its interval, within the metric's bounds.
+    """The mean of one model on one tested site with its interval; see ``interval_of_folds``."""
+    return interval_of_folds(fold_matrices(results, metric), metric, seed)
+
+
+def interval_of_folds(matrices: Mapping[int, np.ndarray], metric: str, seed: int = 0) -> Interval:
+    """The mean over folds of (n_cases, n_labels) matrices with its interval, within the metric's bounds.
 
     Over folds (t) where there are at least two, else over the cases of the one fold (bootstrap).
     """
-    folds = fold_means(results, metric).dropna()
+    folds = fold_values(matrices)
     if len(folds) == 1:
-        chosen = results[results["fold"] == folds.index.get_level_values("fold")[0]]
-        interval = bootstrap_interval(case_matrix(chosen, metric).to_numpy(float), derive_seed(seed, metric))
+        interval = bootstrap_interval(matrices[next(iter(folds))], derive_seed(seed, metric))
     else:
-        interval = t_interval(folds.to_numpy())
+        interval = t_interval(list(folds.values()))
     bounds = METRICS[metric]
     low, high = (float(np.clip(bound, bounds.lower, bounds.upper)) for bound in (interval.low, interval.high))
     return Interval(interval.mean, low, high, interval.kind)

@@ -92,7 +92,7 @@ def dsl_stages(make: StageFactory) -> Iterator[Stage]:
     settings = {"dsl": to_dict(config.federated.dsl), "seeds": {site: make.seed("dsl", site) for site in make.sites}}
     of_sites = {f"{name}:{site}": (name, site) for site in make.sites for name in ("prepare", "plan")}
     slices = {f"slices:{site}": ("slices", site) for site in make.sites}
-    yield make.stage("dsl", ALL, settings, {**slices, **of_sites}, members=make.sites)
+    yield make.stage("dsl", ALL, settings, {**slices, **of_sites}, members=make.sites, hub_works=True)
     dataset = {
         "plan": to_dict(config.plan),
         "dataset_name": make.dataset_name(DSL),

@@ -85,7 +85,7 @@ class RayExecutor:
         environment = {"env_vars": {"PYTHONPATH": _python_path(), "RAY_DEDUP_LOGS": "0"}}
         if not ray.is_initialized():
             ray.init(
-                address=address,
+                address=address or "local",  # None would join whatever cluster this machine happens to run
                 num_cpus=config.n_cpus if address is None else None,
                 include_dashboard=None if address else False,
                 log_to_driver=False,
@@ -116,7 +116,7 @@ class RayExecutor:
     def submit(self, stage: Stage, run: Path, digest: str, input_digests: Mapping[str, str]) -> None:
         """Start the stage as a Ray task; pinned to its site's node where asked."""
         pinned = self._config.pin_sites and stage.private_to
-        asked = Resources(0.0, 0.0) if stage.members else stage.resources  # its workers ask for themselves
+        asked = stage.own_resources  # its workers ask for themselves
         options = {
             "num_cpus": asked.cpus,
             "num_gpus": asked.gpus,

@@ -32,6 +32,7 @@ class Stage:
     seed: int = 0
     resources: Resources = Resources()
     members: tuple[str, ...] = ()  # sites that take part with a worker each, which share ``resources``
+    hub_works: bool = False  # beside its members the stage computes itself, and has a worker's share
     private_to: str | None = None  # the site whose real data it reads; None: only what may cross borders
     code: tuple[str, ...] = ()  # packages and files of the repository its result depends on
     cost: float = 1.0  # expected relative duration, for the order and the time left only
@@ -45,10 +46,19 @@ class Stage:
         return "/".join(filter(None, (f"fold_{self.fold}", self.name, self.site, self.part)))
 
     @property
+    def n_workers(self) -> int:
+        """Those who share its resources; without members, it alone."""
+        return len(self.members) + self.hub_works if self.members else 1
+
+    @property
     def worker_resources(self) -> Resources:
-        """What each of its workers asks for; without members, what it asks for itself."""
-        n_workers = len(self.members) or 1
-        return Resources(self.resources.cpus / n_workers, self.resources.gpus / n_workers)
+        """What each of its workers asks for."""
+        return Resources(self.resources.cpus / self.n_workers, self.resources.gpus / self.n_workers)
+
+    @property
+    def own_resources(self) -> Resources:
+        """What the stage asks for itself, its members aside."""
+        return self.worker_resources if self.hub_works or not self.members else Resources(0.0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,7 @@ def within(graph: Graph, capacity: Resources) -> Graph:
 def _shared(stage: Stage, capacity: Resources) -> Stage:
     if not stage.members:
         return stage
-    each, n_workers = stage.worker_resources, len(stage.members)
+    each, n_workers = stage.worker_resources, stage.n_workers
     cpus, gpus = _share(each.cpus, capacity.cpus, n_workers), _share(each.gpus, capacity.gpus, n_workers)
     return replace(stage, resources=Resources(cpus * n_workers, gpus * n_workers))
 

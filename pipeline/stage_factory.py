@@ -98,6 +98,7 @@ class StageFactory:
         name: str | None = None,
         part: str = "",
         members: tuple[str, ...] = (),
+        hub_works: bool = False,
         code: tuple[str, ...] = (),
         function: str | None = None,
         environment: Mapping[str, Any] | None = None,
@@ -107,11 +108,12 @@ class StageFactory:
         Args:
             kind: what it does (``FUNCTION``); ``name`` where several of a kind stand side by side.
             inputs: role -> the site (of the stage the role names), or (stage, site).
-            members: sites that take part with a worker each; its resources are then those of all workers.
+            members: sites that take part with a worker each; its resources are then those of all workers, and of one
+                more where the hub computes too (``hub_works``).
         """
         cluster = self.config.cluster
         use = "train" if kind in TRAININGS else "embed" if kind in EMBEDDINGS else "light"
-        n_workers = len(members) or 1
+        n_workers = len(members) + hub_works if members else 1
         return Stage(
             name=name or kind,
             fold=self.fold,
@@ -123,6 +125,7 @@ class StageFactory:
             seed=self.seed(name or kind, site),
             resources=Resources(getattr(cluster.cpus, use) * n_workers, getattr(cluster.gpus, use) * n_workers),
             members=members,
+            hub_works=hub_works,
             private_to=site if site in self.sites and kind not in ACROSS_SITES else None,
             code=(*CODE[kind], *code, "common"),
             cost=self._cost_s(kind),

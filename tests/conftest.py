@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,17 @@ def tiny_run(tmp_path_factory) -> Path:
     ended = run_tiny(cwd=cwd)
     assert ended.returncode == 0, ended.stderr[-4000:]
     return cwd / "runs" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def two_nodes() -> Iterator[str]:
+    """A Ray cluster of two nodes on this machine, one carrying ``site:A``, the other ``site:B``; yields its address."""
+    from ray.cluster_utils import Cluster
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    cluster = Cluster()
+    for site in "AB":
+        cluster.add_node(num_cpus=1, num_gpus=0, resources={f"site:{site}": 1}, object_store_memory=100 * 2**20)
+    cluster.wait_for_nodes()
+    yield cluster.address
+    cluster.shutdown()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 
 import pandas as pd
 import pytest
 
-from evaluation.approaches import at_own_site, compare, scaling_curve
+from evaluation.approaches import approach_of, at_own_site, compare, model_order, scaling_curve
 from evaluation.report import write_report
-from evaluation.results import format_table, model_order, summarise, write_results
+from evaluation.results import write_results
 
 SITES = ("A", "B")
 CASES = 6
@@ -79,12 +80,35 @@ def test_the_curve_has_intervals_over_cases_where_there_is_one_fold(results):
     assert "bootstrap over 12 cases" in point.own_test.kind
 
 
-def test_models_stand_in_the_order_of_the_approaches(results):
-    order = sorted(set(zip(results["model"], results["trained_on"])), key=lambda pair: model_order(*pair))
-    names = [model for model, _ in order]
-    assert names[:3] == ["real-A", "real-B", "real-all"] and names[-1] == "fedbn-B"
-    assert names.index("syn2-real-A") < names.index("fedavg-all")
-    assert format_table(summarise(results)).splitlines()[1].startswith("real-A")
+def test_the_difference_at_a_site_is_that_of_its_own_models(results):
+    found = {row.approach: row for row in compare(results)}
+    assert found["fedbn"].difference_by_site["A"].mean == pytest.approx(0.04)
+    assert found["fedavg"].difference_by_site["B"].mean == pytest.approx(0.01)
+    assert found["fedavg"].difference_by_site["B"].kind == "t over 3 folds"
+
+
+def test_an_approach_without_a_model_for_every_site_has_no_mean(results):
+    found = {row.approach: row for row in compare(results[results["model"] != "fedbn-B"])}
+    assert set(found["fedbn"].by_site) == {"A"} and math.isnan(found["fedbn"].mean)
+    assert found["fedbn"].difference.mean == pytest.approx(0.04)  # over site A alone, for both
+
+
+def test_models_stand_in_the_order_of_the_approaches():
+    names = ["real-A", "real-2", "real-all", "syn-2", "syn-10", "syn-[A+C]", "syn-all", "syn-real-A", "syn2-real-A"]
+    names += [
+        "syn2-real-B",
+        "syn10-real-A",
+        "syn[A+C]-real-A",
+        "fedavg-all",
+        "fedprox-all",
+        "fedbn-A",
+        "dsl-all",
+        "x-A",
+    ]
+    pairs = [(name, name.rsplit("-", 1)[1]) for name in reversed(names)]
+    assert [model for model, _ in sorted(pairs, key=lambda pair: model_order(*pair, "AB"))] == names
+    # a hospital may be called 2; no real image of others is pooled there
+    assert approach_of("real-2", "2", ["1", "2"]) == "real" and approach_of("real-2", "2", ["A", "B"]) == "real-all"
 
 
 def run_folder(tmp_path, results: pd.DataFrame):
@@ -95,23 +119,16 @@ def run_folder(tmp_path, results: pd.DataFrame):
     return tmp_path / "run"
 
 
-def test_the_report_shows_approaches_scaling_and_rounds(tmp_path, results):
+def test_the_report_shows_approaches_and_scaling(tmp_path, results):
     run = run_folder(tmp_path, results)
     unions = {"unions": [{"name": "2", "sites": ["A", "B"]}, {"name": "all", "sites": ["A", "B", "C"]}]}
     (run / "fold_0" / "scaling.json").write_text(json.dumps(unions))
-    stage = run / "fold_0" / "fedavg" / "all"
-    stage.mkdir(parents=True)
-    points = [{"step": i, "unit": "round", "val_dice_ema": 0.1 * i, "val_dice_A": 0.2 * i} for i in (1, 2, 3)]
-    (stage / "curves.jsonl").write_text("".join(json.dumps(point) + "\n" for point in points))
-    summary = {"rounds": 3, "local_epochs": 1, "best_round": 2, "bytes_up": 2_000_000, "optimizer": "average"}
-    left_out = [{"round": 2, "site": "B", "why": "lost its <power>"}]
-    (stage / "summary.json").write_text(json.dumps({**summary, "weights": {"A": 0.4, "B": 0.6}, "left_out": left_out}))
     text = write_report(run).read_text()
-    for shown in (
-        *("Against other approaches", "FedAvg: weights are averaged", "What further contributors bring"),
-        *("Round 2 went on without site B: lost its &lt;power&gt;", "2.0 MB a round", "A 40.0 %, B 60.0 %"),
-    ):
+    for shown in ("Against other approaches", "FedAvg: weights are averaged", "What further contributors bring"):
         assert shown in text, shown
+    for shown in ("+4.0 (a gain)", "p, Bonferroni", "not independent", "★ 84.2", "▲ +5.0"):
+        assert shown in text, shown
+    assert "★ 86.2" not in text  # pooled real images are no site's choice
     with (run / "scaling.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["union"], row["n_sites"], row["tested"]) for row in rows] == [
@@ -131,3 +148,23 @@ def test_a_run_of_baselines_alone_misses_nothing_of_the_main_experiment(tmp_path
     (run / "fold_0" / "fedavg" / "all").mkdir(parents=True)
     text = write_report(run).read_text()
     assert "has not run yet" not in text and "not both syn-real and real" not in text
+
+
+def test_a_broken_list_of_unions_leaves_the_report_whole(tmp_path, results):
+    run = run_folder(tmp_path, results)
+    (run / "fold_0" / "scaling.json").write_text('{"unions": [{"name": "2"}]}')
+    text = write_report(run).read_text()
+    assert "What further contributors bring" not in text and not (run / "scaling.csv").exists()
+
+
+def test_curves_of_every_union_are_shown_also_of_one_named_with_brackets(tmp_path):
+    """``finetune_[A+C]`` is no pattern: in a glob its brackets would stand for one letter."""
+    for stage in ("finetune", "finetune_2", "finetune_10", "finetune_[A+C]"):
+        folder = tmp_path / "fold_0" / stage / "A"
+        folder.mkdir(parents=True)
+        point = {"step": 1, "unit": "epoch", "train_loss": 0.5}
+        (folder / "curves.jsonl").write_text(json.dumps(point) + "\n")
+    text = write_report(tmp_path).read_text()
+    titles = ["(syn-real-X): one colour", *(f"(syn{name}-real-X): one colour" for name in ("2", "10", "[A+C]"))]
+    places = [text.rindex(title) for title in titles]
+    assert places == sorted(places)

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from common.errors import InputError
-from evaluation.results import COLUMNS, FOREGROUND, format_table, read_results, summarise, write_results
+from evaluation.results import COLUMNS, FOREGROUND, best_cells, format_table, read_results, summarise, write_results
 from evaluation.statistics import bonferroni, bootstrap_interval, gain, paired_test, t_interval
 
 NAN = float("nan")
@@ -173,5 +173,37 @@ def test_terminal_table_has_models_down_and_sites_across():
             for site in "AB" for fold in (0, 1)]  # fmt: skip
     lines = format_table(summarise(table(rows))).splitlines()
     assert lines[0].split() == ["Dice", "%", "on", "A", "on", "B"]
-    assert [line.split()[0] for line in lines[1:]] == ["real-A", "real-all", "syn-real-A"]
-    assert "55.0 ±7.1" in lines[1]
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == ["real-A", "real-all", "syn-real-A"]
+    assert [line.split()[0] for line in lines[1:6:2]] == ["own", "pooled", "shared"] and "55.0 ±7.1" in lines[2]
+
+
+def test_the_best_in_use_is_marked_and_pooled_real_images_are_never_it():
+    rows = [row("real-all", "A", 0, "a", 0.9, hd95=1.0), row("real-A", "A", 0, "a", 0.6, hd95=5.0)]
+    rows += [row("fedavg-all", "A", 0, "a", 0.80001, hd95=7.0), row("syn-real-A", "A", 0, "a", 0.8, hd95=8.0)]
+    summary = summarise(table(rows))
+    foreground = summary[summary["label"] == FOREGROUND]
+    assert best_cells(foreground[foreground["metric"] == "dice"], "dice") == {("fedavg-all", "A"), ("syn-real-A", "A")}
+    assert best_cells(foreground[foreground["metric"] == "hd95"], "hd95") == {("real-A", "A")}
+    marks = {line.split()[0]: line.split()[-1] for line in format_table(summary).splitlines() if line[:2] == "  "}
+    assert marks == {"real-A": "^", "real-all": "90.0", "fedavg-all": "*", "syn-real-A": "*^"}
+
+
+def test_the_summary_of_many_models_is_that_of_each_alone():
+    """One reshaping serves all labels and metrics: folds of other sizes and undefined values must not mix."""
+    rng = np.random.default_rng(7)
+    rows = [
+        row("real-A", site, fold, f"{site}{fold}{case}", NAN if rng.random() < 0.3 else rng.random(), label)
+        for site in "AB" for fold in (0, 1) for case in range(3 + 2 * fold) for label in ("x", "y")
+    ]  # fmt: skip
+    results = table(rows)
+    for found in summarise(results).to_dict("records"):
+        part = results[results["tested_on"] == found["tested_on"]]
+        part = part if found["label"] == FOREGROUND else part[part["label"] == found["label"]]
+        by_fold = [
+            np.nanmean([np.nanmean(of_label[found["metric"]]) for _, of_label in of_fold.groupby("label")])
+            for _, of_fold in part.groupby("fold")
+        ]
+        assert found["mean"] == pytest.approx(np.mean(by_fold)) and found["std"] == pytest.approx(
+            np.std(by_fold, ddof=1)
+        )
+        assert found["n_undefined"] == part[found["metric"]].isna().sum() and found["n_cases"] == 8

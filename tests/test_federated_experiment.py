@@ -96,8 +96,9 @@ def test_a_killed_driver_resumes_in_its_round_with_the_same_result(federated_run
     assert {name: deterministic(m) for name, m in resumed.items()} == {n: deterministic(m) for n, m in whole.items()}
 
 
-def test_workers_on_ray_give_the_same_files(federated_run, tmp_path):
-    ray = ("cluster=local", "cluster.n_cpus=2", "federated.strategies=[fedavg]", "evaluation.real_all=false")
+def test_workers_on_the_nodes_of_their_sites_give_the_same_files(federated_run, two_nodes, tmp_path):
+    ray = ("cluster=local", "cluster.pin_sites=true", f"general.ray_address={two_nodes}")
+    ray += ("federated.strategies=[fedavg]", "evaluation.real_all=false")
     ended = federate(*ray, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-4000:]
     on_ray, inline = manifests(tmp_path / "runs" / "tiny_federated"), manifests(federated_run)
@@ -203,3 +204,11 @@ def test_no_gpu_at_all_is_still_an_error():
     stage = Stage("rounds", 0, "all", "f", {}, {}, resources=Resources(2.0, 2.0), members=("A", "B"))
     (fitted,) = within(Graph({stage.id: stage}), Resources(4.0, 0.0)).stages.values()
     assert fitted.resources.gpus == 2.0
+
+
+def test_a_hub_that_computes_has_a_share_of_its_own():
+    """DSL's generator lives at the hub: without a GPU of its own it could not be where the discriminators' are."""
+    graph = build_graph(config("fedavg", "dsl"), ("A", "B", "C"))
+    dsl, fedavg = graph.stages["fold_0/dsl/all"], graph.stages["fold_0/fedavg/all"]
+    assert dsl.own_resources == dsl.worker_resources and dsl.resources.cpus == 4.0
+    assert fedavg.own_resources == Resources(0.0, 0.0) and fedavg.resources.cpus == 3.0

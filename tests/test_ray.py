@@ -43,20 +43,6 @@ def graph_of(*stages: Stage) -> Graph:
     return Graph({one.id: one for one in stages})
 
 
-@pytest.fixture(scope="module")
-def two_nodes() -> Iterator[str]:
-    """A Ray cluster of two nodes on this machine, one carrying ``site:A``, the other ``site:B``; yields its address."""
-    from ray.cluster_utils import Cluster
-
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
-    cluster = Cluster()
-    for site in "AB":
-        cluster.add_node(num_cpus=1, num_gpus=0, resources={f"site:{site}": 1}, object_store_memory=100 * 2**20)
-    cluster.wait_for_nodes()
-    yield cluster.address
-    cluster.shutdown()
-
-
 @pytest.fixture
 def executor(two_nodes: str) -> Iterator[RayExecutor]:
     built = build_executor(ClusterConfig(pin_sites=True), two_nodes)

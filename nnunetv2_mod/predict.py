@@ -13,7 +13,7 @@ import numpy as np
 from common.checkpoints import load_tensors
 from common.files import read_json
 from common.progress import Progress, silent
-from nnunetv2_mod.train import MODEL_FILE
+from nnunetv2_mod.training import MODEL_FILE
 
 if TYPE_CHECKING:
     import torch

@@ -20,8 +20,8 @@ from nnunetv2_mod.environment import nnunet_roots
 from nnunetv2_mod.plan import CONFIGURATION
 from nnunetv2_mod.predict import build_network
 from nnunetv2_mod.schedule import TrainSettings
-from nnunetv2_mod.train import MODEL_FILE, only_dataset, spawn_augmentation
 from nnunetv2_mod.trainer import SiteTrainer, build_trainer
+from nnunetv2_mod.training import MODEL_FILE, only_dataset, spawn_augmentation
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 

@@ -1,6 +1,8 @@
 """The import rules and the style bar of docs/architecture.md, by AST."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +22,7 @@ ONLY_IN = {  # package -> where it may be imported
     "joblib": (),
     "shelve": (),
 }
-OWN_CHECKPOINTS = "nnunetv2_mod/train.py"  # nnU-Net's format; the file it reads was written beside it
+OWN_CHECKPOINTS = "nnunetv2_mod/training.py"  # nnU-Net's format; the file it reads was written beside it
 VAGUE_NAMES = ("util", "utils", "helper", "helpers", "misc", "manager")
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 450, 80
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
@@ -181,3 +183,19 @@ def test_forbidden_calls_are_seen(source):
 )
 def test_style_violations_are_seen(path, source):
     assert style_violations(path, source)
+
+
+def test_a_setting_is_refused_before_pytorch_and_nnunet_are_loaded():
+    """They take many seconds to import; a dry run, a typo on the command line and every Ray driver wait for them."""
+    loaded = "print([name for name in ('torch', 'nnunetv2', 'ray') if name in sys.modules])"
+    code = f"import sys, pipeline.entry, pipeline.launch; {loaded}"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+def test_what_nnunet_offers_here_is_what_its_room_says():
+    """The functions load on first use; each name leads to its function and none to a module of that name."""
+    import nnunetv2_mod
+
+    assert set(nnunetv2_mod.__all__) == {name for name in dir(nnunetv2_mod) if not name.startswith("_")}
+    assert [name for name in nnunetv2_mod.__all__ if not callable(getattr(nnunetv2_mod, name))] == []

@@ -113,6 +113,14 @@ class Generator(nn.Module):
         sizes = list(reversed(self.settings.resolutions))
         return [size for index, size in enumerate(sizes) for _ in range(1 if index == 0 else 2)]
 
+    def mixed_styles(self, latents: Tensor, cutoff: int) -> Tensor:
+        """``latents`` (2, b, z_dim) -> styles (b, n_styles, w_dim), those from ``cutoff`` on of the second latent."""
+        first = self.mapping(latents[0])[:, None].expand(-1, cutoff, -1)
+        if cutoff == self.n_styles:
+            return first
+        second = self.mapping(latents[1])[:, None].expand(-1, self.n_styles - cutoff, -1)
+        return torch.cat([first, second], dim=1)
+
     def synthesise(self, ws: Tensor, noise: Sequence[Tensor]) -> Tensor:
         """``ws`` (b, n_styles, w_dim) and noise maps -> images (b, channels, height, width)."""
         x = self.constant.expand(len(ws), -1, -1, -1)

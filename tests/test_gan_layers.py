@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from common.errors import InputError
 from common.plan import Plan
 from gan.augment import augment
+from gan.draws import draw_latents, draw_noise
 from gan.layers import EPSILON, ModulatedConv, ResampledConv, blur, fir_norm, fir_taps, minibatch_deviation, upsample
-from gan.loss import draw_noise, draw_styles, path_lengths, r1_penalty
+from gan.loss import path_lengths, r1_penalty
 from gan.model import Discriminator, Generator
 from gan.settings import GanConfig, GanSettings, derive_settings
 
@@ -57,10 +58,10 @@ def test_networks_take_every_plan_and_its_second_derivatives(derived: GanSetting
         for name, parameter in block.named_parameters():
             if name.endswith("noise_strength"):
                 nn.init.ones_(parameter)
-    styles = draw_styles(generator, 2, draws(), torch.device("cpu"))
-    images = generator.synthesise(styles, draw_noise(generator, 2, draws(), torch.device("cpu")))
+    styles = generator.mixed_styles(*draw_latents(generator, 2, draws()))
+    images = generator.synthesise(styles, draw_noise(generator, 2, draws()))
     assert images.shape == (2, derived.n_channels, *derived.image_size_px)
-    path_lengths(images, styles, draws()).sum().backward()
+    path_lengths(images, styles, torch.randn(images.shape, generator=draws())).sum().backward()
     reals = images.detach().requires_grad_(True)
     assert discriminator(reals).shape == (2,)
     r1_penalty(discriminator, reals, reals).backward()
@@ -210,12 +211,12 @@ def test_path_length_equals_the_norm_of_an_explicit_jacobian_product() -> None:
     torch.manual_seed(0)
     derived = derive_settings(square_plan(8), 4, 1, None, NARROW)
     generator = Generator(derived).double()
-    noise = [maps.double() for maps in draw_noise(generator, 1, draws(), torch.device("cpu"))]
+    noise = [maps.double() for maps in draw_noise(generator, 1, draws())]
     styles = torch.randn(1, generator.n_styles, 4, dtype=torch.float64, generator=draws(1), requires_grad=True)
-    length = path_lengths(generator.synthesise(styles, noise), styles, draws(2))
-    projection = torch.randn(1, 1, 8, 8, generator=draws(2)).double() / 8
+    projection = torch.randn(1, 1, 8, 8, generator=draws(2)).double()
+    length = path_lengths(generator.synthesise(styles, noise), styles, projection)
     jacobian = torch.autograd.functional.jacobian(lambda ws: generator.synthesise(ws, noise), styles)
-    gradient = torch.einsum("bchw,bchwnld->ld", projection, jacobian)
+    gradient = torch.einsum("bchw,bchwnld->ld", projection / 8, jacobian)
     assert length.item() == pytest.approx(gradient.square().sum(dim=1).mean().sqrt().item(), rel=1e-6)
 
 

@@ -16,10 +16,12 @@ import torch
 from common.checkpoints import load_tensors
 from common.errors import InputError
 from common.plan import Plan
+from gan.batches import Batches
 from gan.model import Discriminator, Generator
+from gan.phases import Phases
 from gan.sample import images_to_integers, sample
 from gan.settings import GanConfig, GanSettings, derive_settings
-from gan.train import CHECKPOINT, CURVES, RESULT, SHEET, _Training, train
+from gan.train import CHECKPOINT, CURVES, RESULT, SHEET, Training, train
 
 TINY = GanConfig(batch_size=2, channel_base=64, channel_max=8, z_dim=8, w_dim=8, n_snapshots=4)
 ALL_FILES = sorted([RESULT, CURVES, SHEET])
@@ -130,17 +132,16 @@ def test_curves_hold_every_number_and_count_in_kimg(tmp_path: Path) -> None:
 
 def test_every_image_is_shown_once_an_epoch_whatever_the_batch(tmp_path: Path) -> None:
     images = np.broadcast_to(np.arange(5, dtype=np.uint8)[:, None, None, None] * 50, (5, 1, 10, 16))
-    run = _Training(images, tiny_settings(), 3, torch.device("cpu"))
+    batches = Batches(images, tiny_settings(), 3)
     shown = []
     for step in range(10):
-        run.step = step
-        shown += ((run._reals()[:, 0, 0, 0] + 1) * 127.5 / 50).round().int().tolist()
+        shown += ((batches.at(step)[:, 0, 0, 0] + 1) * 127.5 / 50).round().int().tolist()
     assert all(sorted(shown[start : start + 5]) == [0, 1, 2, 3, 4] for start in (0, 5, 10, 15))
     assert shown[:5] != shown[5:10]
 
 
 def test_lazy_regularisation_corrects_learning_rate_and_betas() -> None:
-    optimizers = _Training(noise_images(), tiny_settings(), 3, torch.device("cpu")).optimizers
+    optimizers = Phases(tiny_settings(), 3, torch.device("cpu")).optimizers
     for name, interval in (("generator", 4), ("discriminator", 16)):
         group = optimizers[name].param_groups[0]
         correction = interval / (interval + 1)
@@ -150,18 +151,18 @@ def test_lazy_regularisation_corrects_learning_rate_and_betas() -> None:
 
 def test_weight_average_halves_its_distance_in_its_half_life() -> None:
     config = GanConfig(**{**TINY.__dict__, "ema_kimg": 0.01})
-    run = _Training(noise_images(), tiny_settings(config=config), 3, torch.device("cpu"))
+    run = Phases(tiny_settings(config=config), 3, torch.device("cpu"))
     for parameter in run.generator.parameters():
         parameter.data = torch.ones_like(parameter)
     for parameter in run.average.parameters():
         parameter.data = torch.zeros_like(parameter)
     for _ in range(5):  # 10 images of a half-life of 10 images
-        run._average_weights()
+        run.average_weights()
     assert torch.allclose(run.average.constant, torch.full_like(run.average.constant, 0.5), atol=1e-5)
 
 
 def test_gradients_that_are_not_finite_are_replaced_before_a_step() -> None:
-    run = _Training(noise_images(), tiny_settings(), 3, torch.device("cpu"))
+    run = Phases(tiny_settings(), 3, torch.device("cpu"))
     bias = run.discriminator.bias
     weights = torch.full_like(bias, torch.inf)
     weights[0], weights[1] = torch.nan, -torch.inf
@@ -170,9 +171,9 @@ def test_gradients_that_are_not_finite_are_replaced_before_a_step() -> None:
 
 
 def test_divergence_is_an_error_that_names_the_step_and_what_to_try(tmp_path: Path) -> None:
-    run = _Training(noise_images(), tiny_settings(), 3, torch.device("cpu"))
+    run = Training(Batches(noise_images(), tiny_settings(), 3), tiny_settings(), 3, torch.device("cpu"))
     run.advance()
-    run.generator.constant.data.fill_(torch.nan)
+    run.phases.generator.constant.data.fill_(torch.nan)
     with pytest.raises(RuntimeError, match=r"step 2 .*learning_rate"):
         run.advance()
 

@@ -1,0 +1,122 @@
+"""The networks, their optimisers and the four phases of a training step (StyleGAN2, section 3.2 and appendix B)."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from common.seeds import derive_seed
+from gan.augment import augment
+from gan.draws import draw_latents, draw_noise
+from gan.loss import discriminator_loss, generator_loss, path_lengths, r1_penalty
+from gan.model import Discriminator, Generator
+from gan.parallel import ALONE, Share
+from gan.settings import GanSettings
+
+LARGEST_GRADIENT = 1e5
+
+Measured = dict[str, Tensor]  # scalars on the device; reading one waits for it
+
+
+class Phases:
+    """What a training updates, and how; the random numbers of a phase come from the generator given to it.
+
+    With several processes each holds the whole networks and computes its ``share`` of every batch; all draw the same
+    numbers for the whole batch, so that a step is that of one process (up to the order of sums).
+    """
+
+    def __init__(self, settings: GanSettings, seed: int, device: torch.device, share: Share = ALONE) -> None:
+        config = settings.config
+        self.settings, self.device, self.share = settings, device, share
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "initialise"))
+            self.generator = Generator(settings).to(device)
+            self.discriminator = Discriminator(settings).to(device)
+        self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        self.mean_path_length = torch.zeros((), device=device)
+        self.optimizers = {
+            "generator": _adam(self.generator, config.learning_rate, config.path_length_interval),
+            "discriminator": _adam(self.discriminator, config.learning_rate, config.r1_interval),
+        }
+
+    def generator_main(self, draws: torch.Generator) -> Measured:
+        """Gmain: the non-saturating loss on one batch of fakes."""
+        self.discriminator.requires_grad_(False)
+        fakes, _ = self._fakes(draws, self.settings.config.batch_size)
+        loss = generator_loss(self.discriminator(self._augmented(fakes, draws)))
+        self._descend("generator", loss)
+        self.discriminator.requires_grad_(True)
+        return {"loss_g": self.share.mean(loss.detach())}
+
+    def path_length(self, draws: torch.Generator) -> Measured:
+        """Greg: path lengths of half a batch pulled to their running mean (equation 4), times the interval."""
+        config = self.settings.config
+        n_images = max(1, config.batch_size // 2)
+        fakes, styles = self._fakes(draws, n_images)
+        lengths = path_lengths(fakes, styles, self._projection(n_images, draws))
+        mean = self.share.mean(lengths.detach().mean())
+        self.mean_path_length = self.mean_path_length.lerp(mean, config.path_length_decay)
+        penalty = (lengths - self.mean_path_length).square().mean() * config.path_length_weight
+        self._descend("generator", penalty * config.path_length_interval)
+        return {"path_length": mean}
+
+    def discriminator_main(self, reals: Tensor, draws: torch.Generator) -> Measured:
+        """Dmain: the logistic loss on a batch of fakes and one of real images."""
+        with torch.no_grad():
+            fakes, _ = self._fakes(draws, self.settings.config.batch_size)
+        fake_logits = self.discriminator(self._augmented(fakes, draws))
+        real_logits = self.discriminator(self._augmented(self.share.of(reals), draws))
+        loss = discriminator_loss(fake_logits, real_logits)
+        self._descend("discriminator", loss)
+        measured = {"loss_d": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
+        return {name: self.share.mean(value.detach()) for name, value in measured.items()}
+
+    def r1(self, reals: Tensor, draws: torch.Generator) -> Measured:
+        """Dreg: R1 on a batch of real images, by the images before augmentation, times the interval."""
+        config = self.settings.config
+        reals = self.share.of(reals).clone().requires_grad_(True)
+        penalty = r1_penalty(self.discriminator, reals, self._augmented(reals, draws))
+        self._descend("discriminator", penalty * (config.r1_gamma / 2 * config.r1_interval))
+        return {"r1": self.share.mean(penalty.detach())}
+
+    @torch.no_grad()
+    def average_weights(self) -> None:
+        """Move the averaged generator by the half-life of its weights."""
+        decay = 0.5 ** (self.settings.config.batch_size / (self.settings.ema_kimg * 1000))
+        torch._foreach_lerp_(list(self.average.parameters()), list(self.generator.parameters()), 1 - decay)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds, by name."""
+        return {"generator": self.generator, "discriminator": self.discriminator, "average": self.average}
+
+    def _fakes(self, draws: torch.Generator, n_images: int) -> tuple[Tensor, Tensor]:
+        latents, cutoff = draw_latents(self.generator, n_images, draws)
+        styles = self.generator.mixed_styles(self.share.of(latents.to(self.device), dim=1), cutoff)
+        noise = [self.share.of(maps).to(self.device) for maps in draw_noise(self.generator, n_images, draws)]
+        return self.generator.synthesise(styles, noise), styles
+
+    def _augmented(self, images: Tensor, draws: torch.Generator) -> Tensor:
+        return augment(images, self.settings.config.augment, draws, self.share)
+
+    def _descend(self, name: str, loss: Tensor) -> None:
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self.share.average(gradients)
+        for gradient in gradients:
+            gradient.nan_to_num_(nan=0.0, posinf=LARGEST_GRADIENT, neginf=-LARGEST_GRADIENT)
+        optimizer.step()
+
+    def _projection(self, n_images: int, draws: torch.Generator) -> Tensor:
+        shape = (n_images, self.settings.n_channels, *self.settings.image_size_px)
+        return self.share.of(torch.randn(shape, generator=draws)).to(self.device)
+
+
+def _adam(network: nn.Module, learning_rate: float, interval: int) -> torch.optim.Adam:
+    """Adam with the correction for a lazy regularisation every ``interval`` steps (StyleGAN2, appendix B)."""
+    correction = interval / (interval + 1)
+    betas = (0.0**correction, 0.99**correction)
+    return torch.optim.Adam(network.parameters(), lr=learning_rate * correction, betas=betas, eps=1e-8)

@@ -1,90 +1,15 @@
-"""Layers of StyleGAN2 on plans with a stride and a kernel per axis; plain autograd, twice differentiable."""
+"""Layers of StyleGAN2 on plans with a stride and a kernel per axis."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.plan import Pair
-
-LRELU_SLOPE = 0.2
-LRELU_GAIN = math.sqrt(2)
-EPSILON = 1e-8
-
-
-def leaky_relu(x: Tensor) -> Tensor:
-    """Leaky ReLU of slope 0.2, scaled to keep the variance (StyleGAN2, appendix B)."""
-    return F.leaky_relu(x, LRELU_SLOPE) * LRELU_GAIN
-
-
-def fir_taps(factor: int) -> tuple[int, ...]:
-    """The triangle filter for a resampling by ``factor``, not normalised; for 2 it is [1, 3, 3, 1]."""
-    rising = [2 * tap + 1 for tap in range(factor)]
-    return (*rising, *reversed(rising))
-
-
-def fir_norm(factors: Pair) -> int:
-    """Sum of the filter over the axes it is applied to: what ``blur`` leaves to its caller to divide by."""
-    return math.prod(2 * factor**2 for factor in factors if factor > 1)
-
-
-def blur(x: Tensor, factors: Pair, padding: tuple[Pair, Pair]) -> Tensor:
-    """Filter (b, c, h, w) with ``fir_taps`` along the axes whose factor is above 1, after zero padding there."""
-    blurred: Tensor = _Blur.apply(x, factors, padding)
-    return blurred
-
-
-class _Blur(torch.autograd.Function):
-    """The filter is symmetric, so its adjoint is itself with the complementary padding, to any order of derivative.
-
-    Left to autograd, every shifted sum would fill and copy a tensor of zeros on the way back; a depthwise convolution's
-    double backward would loop over every channel.
-    """
-
-    @staticmethod
-    def forward(context: Any, x: Tensor, factors: Pair, padding: tuple[Pair, Pair]) -> Tensor:
-        context.factors, context.padding = factors, padding
-        (top, bottom), (left, right) = (
-            pair if factor > 1 else (0, 0) for pair, factor in zip(padding, factors, strict=True)
-        )
-        x = F.pad(x, (left, right, top, bottom))
-        for axis, factor in ((2, factors[0]), (3, factors[1])):
-            if factor > 1:
-                # the triangle is a box of 2 and two boxes of the factor, so sums do it: no multiplication
-                for length in (2, factor, factor):
-                    x = _box(x, axis, length)
-        return x
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        padding = tuple(
-            (2 * factor - 1 - before, 2 * factor - 1 - after)
-            for factor, (before, after) in zip(context.factors, context.padding, strict=True)
-        )
-        return blur(gradient, context.factors, (padding[0], padding[1])), None, None
-
-
-def _box(x: Tensor, axis: int, length: int) -> Tensor:
-    size = x.shape[axis] - length + 1
-    total = x.narrow(axis, 0, size) + x.narrow(axis, 1, size)
-    for shift in range(2, length):
-        total += x.narrow(axis, shift, size)
-    return total
-
-
-def upsample(x: Tensor, factors: Pair) -> Tensor:
-    """Zero insertion and FIR with the gain of ``factors``; (b, c, h, w) -> (b, c, h * f0, w * f1)."""
-    gain = math.prod(factors) / fir_norm(factors)
-    for axis, factor in ((2, factors[0]), (3, factors[1])):
-        if factor > 1:
-            zeros = [torch.zeros_like(x)] * (factor - 1)
-            x = torch.stack([x, *zeros], dim=axis + 1).flatten(axis, axis + 1)
-    before_after = tuple(((3 * factor - 1) // 2, factor // 2) for factor in factors)
-    return blur(x, factors, (before_after[0], before_after[1])) * gain
+from gan.functions import EPSILON, blur, fir_norm, scale_channels
 
 
 class Linear(nn.Module):
@@ -97,9 +22,9 @@ class Linear(nn.Module):
         self.weight_gain = lr_multiplier / math.sqrt(n_in)
         self.lr_multiplier = lr_multiplier
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, n_in) -> (b, n_out)."""
-        return F.linear(x, self.weight * self.weight_gain, self.bias * self.lr_multiplier)
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        """(b, n_in) -> (b, n_out), times ``gain``."""
+        return F.linear(x, self.weight * (self.weight_gain * gain), self.bias * (self.lr_multiplier * gain))
 
 
 class ResampledConv(nn.Module):
@@ -114,33 +39,36 @@ class ResampledConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(n_out, n_in, *kernel))
         self.gain = 1 / math.sqrt(n_in * kernel[0] * kernel[1])
         self.kernel, self.up, self.down = kernel, up, down
+        factors = up if up != (1, 1) else down
+        self.is_resampled = factors != (1, 1)
+        # zero padding of the convolution itself: an axis that is not resampled keeps its size
+        self.still = tuple(k // 2 if factor == 1 else 0 for k, factor in zip(kernel, factors, strict=True))
+        # what FIR and resampling leave to multiply: the filter below is not normalised
+        self.resampling_gain = math.prod(up) / fir_norm(factors) if self.is_resampled else 1.0
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(b, n_in, h, w) -> (b, n_out, h * up / down, w * up / down)."""
+    def forward(self, x: Tensor, bias: Tensor | None = None, gain: float = 1.0) -> Tensor:
+        """(b, n_in, h, w) -> (b, n_out, h * up / down, w * up / down); the result and ``bias`` times ``gain``."""
+        weight = self.weight * (self.gain * self.resampling_gain * gain)
+        return self.convolve(x, weight, None if bias is None else bias * gain)
+
+    def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """With these weights instead, and without ``resampling_gain``; a bias is for what is not enlarged."""
         if self.up != (1, 1):
-            return self._upsampled(x, self.weight * (self.gain * math.prod(self.up) / fir_norm(self.up)))
+            assert bias is None
+            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=self.up, padding=self.still)
+            return blur(x, self.up, (self.up_padding(0), self.up_padding(1)))
         if self.down != (1, 1):
-            return self._downsampled(x, self.weight * (self.gain / fir_norm(self.down)))
-        return F.conv2d(x, self.weight * self.gain, padding=(self.kernel[0] // 2, self.kernel[1] // 2))
+            x = blur(x, self.down, (self.down_padding(0), self.down_padding(1)))
+        return F.conv2d(x, weight, bias, stride=self.down, padding=self.still)
 
-    def _upsampled(self, x: Tensor, weight: Tensor) -> Tensor:
+    def up_padding(self, axis: int) -> Pair:
         """On an axis of factor f the transposed convolution gives f (n - 1) + k; FIR padding brings it to f n."""
-        still = tuple(k // 2 if factor == 1 else 0 for k, factor in zip(self.kernel, self.up, strict=True))
-        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=self.up, padding=still)
-        return blur(x, self.up, (self._up_padding(0), self._up_padding(1)))
-
-    def _up_padding(self, axis: int) -> Pair:
         factor, kernel = self.up[axis], self.kernel[axis]
         total = factor - kernel + 2 * factor - 1  # wanted f n, have f (n - 1) + k, the filter takes 2 f - 1
         return (total + 1) // 2, total // 2
 
-    def _downsampled(self, x: Tensor, weight: Tensor) -> Tensor:
+    def down_padding(self, axis: int) -> Pair:
         """On an axis of factor f the filtered signal has n - f + k samples; the strided convolution gives n / f."""
-        x = blur(x, self.down, (self._down_padding(0), self._down_padding(1)))
-        still = tuple(k // 2 if factor == 1 else 0 for k, factor in zip(self.kernel, self.down, strict=True))
-        return F.conv2d(x, weight, stride=self.down, padding=still)
-
-    def _down_padding(self, axis: int) -> Pair:
         factor, kernel = self.down[axis], self.kernel[axis]
         total = kernel - factor + 2 * factor - 1
         return (total + 1) // 2, total // 2
@@ -164,12 +92,22 @@ class ModulatedConv(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         """``x`` (b, n_in, h, w), ``w`` (b, w_dim)."""
         styles = self.affine(w)
-        x = self.conv(x * styles[:, :, None, None])
         if not self.demodulate:
-            return x
-        squared = (self.conv.weight * self.conv.gain).square().sum(dim=(2, 3))  # (n_out, n_in)
-        norms = torch.rsqrt(styles.square() @ squared.t() + EPSILON)
-        return x * norms[:, :, None, None]
+            return self.conv(scale_channels(x, styles))
+        return scale_channels(self.not_demodulated(x, styles), self.norms(styles))
+
+    def not_demodulated(self, x: Tensor, styles: Tensor) -> Tensor:
+        """The convolution with the weights as they are stored: ``norms`` holds every gain."""
+        return self.conv.convolve(scale_channels(x, styles), self.conv.weight)
+
+    def norms(self, styles: Tensor) -> Tensor:
+        """(b, n_in) -> (b, n_out): what ``not_demodulated`` must be multiplied with.
+
+        The gain of the equalised learning rate cancels but for the epsilon under the root.
+        """
+        squared = self.conv.weight.square().sum(dim=(2, 3))  # (n_out, n_in)
+        norms = torch.rsqrt(styles.square() @ squared.t() + EPSILON / self.conv.gain**2)
+        return norms * self.conv.resampling_gain
 
 
 def minibatch_deviation(x: Tensor, group_size: int) -> Tensor:

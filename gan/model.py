@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from common.plan import Pair
-from gan.layers import EPSILON, Linear, ModulatedConv, ResampledConv, leaky_relu, minibatch_deviation, upsample
+from gan.functions import EPSILON, LRELU_GAIN, leaky_relu_, styled_activation, upsample
+from gan.layers import Linear, ModulatedConv, ResampledConv, minibatch_deviation
 from gan.settings import GanSettings
 
 MAPPING_LR_MULTIPLIER = 0.01
+BRANCH_GAIN = math.sqrt(0.5)  # of the two branches of a residual block, which keeps the variance
 
 
 class Mapping(nn.Module):
@@ -30,7 +32,7 @@ class Mapping(nn.Module):
         """(b, z_dim) -> (b, w_dim)."""
         w = z * torch.rsqrt(z.square().mean(dim=1, keepdim=True) + EPSILON)
         for layer in self.layers:
-            w = leaky_relu(layer(w))
+            w = leaky_relu_(layer(w, gain=LRELU_GAIN))
         return w
 
 
@@ -45,8 +47,10 @@ class StyledConv(nn.Module):
 
     def forward(self, x: Tensor, w: Tensor, noise: Tensor) -> Tensor:
         """``noise``: (b, 1, height, width) of the output."""
-        x = self.conv(x, w) + noise * self.noise_strength
-        return leaky_relu(x + self.bias[:, None, None])
+        styles = self.conv.affine(w)
+        x = self.conv.not_demodulated(x, styles)
+        scale = self.conv.norms(styles) * LRELU_GAIN
+        return styled_activation(x, scale, noise, self.noise_strength * LRELU_GAIN, self.bias * LRELU_GAIN)
 
 
 class ToImage(nn.Module):
@@ -58,9 +62,13 @@ class ToImage(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_channels))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """(b, n_in, h, w) -> (b, n_channels, h, w)."""
-        image: Tensor = self.conv(x, w)
-        return image + self.bias[:, None, None]
+        """(b, n_in, h, w) -> (b, n_channels, h, w).
+
+        For so few outputs the weights of every image are small, and scaling them spares a scaled copy of ``x``.
+        """
+        weights = self.conv.conv.weight[None, :, :, 0, 0] * (self.conv.affine(w) * self.conv.conv.gain)[:, None]
+        image = torch.baddbmm(self.bias[None, :, None], weights, x.flatten(2))
+        return image.unflatten(2, x.shape[2:])
 
 
 class SynthesisBlock(nn.Module):
@@ -88,7 +96,11 @@ class SynthesisBlock(nn.Module):
             x = self.conv0(x, ws[0], noise[0])
         x = self.conv1(x, ws[-2], noise[-1])
         output = self.to_image(x, ws[-1])
-        return x, output if image is None else upsample(image, self.up) + output
+        return x, output if image is None else self.enlarge(image) + output
+
+    def enlarge(self, image: Tensor) -> Tensor:
+        """The image of the stage below at this block's size."""
+        return upsample(image, self.up)
 
 
 class Generator(nn.Module):
@@ -153,9 +165,9 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(b, n_in, h, w) -> (b, n_out, h / down, w / down)."""
-        y = leaky_relu(self.conv0(x) + self.bias0[:, None, None])
-        y = leaky_relu(self.conv1(y) + self.bias1[:, None, None])
-        return (y + self.skip(x)) * math.sqrt(0.5)
+        y = leaky_relu_(self.conv0(x, self.bias0, LRELU_GAIN))
+        y = leaky_relu_(self.conv1(y, self.bias1, LRELU_GAIN * BRANCH_GAIN))
+        return y + self.skip(x, gain=BRANCH_GAIN)
 
 
 class Discriminator(nn.Module):
@@ -180,10 +192,10 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, channels, height, width) -> (b,)."""
-        x = leaky_relu(self.from_image(images) + self.from_image_bias[:, None, None])
+        x = leaky_relu_(self.from_image(images, self.from_image_bias, LRELU_GAIN))
         for block in self.blocks:
             x = block(x)
         x = minibatch_deviation(x, self.group_size)
-        x = leaky_relu(self.conv(x) + self.bias[:, None, None])
-        logits: Tensor = self.logit(leaky_relu(self.hidden(x.flatten(1))))
+        x = leaky_relu_(self.conv(x, self.bias, LRELU_GAIN))
+        logits: Tensor = self.logit(leaky_relu_(self.hidden(x.flatten(1), gain=LRELU_GAIN)))
         return logits[:, 0]

@@ -48,6 +48,7 @@ class GanConfig:
     augment: tuple[str, ...] = AUGMENTATIONS
     mirror: bool = False  # also show images mirrored; anatomy is not symmetric, so the user must ask for it (D35)
     n_snapshots: int = 20  # checkpoints and sample sheets over the training
+    precision: str = "fp32"  # of the convolutions: fp32 or bf16
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from common.errors import InputError
 from common.plan import Plan
 from gan.augment import augment
 from gan.draws import draw_latents, draw_noise
-from gan.layers import EPSILON, ModulatedConv, ResampledConv, blur, fir_norm, fir_taps, minibatch_deviation, upsample
+from gan.functions import EPSILON, blur, fir_norm, fir_taps, upsample
+from gan.layers import ModulatedConv, ResampledConv, minibatch_deviation
 from gan.loss import path_lengths, r1_penalty
 from gan.model import Discriminator, Generator
 from gan.settings import GanConfig, GanSettings, derive_settings

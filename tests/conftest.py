@@ -16,6 +16,17 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+ON_RAY = ("test_federated_experiment", "test_ray")
+LONGEST_FIRST = (*ON_RAY, "test_experiment")  # minutes each; the other worker does the rest meanwhile
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of ``-n`` workers one runs a whole file, as its tests share fixtures, and one all that start a Ray cluster."""
+    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else 99)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path.stem in ON_RAY else item.path.stem))
+
+
 TINY = (
     "--config-name=demo",
     "general.exp_name=tiny",

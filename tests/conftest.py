@@ -21,10 +21,21 @@ LONGEST_FIRST = (*ON_RAY, "test_experiment")  # minutes each; the other worker d
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of ``-n`` workers one runs a whole file, as its tests share fixtures, and one all that start a Ray cluster."""
+    """Start with what lasts longest."""
     items.sort(key=lambda item: LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else 99)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path.stem in ON_RAY else item.path.stem))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Of the workers of ``-n`` one runs a whole file, as its tests share fixtures, and one all that start Ray."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            stem = Path(nodeid.split("::")[0]).stem
+            return "ray" if stem in ON_RAY else stem
+
+    return ByFile(config, log)
 
 
 TINY = (

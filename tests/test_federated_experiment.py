@@ -96,6 +96,7 @@ def test_a_killed_driver_resumes_in_its_round_with_the_same_result(federated_run
     assert {name: deterministic(m) for name, m in resumed.items()} == {n: deterministic(m) for n, m in whole.items()}
 
 
+@pytest.mark.slow  # two minutes; the next test has its sites as Ray processes too
 def test_workers_on_the_nodes_of_their_sites_give_the_same_files(federated_run, two_nodes, tmp_path):
     ray = ("cluster=local", "cluster.pin_sites=true", f"general.ray_address={two_nodes}")
     ray += ("federated.strategies=[fedavg]", "evaluation.real_all=false")

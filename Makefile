@@ -22,7 +22,7 @@ demo: $(VENV)/.installed ## install, then run the whole experiment on generated 
 	$(BIN)/python run_nnunet.py --config-name=demo
 
 test: $(VENV)/.installed lint ## install, then lint, type check and test (what CI runs)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed ## the tests that take minutes each
 	$(BIN)/python -m pytest -m slow

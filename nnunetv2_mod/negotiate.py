@@ -12,7 +12,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import read_json, write_json
-from nnunetv2_mod.environment import nnunet_roots
+from nnunetv2_mod.environment import nnunet_roots, threads_for_pools
 from nnunetv2_mod.plan import PLANS_NAME, PlanSettings, overridden
 
 FINE_SPACING_PERCENTILE = 10  # nnU-Net's target spacing along a coarse axis
@@ -85,7 +85,7 @@ def negotiate_plan(
         def determine_reader_writer(self) -> type:
             return type(sites[0].image_reader_writer, (), {})
 
-    with nnunet_roots(raw.parent, preprocessed.parent, out / "unused"):
+    with nnunet_roots(raw.parent, preprocessed.parent, out / "unused"), threads_for_pools():
         HubPlanner(
             dataset_name, gpu_memory_target_in_gb=settings.gpu_memory_gb, plans_name=PLANS_NAME
         ).plan_experiment()

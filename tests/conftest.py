@@ -16,6 +16,28 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+ON_RAY = ("test_federated_experiment", "test_ray")
+LONGEST_FIRST = (*ON_RAY, "test_experiment")  # minutes each; the other worker does the rest meanwhile
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with what lasts longest."""
+    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else 99)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Of the workers of ``-n`` one runs a whole file, as its tests share fixtures, and one all that start Ray."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            stem = Path(nodeid.split("::")[0]).stem
+            return "ray" if stem in ON_RAY else stem
+
+    return ByFile(config, log)
+
+
 TINY = (
     "--config-name=demo",
     "general.exp_name=tiny",

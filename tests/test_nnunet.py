@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ from nnunetv2_mod import (
     adopt_plan,
     learning_rate,
     load_model,
+    negotiate_plan,
     plan_dataset,
     predict_arrays,
+    site_statistics,
     train,
 )
 
@@ -171,3 +174,18 @@ def test_an_adopted_plan_preprocesses_by_the_other_datasets_normalisation(planne
 def test_an_unlucky_dataset_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="DatasetXXX_Name"):
         plan_dataset(tmp_path / "lungs", tmp_path, PlanSettings(), SPLITS)
+
+
+def test_planning_starts_no_process(tmp_path: Path, monkeypatch) -> None:
+    """A forked pool can hang for ever in a process that has threads, as every Ray worker has; negotiating did."""
+
+    def refuse(process: BaseProcess) -> None:
+        raise AssertionError(f"{process} was started")
+
+    monkeypatch.setattr(BaseProcess, "start", refuse)
+    dataset = write_blobs(tmp_path / "raw")
+    plan_dataset(dataset, tmp_path / "A", PlanSettings(base_features=4), SPLITS)
+    statistics = site_statistics(tmp_path / "A")
+    common = negotiate_plan({"A": statistics, "B": statistics}, tmp_path / "hub", "Dataset102_hub", PlanSettings())
+    adopt_plan(dataset, json.loads(common.read_text()), tmp_path / "B", SPLITS)
+    assert (tmp_path / "B" / "plans.json").is_file()

@@ -18,6 +18,7 @@ ITERATION_S = 0.1  # of nnU-Net
 GENERATOR_STEP_S = 0.2
 OTHER_STAGE_S = 5.0
 
+DSL_ROOMS = ("gan", "memorization", "evaluation/fidelity.py")
 CODE = {
     "prepare": ("dataset", "pipeline/stages/prepare.py"),
     "plan": ("nnunetv2_mod", "pipeline/stages/prepare.py"),
@@ -36,8 +37,8 @@ CODE = {
     "negotiate": ("nnunetv2_mod", "pipeline/stages/federate.py"),
     "adopt": ("nnunetv2_mod", "pipeline/stages/federate.py"),
     "rounds": ("federated", "nnunetv2_mod", "pipeline/stages/federate.py"),
-    "dsl": ("federated", "dataset", "gan", "memorization", "nnunetv2_mod", "pipeline/stages/distribute.py"),
-    "dsl_dataset": ("federated", "gan", "memorization", "sharing", "dataset", "nnunetv2_mod", "pipeline/stages"),
+    "dsl": ("federated", "dataset", *DSL_ROOMS, "nnunetv2_mod", "pipeline/stages/distribute.py"),
+    "dsl_dataset": ("federated", *DSL_ROOMS, "sharing", "dataset", "nnunetv2_mod", "pipeline/stages"),
     "segment_dsl": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "evaluate": ("nnunetv2_mod", "evaluation/segmentation.py", "evaluation/results.py", "pipeline/stages/score.py"),
 }

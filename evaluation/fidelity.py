@@ -86,7 +86,7 @@ def kernel_interval(
 def _covariance_factor(features: np.ndarray) -> np.ndarray:
     """F with F^T F the covariance and at most d rows."""
     factor = (features - features.mean(axis=0)) / np.sqrt(max(1, len(features) - 1))
-    return np.linalg.qr(factor, mode="r") if len(factor) > factor.shape[1] else factor
+    return np.asarray(np.linalg.qr(factor, mode="r") if len(factor) > factor.shape[1] else factor)
 
 
 def _square_root(matrix: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _weighted_discrepancy(
     within_a: np.ndarray, within_b: np.ndarray, between: np.ndarray, weights_a: np.ndarray, weights_b: np.ndarray
 ) -> np.ndarray:
-    """One value a row of the weights (r, n) and (r, m), how often each image counts; pairs of an image with itself not."""
+    """One value a row of the weights (r, n) and (r, m), how often an image counts; it is never paired with itself."""
 
     def mean(matrix: np.ndarray, left: np.ndarray, right: np.ndarray, n_pairs: np.ndarray) -> np.ndarray:
         return np.asarray(((left @ matrix) * right).sum(axis=1) / np.maximum(n_pairs, 1))

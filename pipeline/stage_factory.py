@@ -24,7 +24,10 @@ CODE = {
     "plan": ("nnunetv2_mod", "pipeline/stages/prepare.py"),
     "slices": ("dataset", "nnunetv2_mod", "pipeline/stages/prepare.py"),
     "calibrate": ("memorization", "pipeline/stages/synthesise.py"),
-    "generator": ("pipeline/generators.py", "pipeline/stages/synthesise.py"),
+    "generator": (
+        *("pipeline/generators.py", "pipeline/gauge.py", "pipeline/stages/synthesise.py"),
+        *("memorization/embedders.py", "memorization/index.py", "evaluation/fidelity.py"),
+    ),
     "sample": ("pipeline/generators.py", "pipeline/stages/synthesise.py"),
     "filter": ("memorization", "pipeline/stages/synthesise.py"),
     "segment_real": ("nnunetv2_mod", "pipeline/stages/segment.py"),

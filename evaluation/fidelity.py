@@ -49,9 +49,13 @@ def frechet_distance_of_moments(
     return max(0.0, float(distance + np.trace(covariance_a) + np.trace(covariance_b) - 2 * shared))
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Unbiased squared maximum mean discrepancy of features (n, d) and (m, d), n, m >= 2, under (x y / d + 1)^3."""
-    return float(_weighted_discrepancy(*_kernels(a, b), np.ones((1, len(a))), np.ones((1, len(b))))[0])
+def kernel_distance(a: np.ndarray, b: np.ndarray, owners_b: Sequence[str] | None = None) -> float:
+    """Unbiased squared maximum mean discrepancy of features (n, d) and (m, d), n, m >= 2, under (x y / d + 1)^3.
+
+    Where ``owners_b`` names each image's patient, two images of one patient are no pair: they are no two draws.
+    """
+    kernels, pairs = _kernels(a, b), _pairs(len(a), len(b), owners_b)
+    return float(_weighted_discrepancy(kernels, pairs, np.ones((1, len(a))), np.ones((1, len(b))))[0])
 
 
 def frechet_interval(
@@ -76,11 +80,12 @@ def kernel_interval(
 ) -> Estimate:
     """The kernel distance with its bootstrap interval: resampled as in ``frechet_interval``.
 
-    An image is never paired with its own repeat, so that a resample is as unbiased as the estimate.
+    An image is never paired with its own repeat (a patient's, with another of that patient), so that a resample is as
+    unbiased as the estimate.
     """
-    draws_a, draws_b = _draws(len(a), len(b), seed, n_resamples, owners_b)
-    kernels = _kernels(a, b)
-    return _estimate(kernel_distance(a, b), _weighted_discrepancy(*kernels, draws_a, draws_b))
+    draws = _draws(len(a), len(b), seed, n_resamples, owners_b)
+    resampled = _weighted_discrepancy(_kernels(a, b), _pairs(len(a), len(b), owners_b), *draws)
+    return _estimate(kernel_distance(a, b, owners_b), resampled)
 
 
 def _covariance_factor(features: np.ndarray) -> np.ndarray:
@@ -95,30 +100,36 @@ def _square_root(matrix: np.ndarray) -> np.ndarray:
 
 
 def _kernels(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Kernel matrices within ``a`` and ``b`` (their diagonals set to 0) and between them."""
+    """Kernel matrices within ``a``, within ``b`` and between them."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    within_a, within_b, between = _kernel(a, a), _kernel(b, b), _kernel(a, b)
-    for matrix in (within_a, within_b):
-        np.fill_diagonal(matrix, 0.0)
-    return within_a, within_b, between
+    return _kernel(a, a), _kernel(b, b), _kernel(a, b)
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray((x @ y.T / x.shape[1] + KERNEL_OFFSET) ** KERNEL_DEGREE)
 
 
+def _pairs(n_a: int, n_b: int, owners_b: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """1 where two images are a pair of independent draws, else 0, within ``a``, within ``b`` and between them."""
+    owners = np.arange(n_b) if owners_b is None or len(set(owners_b)) < 2 else np.asarray(owners_b)
+    within_b = (owners[:, None] != owners).astype(np.float64)
+    return 1 - np.eye(n_a), within_b, np.ones((n_a, n_b))
+
+
 def _weighted_discrepancy(
-    within_a: np.ndarray, within_b: np.ndarray, between: np.ndarray, weights_a: np.ndarray, weights_b: np.ndarray
+    kernels: tuple[np.ndarray, ...], pairs: tuple[np.ndarray, ...], weights_a: np.ndarray, weights_b: np.ndarray
 ) -> np.ndarray:
-    """One value a row of the weights (r, n) and (r, m), how often an image counts; it is never paired with itself."""
+    """One value a row of the weights (r, n) and (r, m), how often an image counts."""
+    sides = ((weights_a, weights_a), (weights_b, weights_b), (weights_a, weights_b))
 
-    def mean(matrix: np.ndarray, left: np.ndarray, right: np.ndarray, n_pairs: np.ndarray) -> np.ndarray:
-        return np.asarray(((left @ matrix) * right).sum(axis=1) / np.maximum(n_pairs, 1))
+    def total(matrix: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+        return np.asarray(((left @ matrix) * right).sum(axis=1))
 
-    sums_a, sums_b = weights_a.sum(axis=1), weights_b.sum(axis=1)
-    inside_a = mean(within_a, weights_a, weights_a, sums_a**2 - np.square(weights_a).sum(axis=1))
-    inside_b = mean(within_b, weights_b, weights_b, sums_b**2 - np.square(weights_b).sum(axis=1))
-    return np.asarray(inside_a + inside_b - 2 * mean(between, weights_a, weights_b, sums_a * sums_b))
+    inside_a, inside_b, between = (
+        total(kernel * pair, *side) / np.maximum(total(pair, *side), 1)
+        for kernel, pair, side in zip(kernels, pairs, sides, strict=True)
+    )
+    return np.asarray(inside_a + inside_b - 2 * between)
 
 
 def _draws(

@@ -47,6 +47,7 @@ class References:
 
     index: np.ndarray  # of the training images, mirrored ones too where the generator sees them
     compared: np.ndarray  # of at most MAX_COMPARED training images
+    compared_patients: tuple[str, ...]
     heldout: np.ndarray  # (0, d) where nobody is held out
     heldout_patients: tuple[str, ...]
     honest_distance: float  # median distance of an image to the nearest training image of another patient
@@ -94,7 +95,7 @@ class FeatureGauge:
         real, features = self._references, self._embed(samples)
         scores = {
             FRECHET_TRAIN: frechet_distance(features, real.compared),
-            KERNEL_TRAIN: kernel_distance(features, real.compared),
+            KERNEL_TRAIN: kernel_distance(features, real.compared, real.compared_patients),
             NEAREST_TRAIN: float(np.median(_nearest_distances(real.index, features))) / real.honest_distance,
             DIVERSITY: _mean_distance(features) / real.spread,
         }
@@ -123,10 +124,11 @@ class FeatureGauge:
         else:
             distances = _nearest_of_other_patients(features, index, owners)
         smallest = float(np.sqrt(RESOLUTION_L2))
-        order = np.random.default_rng(derive_seed(self._seed, "compared")).permutation(len(features))
+        compared = np.random.default_rng(derive_seed(self._seed, "compared")).permutation(len(features))[:MAX_COMPARED]
         return References(
             index,
-            features[order[:MAX_COMPARED]],
+            features[compared],
+            tuple(str(owner) for owner in owners[compared]),
             others,
             tuple(entry.patient for entry in heldout.entries),
             max(float(np.median(distances)), smallest),

@@ -82,3 +82,15 @@ def test_intervals_repeat_by_seed_hold_their_estimate_and_widen_where_patients_h
         assert one == interval(a, b, 3) and one.value == pytest.approx(distance(a, b))
         assert one.low < one.value < one.high
         assert interval(a, b, 3, owners_b=owners).standard_error > 1.2 * one.standard_error
+
+
+def test_kernel_distance_is_unbiased_also_where_patients_have_several_images() -> None:
+    """Pairs within a patient would make a set look far from one of the same patients' kind."""
+    rng = np.random.default_rng(0)
+    owners = [str(i // 4) for i in range(32)]
+    samples = [rng.standard_normal((20, 6)) for _ in range(300)]
+    clustered = [np.repeat(rng.standard_normal((8, 6)), 4, axis=0) for _ in range(300)]
+    values = [kernel_distance(a, b, owners) for a, b in zip(samples, clustered, strict=True)]
+    naive = [kernel_distance(a, b) for a, b in zip(samples, clustered, strict=True)]
+    error = np.std(values) / np.sqrt(len(values))
+    assert abs(np.mean(values)) < 3 * error and np.mean(naive) > 5 * error

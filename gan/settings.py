@@ -47,7 +47,7 @@ class GanConfig:
     minibatch_std_group: int = 4
     ema_kimg: float | None = None  # half-life; None: 10, or a twentieth of a training too short for that
     augment: tuple[str, ...] = AUGMENTATIONS
-    mirror: bool = False  # also show images mirrored; anatomy is not symmetric, so the user must ask for it (D35)
+    mirror: bool = False  # also show images mirrored; the dataset decides whether that may be asked for (D35)
     n_snapshots: int = 20  # checkpoints and sample sheets over the training
     snapshot: str = "heldout"  # which becomes the generator: by held-out patients; "last"; "fid", the paper's (D33)
 

@@ -18,6 +18,7 @@ from gan.draws import draw_noise
 from gan.model import Generator
 from gan.sample import images_to_integers
 
+NO_COPYING = 1.0  # as near to the training images as unseen patients are
 CANDIDATE = "candidate_{step}.safetensors"
 BATCH_SIZE = 16
 
@@ -55,19 +56,24 @@ def still_eligible(candidates: Sequence[Candidate], rule: str) -> list[Candidate
     return [one for one in close if not any(_beats(other, one) for other in close)]
 
 
+def _preference(one: Candidate) -> tuple[float, float, int]:
+    """Least copying first. Farther from the training images than unseen patients are is no less copying, but less
+    real: there the closer to held-out patients, then the earlier wins.
+    """
+    return min(one.scores[NEAREST_TRAIN], NO_COPYING), -one.scores[KERNEL_HELDOUT], -one.step
+
+
 def _beats(other: Candidate, one: Candidate) -> bool:
     """Whether ``other`` would be preferred wherever both are close enough to the best."""
-    nearer = other.scores[KERNEL_HELDOUT] - one.scores[KERNEL_HELDOUT]
-    copies_less = (other.scores[NEAREST_TRAIN], -other.step) > (one.scores[NEAREST_TRAIN], -one.step)
-    return nearer <= 0 and copies_less
+    return other.scores[KERNEL_HELDOUT] <= one.scores[KERNEL_HELDOUT] and _preference(other) > _preference(one)
 
 
 def choose(candidates: Sequence[Candidate], rule: str) -> tuple[Candidate | None, str]:
     """The snapshot to keep and why; None: the last one.
 
-    heldout: of those within one standard error of the lowest kernel distance to held-out patients, the one that is
-    farthest from its training images, then the earliest (the one-standard-error rule). fid: the lowest Fréchet
-    distance to the training images, as the paper, which favours copies (D33).
+    heldout: of those within one standard error of the lowest kernel distance to held-out patients, the one that copies
+    least (``_preference``). fid: the lowest Fréchet distance to the training images, as the paper, which favours
+    copies (D33).
     """
     eligible = still_eligible(candidates, rule)
     if rule == "last":
@@ -77,10 +83,9 @@ def choose(candidates: Sequence[Candidate], rule: str) -> tuple[Candidate | None
         return None, f"the last snapshot: {missing}"
     if rule == "fid":
         return eligible[0], "the lowest Fréchet distance to the training images"
-    chosen = max(eligible, key=lambda one: (one.scores[NEAREST_TRAIN], -one.step))
-    return chosen, (
-        "within one standard error of the lowest kernel distance to held-out patients, "
-        "the one farthest from its training images"
+    return max(eligible, key=_preference), (
+        "of those within one standard error of the lowest kernel distance to held-out patients, "
+        "the one that copies its training images least"
     )
 
 

@@ -58,11 +58,16 @@ def test_a_clearly_closer_snapshot_is_kept_and_ties_go_to_the_earlier() -> None:
     assert chosen_one_by_one([candidate(1, 0.5, 0.9), candidate(2, 0.5, 0.9)], "heldout") == candidate(1, 0.5, 0.9)
 
 
+def test_images_farther_from_training_than_unseen_patients_are_not_preferred_for_that() -> None:
+    """Noise is farther from the training images than any patient."""
+    assert chosen_one_by_one([candidate(1, 0.55, 3.4), candidate(2, 0.5, 1.1)], "heldout") == candidate(2, 0.5, 1.1)
+
+
 def test_snapshots_dropped_on_the_way_are_never_those_the_whole_sequence_would_choose() -> None:
     """With equal errors; few are kept at a time, as each is a file of the generator's size."""
     rng = np.random.default_rng(0)
     for _ in range(50):
-        run = [candidate(i, *rng.uniform(0, 1, 2).round(1), error=0.25) for i in range(1, 21)]
+        run = [candidate(i, *rng.uniform(0, 1.5, 2).round(1), error=0.25) for i in range(1, 21)]
         assert chosen_one_by_one(run, "heldout") == choose(run, "heldout")[0]
 
 

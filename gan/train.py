@@ -134,6 +134,8 @@ class Training:
         self.schedule = NEVER
         if gauge is not None:
             self.schedule = derive_schedule(settings, gauge.seconds_per_image, gauge.n_references, device.type)
+            if self.schedule == NEVER:
+                log.info("%g kimg are too short for a gauge: none, and the last snapshot is taken", settings.kimg)
         self.alarms: list[dict[str, Any]] = []
         self.gauge_s, self.started_s = 0.0, time.monotonic()  # for the log alone
         self._begin(0, device)
@@ -216,7 +218,9 @@ class Training:
         started_s = time.monotonic()
         samples = draw_fixed_samples(self.phases.average, self.seed, self.schedule.n_samples, dtype)
         scores = dict(self.gauge.measure(samples, self.schedule.n_references))
-        self.gauge_s += time.monotonic() - started_s
+        seconds = time.monotonic() - started_s
+        self.gauge_s += seconds
+        log.info("gauged at %g kimg in %.1f s: %s", self.kimg_at(self.step), seconds, scores)
         return scores, scores.get(DIVERSITY)
 
     def _consider(self, candidate: Candidate, out: Path) -> None:

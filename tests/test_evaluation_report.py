@@ -82,6 +82,8 @@ def write_site(fold_folder, site, seed):
     for stage in ("segment_real", "finetune"):
         keys = ("train_loss", "val_loss", "pseudo_dice", "learning_rate")
         write_curves(fold_folder / stage / site / "curves.jsonl", "epoch", keys)
+    alarm = {"step": 3.25, "unit": "kimg", "message": "it diverged at step 12", "back_to": 2.5, "curve": []}
+    write_text(fold_folder / "generator" / site / "alarms.jsonl", json.dumps(alarm) + "\n")
     image_io.imsave(fold_folder / "generator" / site / "sample_sheet.png", shapes(seed, 128)[0], check_contrast=False)
     share = fold_folder / "share" / site
     write_raw_dataset(share, 12, seed + 50)
@@ -210,6 +212,10 @@ def test_the_command_writes_the_report_and_refuses_a_folder_that_is_no_run(tmp_p
     assert "no fold_<k> folder here" in capsys.readouterr().err
     with pytest.raises(InputError, match="runs/<exp_name>"):
         write_report(tmp_path / "absent")
+
+
+def test_alarms_stand_under_the_curves(report_text):
+    assert "Alarm at site A, fold 0, 3.25 kimg: it diverged at step 12" in section(report_text, "curves")
 
 
 def test_the_gauges_distances_are_drawn_against_kimg_each_once(monkeypatch):

@@ -31,6 +31,7 @@ from evaluation.report_run import (
     ALL_SITES,
     FINETUNE_OF_UNION,
     RunFiles,
+    StageFolder,
     StageRecord,
     find_folds,
     finished_at,
@@ -237,8 +238,21 @@ def _curves_section(files: RunFiles) -> page.Html:
             curves.setdefault(folder.site, []).append(read_curves(folder.path / "curves.jsonl"))
         png = curves_figure({site: curves[site] for site in sorted(curves)})
         shown = page.picture(png, f"{title}: one colour a site, one line a fold") if png else None
-        parts.append(page.join(page.heading(title), shown or page.absent("No curves yet.")))
+        alarms = [_alarm(folder, alarm) for folder in files.stage_folders(stage) for alarm in _alarms(folder)]
+        parts.append(page.join(page.heading(title), shown or page.absent("No curves yet."), *alarms))
     return page.join(*parts)
+
+
+def _alarms(folder: StageFolder) -> list[dict[str, Any]]:
+    return read_curves(folder.path / "alarms.jsonl")
+
+
+def _alarm(folder: StageFolder, alarm: Mapping[str, Any]) -> page.Html:
+    unit = alarm.get("unit", "")
+    return page.paragraph(
+        f"Alarm at site {folder.site}, fold {folder.fold}, {alarm['step']:g} {unit}: {alarm.get('message', '')}. "
+        f"Training went on from {alarm.get('back_to', 0):g} {unit} with other random numbers."
+    )
 
 
 def _time_section(files: RunFiles) -> page.Html:

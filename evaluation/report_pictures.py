@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.gauge import DIVERSITY, FRECHET_HELDOUT, FRECHET_TRAIN, KERNEL_HELDOUT, KERNEL_TRAIN, NEAREST_TRAIN
 from common.image_set import load_image_set
 from evaluation.report_run import StageRecord, read_mapping, stage_rank
 
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7A5C00", "#444444")
 OUTLINES = ("#FFD400", "#00E5FF", "#FF4FD8", "#7CFF4F", "#FF7A1A", "#9D8CFF", "#FFFFFF", "#FF3B3B")
 N_SHOWN = 8
+ERROR = "_error"  # with the key it is the standard error of: drawn as a band, no panel of its own
+CURVE_TITLES = {
+    KERNEL_HELDOUT: "kernel distance to held-out patients\n(band: one standard error)",
+    FRECHET_HELDOUT: "Fréchet distance to held-out patients",
+    KERNEL_TRAIN: "kernel distance to the training images",
+    FRECHET_TRAIN: "Fréchet distance to the training images",
+    NEAREST_TRAIN: "distance to the nearest training image\n(1: as near as an unseen patient; below: copies)",
+    DIVERSITY: "diversity of the samples\n(1: that of the real images)",
+}
+REFERENCE_VALUES = {KERNEL_HELDOUT: 0.0, NEAREST_TRAIN: 1.0, DIVERSITY: 1.0}
 
 
 @dataclass(frozen=True)
@@ -137,7 +148,8 @@ def curves_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
     A site has one colour, a fold one line. None where there is nothing to draw.
     """
     points = [point for folds in curves.values() for fold in folds for point in fold]
-    keys = dict.fromkeys(key for point in points for key, value in point.items() if _is_number(value) and key != "step")
+    found = dict.fromkeys(key for point in points for key, value in point.items() if _is_number(value))
+    keys = [key for key in found if key != "step" and key.removesuffix(ERROR) not in found.keys() - {key}]
     if not keys:
         return None
     n_columns = min(3, len(keys))
@@ -149,7 +161,9 @@ def curves_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
     for panel, key in zip(panels, keys, strict=False):
         for colour, (site, folds) in zip(_colours(len(curves)), curves.items(), strict=True):
             _draw_curves(panel, key, site, folds, colour)
-        panel.set_title(key, fontsize=9)
+        if key in REFERENCE_VALUES:
+            panel.axhline(REFERENCE_VALUES[key], color="#8a93a0", lw=0.8, ls="--")
+        panel.set_title(CURVE_TITLES.get(key, key), fontsize=9)
         panel.set_xlabel(str(points[0].get("unit", "step")), fontsize=8)
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=8, fontsize=8, frameon=False)
@@ -162,6 +176,12 @@ def _draw_curves(panel: Any, key: str, site: str, folds: Sequence[Sequence[Mappi
         steps, values = zip(*drawn, strict=True) if drawn else ((), ())
         marker = "o" if len(drawn) < 3 else ""
         panel.plot(steps, values, color=colour, lw=1.2, marker=marker, ms=3, label=site if index == 0 else None)
+        banded = [
+            (point["step"], point[key], point[key + ERROR]) for point in fold if _is_number(point.get(key + ERROR))
+        ]
+        if banded:
+            at, middle, error = np.array(banded).T
+            panel.fill_between(at, middle - error, middle + error, color=colour, alpha=0.15, lw=0)
 
 
 def _is_number(value: object) -> bool:

@@ -9,6 +9,7 @@ from common.errors import InputError
 from common.plan import Pair, Plan
 
 AUGMENTATIONS = ("color", "translation", "cutout")
+SNAPSHOTS = ("heldout", "last", "fid")
 WEIGHTS = ("r1_gamma", "path_length_weight", "path_length_decay")
 COUNTS = (
     "batch_size",
@@ -46,9 +47,10 @@ class GanConfig:
     minibatch_std_group: int = 4
     ema_kimg: float | None = None  # half-life; None: 10, or a twentieth of a training too short for that
     augment: tuple[str, ...] = AUGMENTATIONS
-    mirror: bool = False  # also show images mirrored; anatomy is not symmetric, so the user must ask for it (D35)
+    mirror: bool = False  # also show images mirrored; the dataset decides whether that may be asked for (D35)
     n_snapshots: int = 20  # checkpoints and sample sheets over the training
     precision: str = "fp32"  # of the convolutions: fp32 or bf16
+    snapshot: str = "heldout"  # which becomes the generator: by held-out patients; "last"; "fid", the paper's (D33)
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,7 @@ def _check(config: GanConfig, n_images: int) -> None:
     unknown = sorted(set(config.augment) - set(AUGMENTATIONS))
     checks: list[tuple[str, object, bool, str]] = [
         ("augment", unknown, not unknown, f"names out of {AUGMENTATIONS}"),
+        ("snapshot", config.snapshot, config.snapshot in SNAPSHOTS, f"one of {SNAPSHOTS}"),
         ("n_images", n_images, n_images >= 2, "at least two training images"),
         ("style_mixing", config.style_mixing, 0 <= config.style_mixing <= 1, "a probability"),
         ("learning_rate", config.learning_rate, config.learning_rate > 0, "a number above 0"),

@@ -1,15 +1,16 @@
-"""Training: four phases a step at most, exact resume, curves and sample sheets.
+"""Training: four phases a step at most, exact resume, curves, sample sheets, the choice of a snapshot, alarms.
 
 Every random number of step i comes from a generator seeded by (seed, i, purpose), so that a resumed training needs no
-generator state to draw what an undisturbed one draws.
+generator state to draw what an undisturbed one draws. Whether a snapshot is gauged follows from its step alone.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import math
-from collections.abc import Iterable
+import shutil
+import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,41 @@ from torch import Tensor
 
 from common.checkpoints import load_tensors, save_tensors
 from common.errors import InputError
-from common.files import write_text
+from common.files import atomic_path, write_text
+from common.gauge import DIVERSITY, Gauge
 from common.progress import Progress, silent
 from common.seeds import derive_seed
-from common.settings import to_dict
+from common.settings import from_dict, to_dict
+from gan.alarms import (
+    ALARMS,
+    LAST_GOOD,
+    N_ATTEMPTS,
+    N_COMPARED,
+    Health,
+    TrainingFailedError,
+    alarm_record,
+    check_measured,
+    check_weights,
+    pixel_diversity,
+    seed_of_attempt,
+    write_alarms,
+)
 from gan.batches import Batches
 from gan.phases import Phases
 from gan.pictures import draw_sheet
+from gan.schedule import NEVER, GaugeSchedule, derive_schedule, snapshot_interval
 from gan.settings import GanSettings
+from gan.snapshots import (
+    CANDIDATE,
+    Candidate,
+    choose,
+    chosen_as_metadata,
+    draw_fixed_samples,
+    load_candidate,
+    remove_candidates,
+    save_candidate,
+    still_eligible,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,38 +73,50 @@ def train(
     seed: int,
     device: str = "cpu",
     progress: Progress = silent,
+    gauge: Gauge | None = None,
 ) -> None:
     """Train on ``images`` (n, channels, height, width), uint8 or uint16, and write the averaged generator.
 
-    Writes ``generator.safetensors`` (EMA weights, settings), ``curves.jsonl`` and ``sample_sheet.png``; while it runs
-    also ``training.safetensors``, from which the same call resumes: N + N steps equal 2 N bit for bit on a CPU.
+    Writes ``generator.safetensors`` (EMA weights of the chosen snapshot, settings, the choice), ``curves.jsonl`` (also
+    the gauge's scores, in lines of their own), ``sample_sheet.png`` and, after a failure, ``alarms.jsonl``; while it
+    runs also ``training.safetensors``, from which the same call resumes: N + N steps equal 2 N bit for bit on a CPU.
 
     Raises:
         InputError: images that fit neither the plan nor a training.
-        RuntimeError: the training diverged.
+        RuntimeError: the training diverged or collapsed, every time it was tried.
     """
     batches = Batches(images, settings, seed)
     _remove_half_written(out)
     if (out / RESULT).is_file():
         _check_same_run(out / RESULT, load_tensors(out / RESULT)[1], settings, seed)
-        (out / CHECKPOINT).unlink(missing_ok=True)
+        _remove_state(out)
         return
-    run = Training(batches, settings, seed, torch.device(device))
+    run = Training(batches, settings, seed, torch.device(device), gauge)
     run.resume(out)
-    interval = max(1, math.ceil(settings.n_steps / settings.config.n_snapshots))
+    interval = snapshot_interval(settings)
     while run.step < settings.n_steps:
-        run.advance()
-        if run.step % interval == 0 or run.step == settings.n_steps:
-            run.snapshot(out)
+        try:
+            run.advance()
+            if run.step % interval == 0 or run.step == settings.n_steps:
+                run.snapshot(out)
+        except TrainingFailedError as failure:
+            run.fall_back(out, failure)
         progress(run.kimg_at(run.step), run.kimg_at(settings.n_steps), "kimg")
     run.finish(out)
 
 
 def _remove_half_written(out: Path) -> None:
     """A killed training may leave a temporary sibling of the file it was writing (``common.files.atomic_path``)."""
-    for name in (CHECKPOINT, RESULT, CURVES, SHEET):
+    for name in (CHECKPOINT, RESULT, CURVES, SHEET, ALARMS, LAST_GOOD, CANDIDATE.format(step="*")):
         for leftover in out.glob(f".*.{name}"):
             leftover.unlink()
+
+
+def _remove_state(out: Path) -> None:
+    """The state for resuming has done its work."""
+    for name in (CHECKPOINT, LAST_GOOD):
+        (out / name).unlink(missing_ok=True)
+    remove_candidates(out)
 
 
 def _check_same_run(path: Path, metadata: dict[str, Any], settings: GanSettings, seed: int) -> None:
@@ -87,12 +127,32 @@ def _check_same_run(path: Path, metadata: dict[str, Any], settings: GanSettings,
 class Training:
     """A training at some step: its phases, what was measured, and how to leave and find it on disk."""
 
-    def __init__(self, batches: Batches, settings: GanSettings, seed: int, device: torch.device) -> None:
-        self.batches, self.settings, self.seed = batches, settings, seed
-        self.phases = Phases(settings, seed, device)
+    def __init__(
+        self, batches: Batches, settings: GanSettings, seed: int, device: torch.device, gauge: Gauge | None = None
+    ) -> None:
+        self.batches, self.settings, self.seed, self.gauge = batches, settings, seed, gauge
+        self.schedule = NEVER
+        if gauge is not None:
+            self.schedule = derive_schedule(settings, gauge.seconds_per_image, gauge.n_references, device.type)
+            if self.schedule == NEVER:
+                log.info("%g kimg are too short for a gauge: none, and the last snapshot is taken", settings.kimg)
+        self.alarms: list[dict[str, Any]] = []
+        self.gauge_s, self.started_s = 0.0, time.monotonic()  # for the log alone
+        self._begin(0, device)
+
+    def _begin(self, attempt: int, device: torch.device) -> None:
+        self.phases = Phases(self.settings, seed_of_attempt(self.seed, attempt), device)
         self.step = 0
         self.rows: list[dict[str, float | str]] = []
         self.measured: dict[str, float] = {}
+        self.candidates: list[Candidate] = []
+        self.health = Health()
+        self._set_attempt(attempt)
+
+    def _set_attempt(self, attempt: int) -> None:
+        self.attempt = attempt
+        if attempt:
+            self.batches = Batches(self.batches.images, self.settings, seed_of_attempt(self.seed, attempt))
 
     def advance(self) -> None:
         """One step: generator, path length every few steps, discriminator, R1 every few steps, weight average."""
@@ -107,11 +167,7 @@ class Training:
         phases.average_weights()
         self.step += 1
         self.measured |= {name: value.item() for name, value in measured.items()}
-        if not all(math.isfinite(value) for value in self.measured.values()):
-            raise RuntimeError(
-                f"the generator's training diverged at step {self.step} ({self.measured}); "
-                "raise generator.settings.r1_gamma or lower generator.settings.learning_rate"
-            )
+        check_measured(self.measured, self.step)
         every = max(1, self.settings.n_steps // N_CURVE_POINTS)
         if self.step % every == 0 or self.step == self.settings.n_steps:
             self.rows.append({"step": self.kimg_at(self.step), "unit": "kimg", **self.measured})
@@ -121,12 +177,90 @@ class Training:
         return round(step * self.settings.config.batch_size / 1000, 6)
 
     def _draws(self, purpose: str) -> torch.Generator:
-        return torch.Generator().manual_seed(derive_seed(self.seed, self.step, purpose))
+        return torch.Generator().manual_seed(derive_seed(seed_of_attempt(self.seed, self.attempt), self.step, purpose))
 
     def snapshot(self, out: Path) -> None:
-        """Curves and sheet first, then the point to resume from: what is on disk is never ahead of it for good."""
-        write_text(out / CURVES, "".join(json.dumps({key: row[key] for key in CURVE_KEYS}) + "\n" for row in self.rows))
+        """Gauge, curves and sheet first, then the point to resume from: what is on disk is never ahead of it for good.
+
+        Raises:
+            TrainingFailedError: weights that exploded, or samples that collapsed; nothing is written then.
+        """
+        check_weights(self.phases.modules(), self.step)
+        was_good = self.health.n_collapsed == 0
+        scores, diversity = self._gauged()
+        if diversity is not None:
+            self.health = self.health.after(diversity)
+            self.health.check(diversity, self.step)
+        if scores:
+            self.rows.append({"step": self.kimg_at(self.step), "unit": "kimg", **scores})
+        is_good = self.health.n_collapsed == 0
+        if is_good and scores:
+            self._consider(Candidate(self.step, self.kimg_at(self.step), scores), out)
+        if was_good and not is_good and (out / CHECKPOINT).is_file():
+            with atomic_path(out / LAST_GOOD) as temporary:
+                shutil.copyfile(out / CHECKPOINT, temporary)
         draw_sheet(self.phases.average, self.seed, out / SHEET)
+        self._save(out)
+        remove_candidates(out, but=self.candidates)
+        if is_good:
+            (out / LAST_GOOD).unlink(missing_ok=True)
+
+    def _gauged(self) -> tuple[dict[str, float], float | None]:
+        """The scores, where this snapshot is to have some, and the samples' diversity, where it was measured."""
+        dtype = self.batches.images.dtype
+        if self.gauge is None or not self.schedule.every:
+            samples = draw_fixed_samples(self.phases.average, self.seed, N_COMPARED, dtype)
+            chosen = np.unique(np.linspace(0, len(self.batches.images) - 1, N_COMPARED).round().astype(int))
+            return {}, pixel_diversity(samples, self.batches.images[chosen])
+        interval = snapshot_interval(self.settings)
+        if not self.schedule.is_due(-(-(self.settings.n_steps - self.step) // interval)):
+            return {}, None
+        started_s = time.monotonic()
+        samples = draw_fixed_samples(self.phases.average, self.seed, self.schedule.n_samples, dtype)
+        scores = dict(self.gauge.measure(samples, self.schedule.n_references))
+        seconds = time.monotonic() - started_s
+        self.gauge_s += seconds
+        log.info("gauged at %g kimg in %.1f s: %s", self.kimg_at(self.step), seconds, scores)
+        return scores, scores.get(DIVERSITY)
+
+    def _consider(self, candidate: Candidate, out: Path) -> None:
+        """Keep the snapshot's averaged weights while it may still be chosen."""
+        self.candidates = still_eligible([*self.candidates, candidate], self.settings.config.snapshot)
+        if candidate in self.candidates:
+            save_candidate(candidate, self.phases.average, out)
+
+    def fall_back(self, out: Path, failure: TrainingFailedError) -> None:
+        """Go on from the last good snapshot, or the start, as another attempt.
+
+        Raises:
+            RuntimeError: there were enough attempts.
+        """
+        # a collapse is seen late: the checkpoint may hold the first sign of it, LAST_GOOD then holds the one before
+        good = out / (LAST_GOOD if (out / LAST_GOOD).is_file() else CHECKPOINT)
+        attempt, kimg, rows = self.attempt, self.kimg_at(self.step), self.rows
+        if good.is_file():
+            self._load(good)
+        else:
+            self._begin(0, self.phases.device)
+        record = alarm_record(failure, attempt, kimg, self.kimg_at(self.step), rows)
+        self.alarms = [*self.alarms, record]
+        write_alarms(self.alarms, out)
+        if attempt + 1 >= N_ATTEMPTS:
+            raise RuntimeError(f"{failure} (attempt {attempt + 1} of {N_ATTEMPTS}; see {out / ALARMS})") from failure
+        log.warning(
+            "alarm at %g kimg: %s. Back to %g kimg with other random numbers (attempt %d of %d). The curve so far: %s",
+            *(kimg, failure, self.kimg_at(self.step), attempt + 2, N_ATTEMPTS, record["curve"]),
+        )
+        if self.step == 0:
+            self._begin(attempt + 1, self.phases.device)
+        self._set_attempt(attempt + 1)
+        self._save(out)
+        (out / LAST_GOOD).unlink(missing_ok=True)
+
+    def _save(self, out: Path) -> None:
+        """Curves and alarms, then everything a resumed training needs."""
+        write_text(out / CURVES, "".join(json.dumps(_ordered(row)) + "\n" for row in self.rows))
+        write_alarms(self.alarms, out)
         tensors = {
             f"{name}.{key}": tensor
             for name, module in self.phases.modules().items()
@@ -136,7 +270,16 @@ class Training:
             for index, state in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}.adam.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
         tensors["mean_path_length"] = self.phases.mean_path_length
-        state_of_run = {"step": self.step, "rows": self.rows, "measured": self.measured}
+        state_of_run = {
+            "step": self.step,
+            "rows": self.rows,
+            "measured": self.measured,
+            "attempt": self.attempt,
+            "alarms": self.alarms,
+            "candidates": [to_dict(candidate) for candidate in self.candidates],
+            "health": to_dict(self.health),
+            "schedule": to_dict(self.schedule),
+        }
         metadata = {**state_of_run, "settings": to_dict(self.settings), "seed": self.seed}
         save_tensors(out / CHECKPOINT, tensors, metadata)
 
@@ -144,22 +287,46 @@ class Training:
         """Go on from the last checkpoint in ``out``, if there is one."""
         if not (out / CHECKPOINT).is_file():
             return
-        tensors, metadata = load_tensors(out / CHECKPOINT)
-        _check_same_run(out / CHECKPOINT, metadata, self.settings, self.seed)
+        self._load(out / CHECKPOINT)
+        if self.health.n_collapsed == 0:
+            (out / LAST_GOOD).unlink(missing_ok=True)  # of a fall that is over
+        log.info("resumed at step %d of %d", self.step, self.settings.n_steps)
+
+    def _load(self, path: Path) -> None:
+        tensors, metadata = load_tensors(path)
+        _check_same_run(path, metadata, self.settings, self.seed)
         for name, module in self.phases.modules().items():
             module.load_state_dict({key: tensors[f"{name}.{key}"] for key in module.state_dict()})
         for name, optimizer in self.phases.optimizers.items():
             optimizer.load_state_dict(_adam_state(optimizer, tensors, f"{name}.adam."))
         self.phases.mean_path_length = tensors["mean_path_length"].to(self.phases.device)
         self.step, self.rows, self.measured = metadata["step"], metadata["rows"], metadata["measured"]
-        log.info("resumed at step %d of %d", self.step, self.settings.n_steps)
+        self.alarms, self.health = metadata["alarms"], from_dict(Health, metadata["health"])
+        self.candidates = [from_dict(Candidate, one) for one in metadata["candidates"]]
+        self.schedule = from_dict(GaugeSchedule, metadata["schedule"])
+        self._set_attempt(metadata["attempt"])
 
     def finish(self, out: Path) -> None:
-        """The averaged generator alone; the state for resuming has done its work."""
-        dtype = str(self.batches.images.dtype)
-        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "dtype": dtype}
+        """The averaged generator of the chosen snapshot, and why it is that one."""
+        rule = self.settings.config.snapshot
+        candidate, reason = choose(self.candidates, rule)
+        last = Candidate(self.step, self.kimg_at(self.step))
+        if candidate is not None:
+            self.phases.average.load_state_dict(load_candidate(candidate, out))
+            draw_sheet(self.phases.average, self.seed, out / SHEET)
+        chosen = chosen_as_metadata(candidate, last, rule, reason)
+        log.info("chose the snapshot at %g of %g kimg: %s; %s", chosen["kimg"], last.kimg, reason, chosen["scores"])
+        share = self.gauge_s / max(time.monotonic() - self.started_s, 1e-9)
+        log.info("the gauge took %.2f %% of the time (%s)", 100 * share, self.schedule)
+        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "dtype": str(self.batches.images.dtype)}
+        metadata |= {"snapshot": chosen, "n_alarms": len(self.alarms)}
         save_tensors(out / RESULT, self.phases.average.state_dict(), metadata)
-        (out / CHECKPOINT).unlink(missing_ok=True)
+        _remove_state(out)
+
+
+def _ordered(row: Mapping[str, float | str]) -> dict[str, float | str]:
+    """A row of losses or of scores in an order that a checkpoint's JSON does not change."""
+    return {key: row[key] for key in (CURVE_KEYS if "loss_g" in row else ("step", "unit", *sorted(row)))}
 
 
 def _adam_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str) -> dict[str, object]:

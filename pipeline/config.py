@@ -50,6 +50,7 @@ class DataConfig(SourceConfig):
     base_dataset: str | None = None  # folder under path.data; the default root
     dataset_descriptor: str = "case"  # the name in nnU-Net's dataset folders
     original_data_was_png: bool | None = None  # followed from the files; refused where it contradicts them
+    laterality_matters: bool | None = None  # whether left and right differ; None: not said, as if they did
     about: About = About()  # source, licence and expected counts; no part of a result
     min_slice_distance_mm: float = 4.0  # 3D: thinner slices are thinned for the generator
 
@@ -317,6 +318,13 @@ def _check_values(config: ExperimentConfig) -> None:
     for key, value, valid, expected in checks:
         if not valid:
             raise InputError(f"{value!r} is not allowed", where=key, fix=f"use {expected}")
+    if config.generator.settings.get("mirror") and config.data.laterality_matters is not False:
+        said = "says" if config.data.laterality_matters else "does not deny"
+        raise InputError(
+            f"images would be shown mirrored too, and the dataset {said} that left and right differ",
+            where="generator.settings.mirror",
+            fix="leave it false, or set data.laterality_matters=false if a mirrored image is a possible patient",
+        )
     pooled = {"merge.plan_from": config.merge.plan_from, "federated.plan_from": config.federated.plan_from}
     for key, source in pooled.items():
         if source == "real_all" and not config.evaluation.real_all:

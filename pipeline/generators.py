@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from common.errors import InputError
+from common.gauge import Gauge
 from common.plan import Plan
 from common.progress import Progress
 from common.settings import from_dict, to_dict
@@ -35,8 +36,12 @@ class Generator(Protocol):
         seed: int,
         device: str,
         progress: Progress,
+        gauge: Gauge | None = None,
     ) -> Mapping[str, Any]:
-        """Train on (n, channels, height, width) integers, resuming in ``out``; returns the resolved settings."""
+        """Train on (n, channels, height, width) integers, resuming in ``out``; returns the resolved settings.
+
+        ``gauge`` scores samples along the way; a generator without snapshots may ignore it.
+        """
 
     def sees_mirrored(self, settings: Mapping[str, Any]) -> bool:
         """Whether training images are also shown mirrored."""
@@ -74,13 +79,14 @@ class StyleGan2:
         seed: int,
         device: str,
         progress: Progress,
+        gauge: Gauge | None = None,
     ) -> Mapping[str, Any]:
         """Derive everything from the plan and the data, then train."""
         from gan.settings import GanConfig, derive_settings
         from gan.train import train
 
         derived = derive_settings(plan, len(images), images.shape[1], kimg, from_dict(GanConfig, settings))
-        train(images, out, derived, seed, device, progress)
+        train(images, out, derived, seed, device, progress, gauge)
         return to_dict(derived)
 
     def sees_mirrored(self, settings: Mapping[str, Any]) -> bool:

@@ -18,12 +18,16 @@ ITERATION_S = 0.1  # of nnU-Net
 GENERATOR_STEP_S = 0.2
 OTHER_STAGE_S = 5.0
 
+DSL_ROOMS = ("gan", "memorization", "evaluation/fidelity.py")
 CODE = {
     "prepare": ("dataset", "pipeline/stages/prepare.py"),
     "plan": ("nnunetv2_mod", "pipeline/stages/prepare.py"),
     "slices": ("dataset", "nnunetv2_mod", "pipeline/stages/prepare.py"),
     "calibrate": ("memorization", "pipeline/stages/synthesise.py"),
-    "generator": ("pipeline/generators.py", "pipeline/stages/synthesise.py"),
+    "generator": (
+        *("pipeline/generators.py", "pipeline/gauge.py", "pipeline/stages/synthesise.py"),
+        *("memorization/embedders.py", "memorization/index.py", "evaluation/fidelity.py"),
+    ),
     "sample": ("pipeline/generators.py", "pipeline/stages/synthesise.py"),
     "filter": ("memorization", "pipeline/stages/synthesise.py"),
     "segment_real": ("nnunetv2_mod", "pipeline/stages/segment.py"),
@@ -36,8 +40,8 @@ CODE = {
     "negotiate": ("nnunetv2_mod", "pipeline/stages/federate.py"),
     "adopt": ("nnunetv2_mod", "pipeline/stages/federate.py"),
     "rounds": ("federated", "nnunetv2_mod", "pipeline/stages/federate.py"),
-    "dsl": ("federated", "dataset", "gan", "memorization", "nnunetv2_mod", "pipeline/stages/distribute.py"),
-    "dsl_dataset": ("federated", "gan", "memorization", "sharing", "dataset", "nnunetv2_mod", "pipeline/stages"),
+    "dsl": ("federated", "dataset", *DSL_ROOMS, "nnunetv2_mod", "pipeline/stages/distribute.py"),
+    "dsl_dataset": ("federated", *DSL_ROOMS, "sharing", "dataset", "nnunetv2_mod", "pipeline/stages"),
     "segment_dsl": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "evaluate": ("nnunetv2_mod", "evaluation/segmentation.py", "evaluation/results.py", "pipeline/stages/score.py"),
 }

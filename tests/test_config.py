@@ -116,6 +116,17 @@ def test_wrong_type_or_value_is_refused_by_its_key(override, key):
         composed("demo", override)
 
 
+def test_mirrored_images_are_the_datasets_decision():
+    """D35: the original mirrored every dataset. A dataset that does not say counts as one where sides differ."""
+    mirrored = "generator.settings.mirror=true"
+    for experiment in ("qata_000", "folder"):
+        with pytest.raises(InputError, match=r"data\.laterality_matters=false"):
+            composed(experiment, mirrored)
+        assert composed(experiment, mirrored, "data.laterality_matters=false").generator.settings["mirror"]
+    assert composed("polyp_000", mirrored).generator.settings["mirror"]
+    assert not any(composed(name).generator.settings["mirror"] for name in ("polyp_000", "qata_000"))
+
+
 ORIGINALS_KEYS = {
     "path.data=/data": lambda c: c.path.data == "/data",
     "path.logs=/logs": lambda c: c.path.logs == "/logs",

@@ -82,6 +82,8 @@ def write_site(fold_folder, site, seed):
     for stage in ("segment_real", "finetune"):
         keys = ("train_loss", "val_loss", "pseudo_dice", "learning_rate")
         write_curves(fold_folder / stage / site / "curves.jsonl", "epoch", keys)
+    alarm = {"step": 3.25, "unit": "kimg", "message": "it diverged at step 12", "back_to": 2.5, "curve": []}
+    write_text(fold_folder / "generator" / site / "alarms.jsonl", json.dumps(alarm) + "\n")
     image_io.imsave(fold_folder / "generator" / site / "sample_sheet.png", shapes(seed, 128)[0], check_contrast=False)
     share = fold_folder / "share" / site
     write_raw_dataset(share, 12, seed + 50)
@@ -210,3 +212,25 @@ def test_the_command_writes_the_report_and_refuses_a_folder_that_is_no_run(tmp_p
     assert "no fold_<k> folder here" in capsys.readouterr().err
     with pytest.raises(InputError, match="runs/<exp_name>"):
         write_report(tmp_path / "absent")
+
+
+def test_alarms_stand_under_the_curves(report_text):
+    assert "Alarm at site A, fold 0, 3.25 kimg: it diverged at step 12" in section(report_text, "curves")
+
+
+def test_the_gauges_distances_are_drawn_against_kimg_each_once(monkeypatch):
+    """Scores stand in lines of their own, less often than losses; an error is a band around its score."""
+    from evaluation import report_pictures
+
+    figures = []
+    monkeypatch.setattr(report_pictures, "to_png", lambda figure: figures.append(figure) or b"")
+    losses = [{"step": step / 10, "unit": "kimg", "loss_g": 1.0, "loss_d": 0.5} for step in range(1, 11)]
+    scores = {"kernel_heldout": 0.3, "kernel_heldout_error": 0.1, "frechet_heldout": 9.0, "nearest_train": 0.9}
+    gauged = [{"step": kimg, "unit": "kimg", **scores} for kimg in (0.5, 1.0)]
+    assert report_pictures.curves_figure({"A": [[*losses, *gauged]], "B": [losses]}) == b""
+    panels = {axes.get_title().partition("\n")[0]: axes for axes in figures[0].axes if axes.get_title()}
+    titles = ("kernel distance to held-out patients", "Fréchet distance to held-out patients")
+    assert list(panels) == ["loss_g", "loss_d", *titles, "distance to the nearest training image"]
+    kernel = panels[titles[0]]
+    assert kernel.lines[0].get_xydata().tolist() == [[0.5, 0.3], [1.0, 0.3]] and len(kernel.collections) == 1
+    assert kernel.get_xlabel() == "kimg"

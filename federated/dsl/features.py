@@ -1,4 +1,4 @@
-"""Feature statistics and the Fréchet distance of DSL's Dist-FID, small enough to send and offline.
+"""Feature statistics of DSL's Dist-FID, small enough to send and offline.
 
 Dist-FID (Chang et al. 2023) is the sum over sites of pi_j * FID(real images of site j, synthetic images). Its Inception
 is a download with 2048 features, of which a site's few hundred images determine no covariance; here the features are
@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from evaluation.fidelity import frechet_distance_of_moments
 
 N_FEATURES = 64
 PROJECTION_SEED = 18
@@ -49,16 +51,8 @@ def pool_statistics(parts: Sequence[FeatureStatistics]) -> FeatureStatistics:
 
 
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2)) of two Gaussians (Heusel et al. 2017)."""
-    root = _square_root(a.covariance)
-    cross = np.linalg.eigvalsh(root @ b.covariance @ root)  # the eigenvalues of S_a S_b, by a symmetric matrix
-    distance = np.sum((a.mean - b.mean) ** 2) + np.trace(a.covariance) + np.trace(b.covariance)
-    return max(0.0, float(distance - 2 * np.sqrt(np.clip(cross, 0, None)).sum()))
-
-
-def _square_root(matrix: np.ndarray) -> np.ndarray:
-    values, vectors = np.linalg.eigh(matrix)
-    return np.asarray((vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T)
+    """The Fréchet distance of two sets of images."""
+    return frechet_distance_of_moments(a.mean, a.covariance, b.mean, b.covariance)
 
 
 def _directions(n_inputs: int) -> np.ndarray:

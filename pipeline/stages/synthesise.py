@@ -17,17 +17,28 @@ from memorization.embedders import Embedder, build_embedder
 from memorization.filter import filter_samples, write_scores
 from memorization.pictures import draw_histogram, draw_nearest_pairs
 from pipeline.config import IMAGES_PER_TRAINING_IMAGE
+from pipeline.gauge import FeatureGauge
 from pipeline.generators import find_generator
 from pipeline.run_stage import StageContext
 
 N_SPLITS = {"train": ("train",), "train_and_val": ("train", "val")}
+HELD_OUT: dict[str, tuple[str, ...]] = {"train": ("val",), "train_and_val": ()}  # never the fold's test patients
 
 
 def train_generator(context: StageContext) -> None:
     """Train the generator on the site's slices of the named splits."""
     settings = context.stage.settings
-    images = load_image_set(context.inputs["slices"]).of_split(*N_SPLITS[settings["train_on"]])
-    resolved = find_generator(settings["name"]).train(
+    slices = load_image_set(context.inputs["slices"])
+    images = slices.of_split(*N_SPLITS[settings["train_on"]])
+    generator = find_generator(settings["name"])
+    gauge = FeatureGauge(
+        images,
+        slices.of_split(*HELD_OUT[settings["train_on"]]),
+        context.seed,
+        context.device,
+        generator.sees_mirrored(settings["settings"]),
+    )
+    resolved = generator.train(
         images.images,
         load_plan(context.inputs["plan"] / "plans.json"),
         None if settings["kimg"] == "auto" else float(settings["kimg"]),
@@ -36,6 +47,7 @@ def train_generator(context: StageContext) -> None:
         context.seed,
         context.device,
         context.progress,
+        gauge,
     )
     write_json(context.out / "settings.json", {"name": settings["name"], "n_images": len(images), **resolved})
 

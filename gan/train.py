@@ -25,7 +25,8 @@ from common.seeds import derive_seed
 from common.settings import to_dict
 from gan.batches import Batches
 from gan.phases import Phases
-from gan.pictures import draw_sheet
+from gan.pictures import INTERPOLATION, SHEET, SHEETS, write_pictures
+from gan.record import TIMED, Record
 from gan.settings import GanSettings
 
 log = logging.getLogger(__name__)
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 CHECKPOINT = "training.safetensors"
 RESULT = "generator.safetensors"
 CURVES = "curves.jsonl"
-SHEET = "sample_sheet.png"
 N_CURVE_POINTS = 200
 CURVE_KEYS = ("step", "unit", "loss_g", "loss_d", "r1", "path_length", "real_logit", "fake_logit")
 
@@ -48,8 +48,9 @@ def train(
 ) -> None:
     """Train on ``images`` (n, channels, height, width), uint8 or uint16, and write the averaged generator.
 
-    Writes ``generator.safetensors`` (EMA weights, settings), ``curves.jsonl`` and ``sample_sheet.png``; while it runs
-    also ``training.safetensors``, from which the same call resumes: N + N steps equal 2 N bit for bit on a CPU.
+    Writes ``generator.safetensors`` (EMA weights, settings), ``curves.jsonl``, pictures (``gan.pictures``), and the
+    card and events of ``gan.record``; while it runs also ``training.safetensors``, from which the same call resumes:
+    N + N steps equal 2 N bit for bit on a CPU.
 
     Raises:
         InputError: images that fit neither the plan nor a training.
@@ -63,20 +64,26 @@ def train(
         return
     run = Training(batches, settings, seed, torch.device(device))
     run.resume(out)
+    record = Record(out, images, settings, seed, run.phases.device)
+    record.begin(run.rows, run.kimg_at(run.step))
     interval = max(1, math.ceil(settings.n_steps / settings.config.n_snapshots))
     while run.step < settings.n_steps:
         run.advance()
         if run.step % interval == 0 or run.step == settings.n_steps:
             run.snapshot(out)
+            record.snapshot(run.rows, run.kimg_at(run.step))
         progress(run.kimg_at(run.step), run.kimg_at(settings.n_steps), "kimg")
+    record.close()
     run.finish(out)
 
 
 def _remove_half_written(out: Path) -> None:
     """A killed training may leave a temporary sibling of the file it was writing (``common.files.atomic_path``)."""
-    for name in (CHECKPOINT, RESULT, CURVES, SHEET):
+    for name in (CHECKPOINT, RESULT, CURVES, SHEET, INTERPOLATION, *TIMED):
         for leftover in out.glob(f".*.{name}"):
             leftover.unlink()
+    for leftover in (out / SHEETS).glob(".*.png"):
+        leftover.unlink()
 
 
 def _check_same_run(path: Path, metadata: dict[str, Any], settings: GanSettings, seed: int) -> None:
@@ -91,6 +98,7 @@ class Training:
         self.batches, self.settings, self.seed = batches, settings, seed
         self.phases = Phases(settings, seed, device)
         self.step = 0
+        self.dtype = str(batches.images.dtype)
         self.rows: list[dict[str, float | str]] = []
         self.measured: dict[str, float] = {}
 
@@ -126,7 +134,7 @@ class Training:
     def snapshot(self, out: Path) -> None:
         """Curves and sheet first, then the point to resume from: what is on disk is never ahead of it for good."""
         write_text(out / CURVES, "".join(json.dumps({key: row[key] for key in CURVE_KEYS}) + "\n" for row in self.rows))
-        draw_sheet(self.phases.average, self.seed, out / SHEET)
+        write_pictures(self.phases.average, self.seed, out, self.kimg_at(self.step))
         tensors = {
             f"{name}.{key}": tensor
             for name, module in self.phases.modules().items()
@@ -137,7 +145,7 @@ class Training:
                 tensors |= {f"{name}.adam.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
         tensors["mean_path_length"] = self.phases.mean_path_length
         state_of_run = {"step": self.step, "rows": self.rows, "measured": self.measured}
-        metadata = {**state_of_run, "settings": to_dict(self.settings), "seed": self.seed}
+        metadata = {**state_of_run, "settings": to_dict(self.settings), "seed": self.seed, "dtype": self.dtype}
         save_tensors(out / CHECKPOINT, tensors, metadata)
 
     def resume(self, out: Path) -> None:
@@ -156,8 +164,7 @@ class Training:
 
     def finish(self, out: Path) -> None:
         """The averaged generator alone; the state for resuming has done its work."""
-        dtype = str(self.batches.images.dtype)
-        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "dtype": dtype}
+        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "dtype": self.dtype}
         save_tensors(out / RESULT, self.phases.average.state_dict(), metadata)
         (out / CHECKPOINT).unlink(missing_ok=True)
 

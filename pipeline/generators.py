@@ -42,9 +42,13 @@ class Generator(Protocol):
         """Whether training images are also shown mirrored."""
 
     def sample(
-        self, trained: Path, seeds: Sequence[int], batch_size: int, device: str, progress: Progress
+        self, trained: Path, seeds: Sequence[int], batch_size: int | None, device: str, progress: Progress
     ) -> np.ndarray:
-        """One image per seed, (n, channels, height, width), in the type of the training images."""
+        """One image per seed, (n, channels, height, width), in the type of the training images.
+
+        ``batch_size``: images in a forward pass; None: the generator's own choice. For one choice an image is the same
+        to the last bit whatever other seeds there are.
+        """
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class StyleGan2:
         return bool(settings["mirror"])
 
     def sample(
-        self, trained: Path, seeds: Sequence[int], batch_size: int, device: str, progress: Progress
+        self, trained: Path, seeds: Sequence[int], batch_size: int | None, device: str, progress: Progress
     ) -> np.ndarray:
         """Sample the EMA generator."""
         from gan.sample import sample

@@ -12,7 +12,7 @@ import numpy as np
 from common.errors import InputError
 from common.plan import Plan
 from common.progress import Progress
-from common.settings import from_dict, to_dict
+from common.settings import to_dict
 
 
 class Generator(Protocol):
@@ -58,11 +58,11 @@ class StyleGan2:
     package: str = "gan"
 
     def check(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Complete the settings with the defaults of ``GanConfig``."""
-        from gan.settings import GanConfig
+        """Complete the settings with the defaults of ``GanConfig``; ``auto`` stays where ``gan.auto`` knows it."""
+        from gan.auto import complete
 
         try:
-            return to_dict(from_dict(GanConfig, settings, "generator.settings"))
+            return complete(settings, "generator.settings")
         except TypeError as error:
             raise InputError(
                 str(error), where="generator.settings", fix="use the keys of gan.settings.GanConfig"
@@ -80,10 +80,10 @@ class StyleGan2:
         progress: Progress,
     ) -> Mapping[str, Any]:
         """Derive everything from the plan and the data, then train."""
-        from gan.settings import GanConfig, derive_settings
+        from gan.auto import resolve
         from gan.train import train
 
-        derived = derive_settings(plan, len(images), images.shape[1], kimg, from_dict(GanConfig, settings))
+        derived = resolve(settings, kimg, plan, len(images), images.shape[1], out, device)
         train(images, out, derived, seed, device, progress)
         return to_dict(derived)
 

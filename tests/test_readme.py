@@ -187,7 +187,7 @@ def test_benchmark_command_prints_its_ratios(words, tmp_path):
 
 @pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2].startswith("gan.")], ids=ids)
 def test_generator_command_runs_on_a_checkpoint(words, tmp_path, monkeypatch, capsys):
-    """As printed, on an untrained generator in the place that the command names; few images, and no time is asserted."""
+    """As printed, on an untrained generator where the command expects one; no time is asserted."""
     from test_gan_sample import untrained
 
     import gan.sample

@@ -1,61 +1,188 @@
-"""Sample images: each one depends on its own seed alone, whatever the batch (D34)."""
+"""Images of a trained generator, or of one still in training: each follows from its own seed alone (D34).
+
+    python -m gan.sample --checkpoint runs/demo/fold_0/generator/A/generator.safetensors --n 64 --sheet
+
+Exit code 1 on bad input, and on a file that holds no generator. ``--help`` lists the options; docs/generator.md
+explains them.
+"""
 
 from __future__ import annotations
 
+import argparse
+import logging
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from common.checkpoints import load_tensors
+from common.errors import InputError
 from common.progress import Progress, silent
 from common.settings import from_dict
 from gan.model import Generator
+from gan.passes import Passes
+from gan.pictures import as_sheet, images_to_integers, write_grid
+from gan.progress_line import progress_line
 from gan.settings import GanSettings
+from gan.single_images import write_image
+
+__all__ = ["Opened", "images_to_integers", "main", "open_generator", "sample"]
+
+AVERAGE = "average."  # the averaged generator's tensors in the checkpoint of a running training
+RESULT = "generator.safetensors"
+MOST_ON_A_SHEET = 400
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A generator ready to sample, the integer type of its images and how long it has been trained so far."""
+
+    network: Generator
+    dtype: np.dtype
+    kimg: float
+
+
+def open_generator(checkpoint: Path, device: str = "cpu") -> Opened:
+    """Read ``generator.safetensors``, or the averaged weights in the ``training.safetensors`` of a running training.
+
+    Raises:
+        InputError: the file is missing or holds neither, or there is no such device.
+    """
+    if checkpoint.is_dir():
+        raise InputError("a folder, not a checkpoint", where=checkpoint, fix=f"give {checkpoint / RESULT}")
+    if not checkpoint.is_file():
+        raise InputError("no such file", where=checkpoint, fix=_nearby(checkpoint.parent))
+    tensors, metadata = load_tensors(checkpoint)
+    if any(name.startswith(AVERAGE) for name in tensors):
+        tensors = {name.removeprefix(AVERAGE): tensors[name] for name in tensors if name.startswith(AVERAGE)}
+    try:
+        settings = from_dict(GanSettings, metadata["settings"])
+        network = Generator(settings).eval().requires_grad_(False)
+        network.load_state_dict(tensors)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise InputError(
+            f"not a generator of this version ({str(error).splitlines()[0]})", where=checkpoint, fix=_nearby(None)
+        ) from error
+    step = metadata.get("step", settings.n_steps)
+    kimg = min(settings.kimg, step * settings.config.batch_size / 1000)
+    return Opened(network.to(_checked_device(device)), np.dtype(metadata.get("dtype", "uint8")), kimg)
 
 
 def sample(
     checkpoint: Path,
     seeds: Sequence[int],
-    batch_size: int = 64,
+    batch_size: int | None = None,
     device: str = "cpu",
     progress: Progress = silent,
 ) -> np.ndarray:
     """One image per seed, (n, channels, height, width), in the integer type of the training images.
 
-    Latent and noise maps of an image come from its seed; no truncation.
+    Latent and noise maps of an image come from its seed; no truncation. For one ``batch_size`` an image is the same to
+    the last bit whatever else is asked for in the same call (``gan.passes``).
+
+    Args:
+        batch_size: images in a forward pass; None: as many as are fast on this device.
 
     Raises:
-        InputError: ``checkpoint`` is not a whole ``generator.safetensors``.
+        InputError: ``checkpoint`` holds no generator.
     """
-    tensors, metadata = load_tensors(checkpoint)
-    network = Generator(from_dict(GanSettings, metadata["settings"])).eval()
-    network.load_state_dict(tensors)
-    network.to(device)
-    dtype = np.dtype(metadata["dtype"])
-    images = np.empty((len(seeds), network.settings.n_channels, *network.settings.image_size_px), dtype)
-    for start in range(0, len(seeds), batch_size):
-        latents, noise = _draw(network, seeds[start : start + batch_size])
-        with torch.inference_mode():
-            batch = network(latents.to(device), [maps.to(device) for maps in noise])
-        images[start : start + batch_size] = images_to_integers(batch.cpu(), dtype)
-        progress(min(start + batch_size, len(seeds)), len(seeds), "images")
+    opened = open_generator(checkpoint, device)
+    settings = opened.network.settings
+    images = np.empty((len(seeds), settings.n_channels, *settings.image_size_px), opened.dtype)
+    done = 0
+    for made in Passes(opened.network, opened.dtype, batch_size)(seeds):
+        images[done : done + len(made)] = made
+        done += len(made)
+        progress(done, len(seeds), "images")
     return images
 
 
-def images_to_integers(images: Tensor, dtype: np.dtype) -> np.ndarray:
-    """[-1, 1] to the whole range of ``dtype``, rounded and clipped."""
-    largest = float(np.iinfo(dtype).max)
-    scaled = (images.double() + 1) * (largest / 2)
-    return np.clip(np.round(scaled.numpy()), 0, largest).astype(dtype)
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when the images are written, 1 on bad input."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    chosen = _parser().parse_args(arguments)
+    try:
+        if chosen.n < 1 or chosen.seed < 0:
+            raise InputError(
+                f"--n {chosen.n} --seed {chosen.seed}", where="gan.sample", fix="use --n 1 or more, --seed 0 or more"
+            )
+        written = _write(chosen)
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{written}\n")
+    return 0
 
 
-def _draw(network: Generator, seeds: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-    latents, maps = [], []
-    for seed in seeds:
-        draws = torch.Generator().manual_seed(int(seed))
-        latents.append(torch.randn(network.settings.config.z_dim, generator=draws))
-        maps.append([torch.randn(1, *size, generator=draws) for size in network.noise_sizes()])
-    return torch.stack(latents), [torch.stack(of_layer) for of_layer in zip(*maps, strict=True)]
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m gan.sample", description="Images of a trained generator.")
+    parser.add_argument("--checkpoint", type=Path, required=True, help=f"{RESULT}, or a running training's checkpoint")
+    parser.add_argument("--n", type=int, default=64, help="number of images (default 64)")
+    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default samples)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image, the others follow (default 0)")
+    parser.add_argument("--batch", type=_batch, default=None, help="images in a forward pass, or auto (default)")
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1 ..., or auto (default): a GPU if there is one"
+    )
+    parser.add_argument("--sheet", action="store_true", help="write sheet.png, a grid of the images, instead of files")
+    parser.add_argument("--images", action="store_true", help="with --sheet: write the single files too")
+    return parser
+
+
+def _batch(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number of images")
+    return int(text)
+
+
+def _write(chosen: argparse.Namespace) -> str:
+    """Sample and write, pass by pass, so that any number of images fits into memory; returns what was written."""
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if chosen.device == "auto" else chosen.device
+    opened = open_generator(chosen.checkpoint, device)
+    seeds = range(chosen.seed, chosen.seed + chosen.n)
+    singles = chosen.images or not chosen.sheet
+    shown: list[np.ndarray] = []
+    done, names = 0, []
+    with progress_line(sys.stderr) as progress:
+        for made in Passes(opened.network, opened.dtype, chosen.batch)(seeds):
+            if singles:
+                names += [write_image(image, chosen.out, seeds[done + i]).name for i, image in enumerate(made)]
+            shown += list(made) if chosen.sheet and len(shown) < MOST_ON_A_SHEET else []
+            done += len(made)
+            progress(done, chosen.n, "images")
+    lines = [f"{opened.kimg:g} kimg of training, seeds {seeds[0]} to {seeds[-1]}"]
+    if singles:
+        lines.append(f"{len(names)} images: {chosen.out / names[0]} to {names[-1]}")
+    if chosen.sheet:
+        images, shape = as_sheet(np.stack(shown[:MOST_ON_A_SHEET]))
+        write_grid(images, shape, chosen.out / "sheet.png")
+        more = f" (the first {MOST_ON_A_SHEET})" if chosen.n > MOST_ON_A_SHEET else ""
+        lines.append(f"sheet{more}: {chosen.out / 'sheet.png'}")
+    return "\n".join(lines)
+
+
+def _checked_device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        problem = f"no such device here: {name!r} ({str(error).splitlines()[0]})"
+        raise InputError(problem, where="gan.sample", fix="use --device cpu") from error
+    return device
+
+
+def _nearby(folder: Path | None) -> str:
+    """The way to a checkpoint: what lies in ``folder``, else where one is usually found."""
+    found = sorted(folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else []
+    if found:
+        return f"give {' or '.join(str(path) for path in found)}"
+    return f"give the {RESULT} in the folder of a training, runs/<exp_name>/fold_<k>/generator/<site>"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

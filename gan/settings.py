@@ -10,6 +10,8 @@ from common.plan import Pair, Plan
 
 AUGMENTATIONS = ("color", "translation", "cutout")
 SNAPSHOTS = ("heldout", "last", "fid")
+PRECISIONS = ("fp32", "bf16")
+AUTO_LENGTHS = ("images", "device")
 WEIGHTS = ("r1_gamma", "path_length_weight", "path_length_decay")
 COUNTS = (
     "batch_size",
@@ -49,8 +51,9 @@ class GanConfig:
     augment: tuple[str, ...] = AUGMENTATIONS
     mirror: bool = False  # also show images mirrored; the dataset decides whether that may be asked for (D35)
     n_snapshots: int = 20  # checkpoints and sample sheets over the training
-    precision: str = "fp32"  # of the convolutions: fp32 or bf16
     snapshot: str = "heldout"  # which becomes the generator: by held-out patients; "last"; "fid", the paper's (D33)
+    precision: str = "fp32"  # of the convolutions; or bf16
+    auto_kimg: str = "images"  # what a length of auto means: as many kimg as images, or "device": gan/auto.py's table
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,8 @@ def _check(config: GanConfig, n_images: int) -> None:
         ("augment", unknown, not unknown, f"names out of {AUGMENTATIONS}"),
         ("snapshot", config.snapshot, config.snapshot in SNAPSHOTS, f"one of {SNAPSHOTS}"),
         ("n_images", n_images, n_images >= 2, "at least two training images"),
+        ("precision", config.precision, config.precision in PRECISIONS, f"one of {PRECISIONS}, or auto"),
+        ("auto_kimg", config.auto_kimg, config.auto_kimg in AUTO_LENGTHS, f"one of {AUTO_LENGTHS}"),
         ("style_mixing", config.style_mixing, 0 <= config.style_mixing <= 1, "a probability"),
         ("learning_rate", config.learning_rate, config.learning_rate > 0, "a number above 0"),
         ("ema_kimg", config.ema_kimg, config.ema_kimg is None or config.ema_kimg > 0, "a number above 0, or null"),

@@ -10,13 +10,12 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from common.checkpoints import load_tensors, save_tensors
 from common.errors import InputError
@@ -41,7 +40,8 @@ from gan.alarms import (
 )
 from gan.batches import Batches
 from gan.phases import Phases
-from gan.pictures import draw_sheet
+from gan.pictures import INTERPOLATION, SHEET, SHEETS, draw_interpolation, draw_sheet, write_pictures
+from gan.record import TIMED, Record
 from gan.schedule import NEVER, GaugeSchedule, derive_schedule, snapshot_interval
 from gan.settings import GanSettings
 from gan.snapshots import (
@@ -55,13 +55,13 @@ from gan.snapshots import (
     save_candidate,
     still_eligible,
 )
+from gan.state import load_phases, phases_to_tensors
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "training.safetensors"
 RESULT = "generator.safetensors"
 CURVES = "curves.jsonl"
-SHEET = "sample_sheet.png"
 N_CURVE_POINTS = 200
 CURVE_KEYS = ("step", "unit", "loss_g", "loss_d", "r1", "path_length", "real_logit", "fake_logit")
 
@@ -78,8 +78,9 @@ def train(
     """Train on ``images`` (n, channels, height, width), uint8 or uint16, and write the averaged generator.
 
     Writes ``generator.safetensors`` (EMA weights of the chosen snapshot, settings, the choice), ``curves.jsonl`` (also
-    the gauge's scores, in lines of their own), ``sample_sheet.png`` and, after a failure, ``alarms.jsonl``; while it
-    runs also ``training.safetensors``, from which the same call resumes: N + N steps equal 2 N bit for bit on a CPU.
+    the gauge's scores, in lines of their own), pictures (``gan.pictures``), the card and events of ``gan.record`` and,
+    after a failure, ``alarms.jsonl``; while it runs also ``training.safetensors``, from which the same call resumes:
+    N + N steps equal 2 N bit for bit on a CPU.
 
     Raises:
         InputError: images that fit neither the plan nor a training.
@@ -93,23 +94,41 @@ def train(
         return
     run = Training(batches, settings, seed, torch.device(device), gauge)
     run.resume(out)
+    record = Record(out, images, settings, seed, run.phases.device)
+    record.begin(run.rows, run.kimg_at(run.step))
     interval = snapshot_interval(settings)
     while run.step < settings.n_steps:
         try:
             run.advance()
             if run.step % interval == 0 or run.step == settings.n_steps:
                 run.snapshot(out)
+                record.snapshot(run.rows, run.kimg_at(run.step))
         except TrainingFailedError as failure:
             run.fall_back(out, failure)
         progress(run.kimg_at(run.step), run.kimg_at(settings.n_steps), "kimg")
-    run.finish(out)
+    chosen = run.choose(out)
+    record.snapshot(run.rows, run.kimg_at(run.step), chosen)
+    record.close()
+    run.finish(out, chosen)
 
 
 def _remove_half_written(out: Path) -> None:
     """A killed training may leave a temporary sibling of the file it was writing (``common.files.atomic_path``)."""
-    for name in (CHECKPOINT, RESULT, CURVES, SHEET, ALARMS, LAST_GOOD, CANDIDATE.format(step="*")):
+    for name in (
+        CHECKPOINT,
+        RESULT,
+        CURVES,
+        SHEET,
+        INTERPOLATION,
+        ALARMS,
+        LAST_GOOD,
+        CANDIDATE.format(step="*"),
+        *TIMED,
+    ):
         for leftover in out.glob(f".*.{name}"):
             leftover.unlink()
+    for leftover in (out / SHEETS).glob(".*.png"):
+        leftover.unlink()
 
 
 def _remove_state(out: Path) -> None:
@@ -131,6 +150,7 @@ class Training:
         self, batches: Batches, settings: GanSettings, seed: int, device: torch.device, gauge: Gauge | None = None
     ) -> None:
         self.batches, self.settings, self.seed, self.gauge = batches, settings, seed, gauge
+        self.dtype = str(batches.images.dtype)
         self.schedule = NEVER
         if gauge is not None:
             self.schedule = derive_schedule(settings, gauge.seconds_per_image, gauge.n_references, device.type)
@@ -199,7 +219,7 @@ class Training:
         if was_good and not is_good and (out / CHECKPOINT).is_file():
             with atomic_path(out / LAST_GOOD) as temporary:
                 shutil.copyfile(out / CHECKPOINT, temporary)
-        draw_sheet(self.phases.average, self.seed, out / SHEET)
+        write_pictures(self.phases.average, self.seed, out, self.kimg_at(self.step))
         self._save(out)
         remove_candidates(out, but=self.candidates)
         if is_good:
@@ -261,15 +281,6 @@ class Training:
         """Curves and alarms, then everything a resumed training needs."""
         write_text(out / CURVES, "".join(json.dumps(_ordered(row)) + "\n" for row in self.rows))
         write_alarms(self.alarms, out)
-        tensors = {
-            f"{name}.{key}": tensor
-            for name, module in self.phases.modules().items()
-            for key, tensor in module.state_dict().items()
-        }
-        for name, optimizer in self.phases.optimizers.items():
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"{name}.adam.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        tensors["mean_path_length"] = self.phases.mean_path_length
         state_of_run = {
             "step": self.step,
             "rows": self.rows,
@@ -280,8 +291,8 @@ class Training:
             "health": to_dict(self.health),
             "schedule": to_dict(self.schedule),
         }
-        metadata = {**state_of_run, "settings": to_dict(self.settings), "seed": self.seed}
-        save_tensors(out / CHECKPOINT, tensors, metadata)
+        metadata = {**state_of_run, "settings": to_dict(self.settings), "seed": self.seed, "dtype": self.dtype}
+        save_tensors(out / CHECKPOINT, phases_to_tensors(self.phases), metadata)
 
     def resume(self, out: Path) -> None:
         """Go on from the last checkpoint in ``out``, if there is one."""
@@ -295,31 +306,32 @@ class Training:
     def _load(self, path: Path) -> None:
         tensors, metadata = load_tensors(path)
         _check_same_run(path, metadata, self.settings, self.seed)
-        for name, module in self.phases.modules().items():
-            module.load_state_dict({key: tensors[f"{name}.{key}"] for key in module.state_dict()})
-        for name, optimizer in self.phases.optimizers.items():
-            optimizer.load_state_dict(_adam_state(optimizer, tensors, f"{name}.adam."))
-        self.phases.mean_path_length = tensors["mean_path_length"].to(self.phases.device)
+        load_phases(self.phases, tensors)
         self.step, self.rows, self.measured = metadata["step"], metadata["rows"], metadata["measured"]
         self.alarms, self.health = metadata["alarms"], from_dict(Health, metadata["health"])
         self.candidates = [from_dict(Candidate, one) for one in metadata["candidates"]]
         self.schedule = from_dict(GaugeSchedule, metadata["schedule"])
         self._set_attempt(metadata["attempt"])
 
-    def finish(self, out: Path) -> None:
-        """The averaged generator of the chosen snapshot, and why it is that one."""
+    def choose(self, out: Path) -> dict[str, Any]:
+        """Make the chosen snapshot's weights the averaged ones, draw its pictures; returns which it is and why."""
         rule = self.settings.config.snapshot
         candidate, reason = choose(self.candidates, rule)
         last = Candidate(self.step, self.kimg_at(self.step))
         if candidate is not None:
             self.phases.average.load_state_dict(load_candidate(candidate, out))
             draw_sheet(self.phases.average, self.seed, out / SHEET)
+            draw_interpolation(self.phases.average, self.seed, out / INTERPOLATION)
         chosen = chosen_as_metadata(candidate, last, rule, reason)
         log.info("chose the snapshot at %g of %g kimg: %s; %s", chosen["kimg"], last.kimg, reason, chosen["scores"])
         share = self.gauge_s / max(time.monotonic() - self.started_s, 1e-9)
         log.info("the gauge took %.2f %% of the time (%s)", 100 * share, self.schedule)
-        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "dtype": str(self.batches.images.dtype)}
-        metadata |= {"snapshot": chosen, "n_alarms": len(self.alarms)}
+        return chosen
+
+    def finish(self, out: Path, chosen: Mapping[str, Any]) -> None:
+        """The averaged generator, and which snapshot it is."""
+        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "dtype": self.dtype}
+        metadata |= {"snapshot": dict(chosen), "n_alarms": len(self.alarms)}
         save_tensors(out / RESULT, self.phases.average.state_dict(), metadata)
         _remove_state(out)
 
@@ -327,15 +339,3 @@ class Training:
 def _ordered(row: Mapping[str, float | str]) -> dict[str, float | str]:
     """A row of losses or of scores in an order that a checkpoint's JSON does not change."""
     return {key: row[key] for key in (CURVE_KEYS if "loss_g" in row else ("step", "unit", *sorted(row)))}
-
-
-def _adam_state(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str) -> dict[str, object]:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _with_prefix(tensors, prefix):
-        index, key = name.split(".")
-        state.setdefault(int(index), {})[key] = tensor
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
-
-
-def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> Iterable[tuple[str, Tensor]]:
-    return ((name.removeprefix(prefix), tensor) for name, tensor in tensors.items() if name.startswith(prefix))

@@ -107,10 +107,10 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """How many images a site samples; ``auto``: ten per image the generator saw."""
+    """How many images a site samples (``auto``: ten per image the generator saw), and how many at a time."""
 
     n_images: int | str = "auto"
-    batch_size: int = 64
+    batch_size: int | str = "auto"  # of a forward pass; auto: as many as are fast on the device
 
 
 @dataclass(frozen=True)
@@ -310,6 +310,12 @@ def _check_values(config: ExperimentConfig) -> None:
             "generate.n_images",
             config.generate.n_images,
             _auto_or_positive(config.generate.n_images),
+            "auto or a number above 0",
+        ),
+        (
+            "generate.batch_size",
+            config.generate.batch_size,
+            _auto_or_positive(config.generate.batch_size),
             "auto or a number above 0",
         ),
         ("train.nnunet_epochs", config.train.nnunet_epochs, config.train.nnunet_epochs > 0, "a number above 0"),

@@ -13,7 +13,7 @@ from common.errors import InputError
 from common.gauge import Gauge
 from common.plan import Plan
 from common.progress import Progress
-from common.settings import from_dict, to_dict
+from common.settings import to_dict
 
 
 class Generator(Protocol):
@@ -47,9 +47,13 @@ class Generator(Protocol):
         """Whether training images are also shown mirrored."""
 
     def sample(
-        self, trained: Path, seeds: Sequence[int], batch_size: int, device: str, progress: Progress
+        self, trained: Path, seeds: Sequence[int], batch_size: int | None, device: str, progress: Progress
     ) -> np.ndarray:
-        """One image per seed, (n, channels, height, width), in the type of the training images."""
+        """One image per seed, (n, channels, height, width), in the type of the training images.
+
+        ``batch_size``: images in a forward pass; None: the generator's own choice. For one choice an image is the same
+        to the last bit whatever other seeds there are.
+        """
 
 
 @dataclass(frozen=True)
@@ -59,11 +63,11 @@ class StyleGan2:
     package: str = "gan"
 
     def check(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Complete the settings with the defaults of ``GanConfig``."""
-        from gan.settings import GanConfig
+        """Complete the settings with the defaults of ``GanConfig``; ``auto`` stays where ``gan.auto`` knows it."""
+        from gan.auto import complete
 
         try:
-            return to_dict(from_dict(GanConfig, settings, "generator.settings"))
+            return complete(settings, "generator.settings")
         except TypeError as error:
             raise InputError(
                 str(error), where="generator.settings", fix="use the keys of gan.settings.GanConfig"
@@ -82,10 +86,10 @@ class StyleGan2:
         gauge: Gauge | None = None,
     ) -> Mapping[str, Any]:
         """Derive everything from the plan and the data, then train."""
-        from gan.settings import GanConfig, derive_settings
+        from gan.auto import resolve
         from gan.train import train
 
-        derived = derive_settings(plan, len(images), images.shape[1], kimg, from_dict(GanConfig, settings))
+        derived = resolve(settings, kimg, plan, len(images), images.shape[1], out, device)
         train(images, out, derived, seed, device, progress, gauge)
         return to_dict(derived)
 
@@ -94,7 +98,7 @@ class StyleGan2:
         return bool(settings["mirror"])
 
     def sample(
-        self, trained: Path, seeds: Sequence[int], batch_size: int, device: str, progress: Progress
+        self, trained: Path, seeds: Sequence[int], batch_size: int | None, device: str, progress: Progress
     ) -> np.ndarray:
         """Sample the EMA generator."""
         from gan.sample import sample

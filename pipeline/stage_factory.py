@@ -16,6 +16,7 @@ ALL = "all"
 # Expected durations in seconds on one slow core, for the order of stages and the time left only.
 ITERATION_S = 0.1  # of nnU-Net
 GENERATOR_STEP_S = 0.2
+USUAL_BATCH = 8  # where the machine will choose it
 OTHER_STAGE_S = 5.0
 
 DSL_ROOMS = ("gan", "memorization", "evaluation/fidelity.py")
@@ -166,5 +167,6 @@ class StageFactory:
             return OTHER_STAGE_S + (network_s if kind in TRAININGS else 0.0)
         if isinstance(train.gan.kimg, str):
             return OTHER_STAGE_S + network_s  # its length is not known before the data is read
-        batch_size = float(self.config.generator.settings.get("batch_size", 8))
+        named = self.config.generator.settings.get("batch_size", USUAL_BATCH)
+        batch_size = float(USUAL_BATCH if named == "auto" else named)
         return OTHER_STAGE_S + GENERATOR_STEP_S * train.gan.kimg * 1000 / batch_size

@@ -22,8 +22,8 @@ from pipeline.graph import Graph, Stage
 log = logging.getLogger(__name__)
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-VOLATILE = ("nnunet", "preprocessed", "hub")
-"""Folders inside a stage that are kept but not hashed: nnU-Net's own and a hub's working state hold times."""
+VOLATILE = ("nnunet", "preprocessed", "hub", "card.json", "card.md", "tensorboard")
+"""What a stage keeps but does not hash: nnU-Net's own, a hub's working state and a generator's card hold times."""
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,15 @@ from common.plan import Plan
 from gan.batches import Batches
 from gan.model import Discriminator, Generator
 from gan.phases import Phases
+from gan.pictures import INTERPOLATION, SHEET
+from gan.record import TIMED
 from gan.sample import images_to_integers, sample
 from gan.settings import GanConfig, GanSettings, derive_settings
-from gan.train import CHECKPOINT, CURVES, RESULT, SHEET, Training, train
+from gan.train import CHECKPOINT, CURVES, RESULT, Training, train
 
 TINY = GanConfig(batch_size=2, channel_base=64, channel_max=8, z_dim=8, w_dim=8, n_snapshots=4)
-ALL_FILES = sorted([RESULT, CURVES, SHEET])
+SHEETS_OF_16_STEPS = [f"sheets/kimg_000000.{images:03d}.png" for images in (8, 16, 24, 32)]
+ALL_FILES = sorted([RESULT, CURVES, SHEET, INTERPOLATION, *SHEETS_OF_16_STEPS])
 
 
 def plan_of(size: tuple[int, int], strides: list[tuple[int, int]]) -> Plan:
@@ -44,7 +47,9 @@ def noise_images(n_channels: int = 1, dtype: type = np.uint8, n_images: int = 5)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """Every file by its relative name, without those that hold times."""
+    files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {name.as_posix(): path.read_bytes() for name, path in sorted(files.items()) if name.parts[0] not in TIMED}
 
 
 class Stop(Exception):

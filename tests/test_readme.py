@@ -24,6 +24,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
 MODULES = {"dataset.check", "dataset.export_table", "dataset.prepare", "evaluation.report", "federated.benchmark"}
+MODULES |= {"gan.sample", "gan.throughput"}
 LINK = re.compile(r"\]\(([^)#:]+)(#[\w-]+)?\)")
 
 
@@ -182,6 +183,26 @@ def test_benchmark_command_prints_its_ratios(words, tmp_path):
     ended = run([sys.executable, *words[1:], *sizes], REPOSITORY)
     assert ended.returncode == 0, ended.stderr
     assert "x the limit" in ended.stdout and "% of a round" in ended.stdout
+
+
+@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2].startswith("gan.")], ids=ids)
+def test_generator_command_runs_on_a_checkpoint(words, tmp_path, monkeypatch, capsys):
+    """As printed, on an untrained generator where the command expects one; no time is asserted."""
+    from test_gan_sample import untrained
+
+    import gan.sample
+    import gan.throughput
+
+    monkeypatch.chdir(tmp_path)
+    if "--checkpoint" in words:
+        untrained(tmp_path / words[words.index("--checkpoint") + 1], 1, "uint8")
+    if words[2] == "gan.throughput":
+        assert gan.throughput.main([*words[3:], "--passes", "1", "--rounds", "1"]) == 0
+        assert "ratio" in capsys.readouterr().out
+        return
+    assert gan.sample.main(list(words[3:])) == 0
+    out = words[words.index("--out") + 1] if "--out" in words else "samples"
+    assert len(list((tmp_path / out).iterdir())) == (1 if "--sheet" in words else int(words[words.index("--n") + 1]))
 
 
 @pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "evaluation.report"], ids=ids)

@@ -60,11 +60,16 @@ def sample(context: StageContext) -> None:
     n_images = settings["n_images"] if settings["n_images"] != "auto" else IMAGES_PER_TRAINING_IMAGE * n_trained_on
     seeds = [derive_seed(context.seed, index) for index in range(int(n_images))]
     images = find_generator(settings["name"]).sample(
-        trained, seeds, settings["batch_size"], context.device, context.progress
+        trained, seeds, _number_or_none(settings["batch_size"]), context.device, context.progress
     )
     width = len(str(len(seeds) - 1))
     entries = tuple(ImageEntry(f"{context.stage.site}_syn_{i:0{width}d}", seed=seed) for i, seed in enumerate(seeds))
     save_image_set(context.out, ImageSet(images, entries, load_image_set(context.inputs["slices"]).info))
+
+
+def _number_or_none(setting: int | str) -> int | None:
+    """``auto`` as None."""
+    return None if setting == "auto" else int(setting)
 
 
 def calibrate_threshold(context: StageContext) -> None:

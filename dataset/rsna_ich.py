@@ -8,13 +8,11 @@ Pixels are written as 16-bit grey: Hounsfield units + 1024.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -70,13 +68,14 @@ def convert(case: RawCase, out: Path) -> None:
     Raises:
         Unusable: pixels that cannot be decoded (the set has a truncated file), or that are all equal.
     """
-    pydicom = _pydicom()
+    import pydicom
+
     try:
         stored = pydicom.dcmread(case.files[0])
-        slope, intercept = float(stored.get("RescaleSlope", 1)), float(stored.get("RescaleIntercept", 0))
-        units = stored.pixel_array.astype(np.float64) * slope + intercept
-    except (ValueError, AttributeError, NotImplementedError, RuntimeError, pydicom.errors.InvalidDicomError) as error:
+        raw = stored.pixel_array
+    except (ValueError, AttributeError, RuntimeError, pydicom.errors.InvalidDicomError) as error:
         raise Unusable(f"its pixels cannot be decoded ({type(error).__name__})") from error
+    units = raw.astype(np.float64) * float(stored.get("RescaleSlope", 1)) + float(stored.get("RescaleIntercept", 0))
     pixels = np.clip(np.rint(units) + HU_OFFSET, 0, np.iinfo(np.uint16).max).astype(np.uint16)
     if pixels.min() == pixels.max():
         raise Unusable("all its pixels are equal")
@@ -118,7 +117,7 @@ IMPORTER = Importer(
 
 
 def _patients(files: Mapping[str, Path], salt: str) -> dict[str, str]:
-    pydicom = _pydicom()
+    import pydicom
 
     def read(file: Path) -> str:
         try:
@@ -132,10 +131,3 @@ def _patients(files: Mapping[str, Path], salt: str) -> dict[str, str]:
     with ThreadPoolExecutor(_N_READERS) as executor:
         hashes: Iterable[str] = executor.map(read, files.values())
         return dict(zip(files, hashes, strict=True))
-
-
-def _pydicom() -> Any:
-    try:
-        return importlib.import_module("pydicom")
-    except ModuleNotFoundError as error:
-        raise InputError("pydicom is not installed", where="rsna_ich", fix="pip install pydicom") from error

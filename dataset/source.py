@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CROSS_SITE_DECISIONS = ("keep_at_one", "refuse")
 _SAFE_SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -39,6 +40,7 @@ class SourceConfig:
     site_column: str | None = None
     site_rule: str | None = None  # a pandas expression over the columns; True is site A, False is site B
     sites: tuple[str, ...] | None = None  # only these, in this order
+    cross_site_patients: str = "keep_at_one"  # with most of his images; or "refuse"
     image_dir: str = "images"
     mask_dir: str = "masks"
     labels: dict[str, int] = field(default_factory=lambda: {"foreground": 1})
@@ -103,11 +105,13 @@ def load_report(config: SourceConfig, data_dir: Path) -> LoadReport:
 
     Raises:
         InputError: no or an empty table, a missing column, value or file, an image listed twice or at two sites, a site
-            that does not exist, labels that are not 1..n, or settings that contradict each other.
+            that does not exist, labels that are not 1..n, settings that contradict each other, or a patient at two
+            sites where the configuration refuses him.
     """
     check_labels(config)
     folder = _as_folder(config, data_dir)
     cases, dropped = _resolve_cross_site(_keep_sites(folder, _read_folder(folder, data_dir)))
+    _check_cross_site(config.cross_site_patients, dropped, folder.table)
     order = folder.sites or tuple(sorted({case.site for case in cases}))
     cases.sort(key=lambda case: (order.index(case.site), case.case_id))
     warnings = [str(patient) for patient in dropped]
@@ -361,6 +365,19 @@ def _resolve_cross_site(cases: Sequence[Case]) -> tuple[list[Case], tuple[CrossS
         CrossSitePatient(patient, home[patient], counts[patient][home[patient]], tuple(elsewhere[patient]))
         for patient in sorted(elsewhere)
     )
+
+
+def _check_cross_site(decision: str, found: Sequence[CrossSitePatient], table: str) -> None:
+    where = "cross_site_patients"
+    if decision not in CROSS_SITE_DECISIONS:
+        raise InputError(f"{decision!r} is no decision", where=where, fix=f"use one of {CROSS_SITE_DECISIONS}")
+    if decision == "refuse" and found:
+        raise InputError(
+            f"{len(found)} patients at two sites would be in the training and the test of one experiment, the first: "
+            f"{found[0]}",
+            where=table,
+            fix=f"correct the patients or sites of the table, or accept what is said above: {where}=keep_at_one",
+        )
 
 
 def _case_ids(images: Iterable[str]) -> dict[str, str]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from io import RawIOBase
 from pathlib import Path
 
 import torch
@@ -72,23 +74,24 @@ def average_updates(
 
 
 def _average_files(out: torch.Tensor, updates: Sequence[Update], weights: Sequence[float]) -> bool:
-    """The running mean of ``average_into`` over files; whether every number of it is finite."""
-    steps = _steps(weights)
-    buffer = torch.empty(min(CHUNK, out.numel()))
+    """The mean over files, each read from its beginning to its end; whether every number of it is finite."""
     total = torch.zeros((), dtype=torch.float64)
+    buffer = torch.empty(min(CHUNK, out.numel()))
     with ExitStack() as stack:
         streams = [stack.enter_context(update.path.open("rb", buffering=0)) for update in updates]
         for stream, update in zip(streams, updates, strict=True):
             stream.seek(update.floats_at)
-        for start in range(0, out.numel(), CHUNK):
-            part = out[start : start + CHUNK]
-            arrived = buffer[: part.numel()]
-            read_numbers(streams[0], part)
-            for stream, step in zip(streams[1:], steps[1:], strict=True):
-                read_numbers(stream, arrived)
-                torch.lerp(part, arrived, step, out=part)
+        # one buffer for all: a chunk is used before the next is read
+        for part in _mean_by_chunks(out, [partial(_next_numbers, stream, buffer) for stream in streams], weights):
             total += part.sum()
     return bool(torch.isfinite(total))
+
+
+def _next_numbers(stream: RawIOBase, buffer: torch.Tensor, start: int, n_floats: int) -> torch.Tensor:
+    """Those from ``start`` on, which is where the stream stands."""
+    arrived = buffer[:n_floats]
+    read_numbers(stream, arrived)
+    return arrived
 
 
 def average_tensors(models: Sequence[Mapping[str, torch.Tensor]], weights: Sequence[float]) -> dict[str, torch.Tensor]:
@@ -110,16 +113,25 @@ def average_tensors(models: Sequence[Mapping[str, torch.Tensor]], weights: Seque
 
 
 def average_into(out: torch.Tensor, vectors: Sequence[torch.Tensor], weights: Sequence[float]) -> None:
-    """``out`` becomes the weighted mean of the flat ``vectors``, summed in the order given.
+    """``out`` becomes the weighted mean of the flat ``vectors``, summed in the order given."""
+    for _ in _mean_by_chunks(out, [partial(torch.Tensor.narrow, vector, 0) for vector in vectors], weights):
+        pass
+
+
+def _mean_by_chunks(
+    out: torch.Tensor, sources: Sequence[Callable[[int, int], torch.Tensor]], weights: Sequence[float]
+) -> Iterator[torch.Tensor]:
+    """Fill ``out`` chunk by chunk from what each source gives for (start, n_floats); yields every finished chunk.
 
     A running mean, m_k = m_{k-1} + (w_k / W_k) (x_k - m_{k-1}): equal models average to themselves exactly.
     """
     steps = _steps(weights)
     for start in range(0, out.numel(), CHUNK):
         part = out[start : start + CHUNK]
-        part.copy_(vectors[0][start : start + CHUNK])
-        for vector, step in zip(vectors[1:], steps[1:], strict=True):
-            torch.lerp(part, vector[start : start + CHUNK], step, out=part)
+        part.copy_(sources[0](start, part.numel()))
+        for source, step in zip(sources[1:], steps[1:], strict=True):
+            torch.lerp(part, source(start, part.numel()), step, out=part)
+        yield part
 
 
 def _steps(weights: Sequence[float]) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,11 @@ class Resources:
 
     cpus: float = 1.0
     gpus: float = 0.0
+
+
+def count_workers(members: Sequence[str], *, hub_works: bool) -> int:
+    """Processes of a stage that compute: one a member, and the stage itself where it works too or is alone."""
+    return len(members) + hub_works if members else 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Stage:
     @property
     def n_workers(self) -> int:
         """Those who share its resources; without members, it alone."""
-        return len(self.members) + self.hub_works if self.members else 1
+        return count_workers(self.members, hub_works=self.hub_works)
 
     @property
     def worker_resources(self) -> Resources:

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.seeds import derive_seed
 from pipeline.config import ExperimentConfig
-from pipeline.graph import Resources, Stage
+from pipeline.graph import Resources, Stage, count_workers
 
 ALL = "all"
 
@@ -118,7 +118,7 @@ class StageFactory:
         """
         cluster = self.config.cluster
         use = "train" if kind in TRAININGS else "embed" if kind in EMBEDDINGS else "light"
-        n_workers = len(members) + hub_works if members else 1
+        n_workers = count_workers(members, hub_works=hub_works)
         return Stage(
             name=name or kind,
             fold=self.fold,

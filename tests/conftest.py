@@ -17,12 +17,12 @@ SHARED_DATA = REPOSITORY.parent / "shared" / "data"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ON_RAY = ("test_federated_experiment", "test_ray")
-LONGEST_FIRST = (*ON_RAY, "test_experiment")  # minutes each; the other worker does the rest meanwhile
+LONGEST = (*ON_RAY, "test_experiment")  # minutes each
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with what lasts longest."""
-    items.sort(key=lambda item: LONGEST_FIRST.index(item.path.stem) if item.path.stem in LONGEST_FIRST else 99)
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.hookimpl(optionalhook=True)

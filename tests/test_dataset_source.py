@@ -1,6 +1,7 @@
 """Sources: tables, sites, patients, checks, conversion; one test a kind of bad input."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -134,6 +135,15 @@ def test_a_patient_at_two_sites_is_reported_and_kept_where_he_has_more_images(ro
     ]
     load(root)
     assert "twice" in caplog.text and "kept at A (2 images), left out 1 at B" in caplog.text
+
+
+def test_a_patient_at_two_sites_is_refused_where_the_configuration_says_so(root):
+    tie = [(name, "tie" if name in ("A0.png", "B0.png") else patient, site) for name, patient, site in rows_of(root)]
+    write_table(root, tie)
+    refusing = dataclasses.replace(config_of(root), cross_site_patients="refuse")
+    refusal(lambda: load_report(refusing, root), "tie", "metadata.csv", "left out 1 at B", "keep_at_one")
+    other = dataclasses.replace(config_of(root), cross_site_patients="drop")
+    refusal(lambda: load_report(other, root), "'drop'", "refuse")
 
 
 def test_missing_mask(root):

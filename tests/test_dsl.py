@@ -12,53 +12,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from blobs import SPLITS, write_blobs
+from dsl_sites import SIZE, write_site
 from safetensors.torch import load
 
 from common.checkpoints import load_tensors
 from common.errors import InputError
-from common.files import write_json
-from common.image_set import ImageSet, load_image_set, save_image_set
-from common.plan import Plan
+from common.image_set import ImageSet, load_image_set
 from common.settings import to_dict
-from dataset.images import read_image
-from dataset.slices import build_slices, case_of_image
 from federated.dsl.begin import load_facts
 from federated.dsl.data import load_pairs
-from federated.dsl.features import FeatureStatistics, feature_statistics, frechet_distance, pool_statistics
 from federated.dsl.hub import build_generator, draw_batch, train_dsl
-from federated.dsl.loss import Lite0Perceptual, Vgg16Perceptual, clip_and_noise, discriminator_loss, generator_losses
-from federated.dsl.model import MaskGenerator, PatchDiscriminator, one_hot, place
+from federated.dsl.loss import Lite0Perceptual, clip_and_noise, discriminator_loss, generator_losses
+from federated.dsl.model import PatchDiscriminator, one_hot, place
 from federated.dsl.settings import DslSettings, learning_rate, total_iterations
 from federated.dsl.site import DslSite
 from federated.dsl.synthesis import generate, synthesise
 from federated.dsl.tensors import pack
 from federated.workers import InlineWorkers, WorkerSpec, check_plain
 
-SIZE = (32, 40)  # the blobs are 32 x 48: the slices are cropped
 SMALL = {"base_channels": 4, "n_blocks": 1, "batch_size": 2, "n_iterations": 6, "n_checkpoints": 3}
 SHORT = DslSettings(**SMALL, weight_perceptual=0.0)
 SEEDS = {"A": 5, "B": 6}
 N_IMAGES = {"A": 6, "B": 3}
-
-
-def plan_of(size_px: tuple[int, int], n_channels: int) -> Plan:
-    scheme = ("ZScoreNormalization",) * n_channels
-    return Plan(size_px, ((1, 1),), ((3, 3),), (1.0, 1.0), (0, 1, 2), scheme, (False,) * n_channels, ({},), 2)
-
-
-def write_site(folder: Path, size_px=SIZE, n_channels: int = 1, n_train: int = 6, seed: int = 0) -> Path:
-    """A site's ``prepare`` and ``slices`` folders, as the stages of these names leave them."""
-    dataset = write_blobs(folder / "prepare" / "raw", n_channels, seed=seed)
-    splits = {**SPLITS, "train": SPLITS["train"][:n_train]}
-    write_json(dataset.parent / "splits.json", splits)
-    cases = [
-        case_of_image(case, f"patient of {case}", split, read_image(dataset / f"imagesTr/{case}_0000.png").array)
-        for split, names in splits.items()
-        for case in names
-    ]
-    save_image_set(folder / "slices", build_slices(cases, plan_of(size_px, n_channels)))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -112,131 +87,6 @@ def undisturbed(sites, tmp_path_factory) -> Path:
     return run(sites, tmp_path_factory.mktemp("undisturbed"))
 
 
-# networks
-
-
-@pytest.mark.parametrize("n_channels", [1, 3])
-@pytest.mark.parametrize("size_px", [(31, 50), (24, 37), (32, 32)])
-def test_images_have_the_size_of_their_masks_whatever_it_is(n_channels, size_px):
-    masks = torch.zeros(2, 2, *size_px)
-    masks[:, 0, 5:12, 8:20] = 1
-    images = MaskGenerator(2, n_channels, base_channels=4, n_blocks=1)(masks, [1, 2])
-    assert images.shape == (2, n_channels, *size_px)
-    assert images.abs().max() <= 1 and not torch.equal(images[0], images[1])
-    logits = PatchDiscriminator(2, n_channels, base_channels=4)(masks, images)
-    assert logits.shape[:2] == (2, 1) and logits.isfinite().all()
-
-
-@pytest.mark.parametrize(("n_labels", "n_channels"), [(1, 1), (4, 3)])
-def test_the_papers_networks_have_the_papers_numbers_of_weights(n_labels, n_channels):
-    """Closed forms of ResNet-9 and the 70 x 70 PatchGAN; the first is pix2pix's 11.378 million for 3 -> 3."""
-
-    def n_weights(network):
-        return sum(parameter.numel() for parameter in network.parameters())
-
-    def conv(n_in, n_out, kernel):
-        return n_in * n_out * kernel**2 + n_out
-
-    ends = conv(n_labels, 64, 7) + conv(64, n_channels, 7)
-    scaling = conv(64, 128, 3) + conv(128, 256, 3) + conv(256, 128, 3) + conv(128, 64, 3)
-    assert n_weights(MaskGenerator(n_labels, n_channels)) == ends + scaling + 18 * conv(256, 256, 3)
-    patches = conv(64, 128, 4) + conv(128, 256, 4) + conv(256, 512, 4) + conv(512, 1, 4)
-    assert n_weights(PatchDiscriminator(n_labels, n_channels)) == conv(n_labels + n_channels, 64, 4) + patches
-    assert n_weights(MaskGenerator(3, 3)) == 11_378_179
-
-
-def test_a_patch_of_the_discriminator_sees_70_pixels():
-    network = PatchDiscriminator(1, 1, base_channels=2)
-    convolutions = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
-    seen = 1
-    for layer in reversed(convolutions):
-        seen = (seen - 1) * layer.stride[0] + layer.kernel_size[0]
-    assert seen == 70
-
-
-def test_weights_begin_as_pix2pix_begins():
-    torch.manual_seed(0)
-    weights = torch.cat([p.flatten() for n, p in MaskGenerator(1, 1).named_parameters() if n.endswith("weight")])
-    assert abs(weights.std().item() - 0.02) < 1e-4 and abs(weights.mean().item()) < 1e-4
-
-
-def test_an_empty_mask_gives_a_flat_image_so_such_slices_are_left_out(tmp_path):
-    """Instance norm of a constant is 0, and dropout of 0 is 0: the paper's generator can make nothing of it."""
-    from skimage import io
-
-    images = MaskGenerator(1, 1, base_channels=4, n_blocks=1)(torch.zeros(1, 1, 32, 32), [1])
-    assert images.std() < 1e-6
-    folder = write_site(tmp_path)
-    label = folder / "prepare/raw/Dataset101_blobs/labelsTr/case2.png"
-    io.imsave(label, np.zeros((32, 48), np.uint8), check_contrast=False)
-    pairs = load_pairs(folder / "slices", folder / "prepare")
-    assert pairs.n_empty == 1 and "case2" not in {entry.case for entry in pairs.images.entries}
-    assert len(pairs.masks) == len(pairs.images) == 5 and pairs.masks.any(axis=(1, 2)).all()
-
-
-def test_organs_are_channels_and_not_grey_levels():
-    """The original passed label / 4 in one channel."""
-    labels = torch.tensor([[[0, 1], [2, 3]]])
-    assert one_hot(labels, 3)[0].tolist() == [[[0, 1], [0, 0]], [[0, 0], [1, 0]], [[0, 0], [0, 1]]]
-
-
-# losses
-
-
-def test_the_losses_are_those_of_the_specification():
-    torch.manual_seed(0)
-    network = PatchDiscriminator(1, 1, base_channels=4)
-    masks, fakes, reals = (torch.rand(2, 1, 32, 32) for _ in range(3))
-    settings = DslSettings(weight_perceptual=2.0)
-    bce = torch.nn.functional.binary_cross_entropy_with_logits
-    of_fakes, of_reals = network(masks, fakes), network(masks, reals)
-    expected = 0.5 * (bce(of_fakes, torch.zeros_like(of_fakes)) + bce(of_reals, torch.ones_like(of_reals)))
-    torch.testing.assert_close(discriminator_loss(network, masks, fakes, reals, 0.5), expected)
-    mse = torch.nn.functional.mse_loss
-    losses = generator_losses(network, mse, masks, fakes, reals, settings)
-    torch.testing.assert_close(losses["gan"], bce(of_fakes, torch.ones_like(of_fakes)))
-    torch.testing.assert_close(losses["l1"], 150 * (fakes - reals).abs().mean())
-    torch.testing.assert_close(losses["perceptual"], 2 * mse(fakes, reals))
-
-
-@pytest.mark.parametrize("n_channels", [1, 2, 3])
-def test_the_offline_perceptual_loss_grows_with_the_blur_and_couples_no_images(n_channels):
-    perceptual = Lite0Perceptual()
-    rng = torch.Generator().manual_seed(0)
-    reals = torch.rand(2, n_channels, 48, 56, generator=rng) * 2 - 1
-
-    def blurred(width):
-        return torch.nn.functional.avg_pool2d(reals, width, 1, width // 2)
-
-    values = [perceptual(fakes, reals).item() for fakes in (reals, blurred(3), blurred(9))]
-    assert values[0] == 0 < values[1] < values[2]
-    alone = [perceptual(blurred(3)[i : i + 1], reals[i : i + 1]).item() for i in range(2)]
-    assert values[1] == pytest.approx(np.mean(alone), rel=1e-4)
-
-
-def test_vgg16_is_taken_from_a_file_and_another_file_is_refused(tmp_path):
-    from safetensors.torch import save_file
-    from torchvision.models import vgg16
-
-    torch.manual_seed(0)
-    with torch.device("meta"):
-        features = vgg16(weights=None).features[:23]
-    features.to_empty(device="cpu")
-    for weight in features.parameters():
-        torch.nn.init.normal_(weight, std=0.05)
-    save_file({f"features.{k}": v.contiguous() for k, v in features.state_dict().items()}, tmp_path / "vgg.safetensors")
-    perceptual = Vgg16Perceptual(tmp_path / "vgg.safetensors")
-    fakes, reals = torch.rand(1, 1, 32, 32), torch.rand(1, 1, 32, 32)
-    expected = []
-    for last in (4, 9, 16, 23):
-        pair = (features[:last](images.repeat(1, 3, 1, 1)) for images in (fakes, reals))
-        expected.append(torch.nn.functional.mse_loss(*pair))
-    torch.testing.assert_close(perceptual(fakes, reals), torch.stack(expected).mean())
-    save_file({"features.0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match="not VGG-16"):
-        Vgg16Perceptual(tmp_path / "other.safetensors")
-
-
 # schedule and sampling
 
 
@@ -273,73 +123,6 @@ def test_a_crop_lies_inside_and_moves_mask_and_image_alike(undisturbed):
     _, left, flip_rows, flip_columns = batch.placements[0]
     corner = grid[0, 0, 31 if flip_rows else 0, left + (35 if flip_columns else 0)]
     assert cut[0, 0, 0, 0] == corner
-
-
-# pairs of image and mask
-
-
-@pytest.mark.parametrize("size_px", [(32, 40), (36, 60), (16, 20)])
-def test_masks_lie_where_their_images_show_them(tmp_path, size_px):
-    """Cropped, padded or shrunk: the disc is bright in the image where it is set in the mask."""
-    folder = write_site(tmp_path, size_px)
-    pairs = load_pairs(folder / "slices", folder / "prepare")
-    assert len(pairs.masks) == 6 and pairs.labels == {"disc": 1}  # the validation patients' masks stay
-    bright = pairs.images.images[:, 0] > 105
-    overlap = 2 * (bright & (pairs.masks == 1)).sum() / (bright.sum() + pairs.masks.sum())
-    assert pairs.masks.shape[1:] == size_px and overlap > 0.97
-
-
-def test_a_mask_is_cropped_with_its_image_to_the_non_zero_part(tmp_path):
-    from skimage import io
-
-    dataset = write_blobs(tmp_path / "prepare" / "raw", n_cases=1)
-    image, label = np.zeros((40, 60), np.uint8), np.zeros((40, 60), np.uint8)
-    image[3:35, 17:57] = 50
-    image[10:20, 30:40], label[10:20, 30:40] = 200, 1
-    label[0, 0] = 1  # outside the image's non-zero part: it must not widen the box
-    io.imsave(dataset / "imagesTr/case0_0000.png", image, check_contrast=False)
-    io.imsave(dataset / "labelsTr/case0.png", label, check_contrast=False)
-    cases = [case_of_image("case0", "p", "train", image[None])]
-    save_image_set(tmp_path / "slices", build_slices(cases, plan_of((32, 40), 1)))
-    pairs = load_pairs(tmp_path / "slices", tmp_path / "prepare")
-    assert np.array_equal(pairs.masks[0] == 1, pairs.images.images[0, 0] == 200)
-
-
-def test_masks_of_volumes_are_those_of_the_preprocessed_slices(tmp_path):
-    """Transposed, resampled and thinned with their images by nnU-Net and the slices stage."""
-    import SimpleITK
-
-    from dataset.slices import SliceCase
-    from nnunetv2_mod import PlanSettings, plan_dataset, read_preprocessed
-
-    dataset = tmp_path / "prepare" / "raw" / "Dataset001_ct"
-    for part in ("imagesTr", "labelsTr"):
-        (dataset / part).mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    names = ["c0", "c1", "c2"]
-    for name in names:
-        rows, columns, _ = np.mgrid[:40, :36, :6]
-        organ = np.hypot(rows - rng.integers(14, 26), columns - rng.integers(12, 22)) < 8
-        ct = (rng.normal(-300, 10, organ.shape) + 250 * organ).astype(np.int16)
-        for file, array in ((f"imagesTr/{name}_0000", ct), (f"labelsTr/{name}", organ.astype(np.uint8))):
-            volume = SimpleITK.GetImageFromArray(array)
-            volume.SetSpacing((3.0, 1.0, 1.0))
-            SimpleITK.WriteImage(volume, str(dataset / f"{file}.nii.gz"))
-    content = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1}, "numTraining": 3}
-    write_json(dataset / "dataset.json", {**content, "file_ending": ".nii.gz"})
-    plan_dataset(dataset, tmp_path / "plan", PlanSettings(base_features=4), {"train": names[:2], "val": names[2:]})
-    cases = []
-    for name in names[:2]:
-        case = read_preprocessed(tmp_path / "plan", name)
-        cases.append(SliceCase(name, name, "train", case.array, 3.0, case.outside))
-    images = build_slices(cases, plan_of((44, 36), 1), space="normalised", volumetric=True)
-    save_image_set(tmp_path / "slices", images)
-    pairs = load_pairs(tmp_path / "slices", tmp_path / "prepare", tmp_path / "plan")
-    assert pairs.masks.shape == (6, 44, 36)  # 3 mm apart: every second slice of 6, of 2 cases
-    bright = pairs.images.images[:, 0] > 0  # nnU-Net clips a CT to all but the ends of its foreground's range
-    assert not bright[pairs.masks == 0].any() and bright[pairs.masks == 1].mean() > 0.98
-    with pytest.raises(InputError, match="without their plan"):
-        load_pairs(tmp_path / "slices", tmp_path / "prepare")
 
 
 # the exchange
@@ -664,26 +447,3 @@ def test_images_per_mask_share_the_mask_and_differ(undisturbed, tmp_path):
     images: ImageSet = synthetic["B"]
     assert len(images) == len(labels) == 6 and len({entry.seed for entry in images.entries}) == 6
     assert np.array_equal(labels[0], labels[1]) and not np.array_equal(images.images[0], images.images[1])
-
-
-# Dist-FID
-
-
-def test_frechet_distance_of_gaussians_in_closed_form():
-    rng = np.random.default_rng(0)
-    root = rng.standard_normal((64, 64)) / 8
-    a = FeatureStatistics(rng.standard_normal(64), root @ root.T, 100)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
-    shifted = FeatureStatistics(a.mean + 0.5, 4 * a.covariance, 100)  # sqrt(S 4S) = 2S: the traces leave one S
-    assert frechet_distance(a, shifted) == pytest.approx(64 * 0.25 + np.trace(a.covariance))
-    axes = [FeatureStatistics(np.zeros(64), np.diag(rng.uniform(0, 2, 64)), 9) for _ in range(2)]
-    roots = [np.sqrt(np.diag(one.covariance)) for one in axes]
-    assert frechet_distance(*axes) == pytest.approx(np.sum((roots[0] - roots[1]) ** 2))
-
-
-def test_pooled_statistics_are_those_of_all_images_together():
-    images = np.random.default_rng(0).integers(0, 255, (7, 1, 32, 32), dtype=np.uint8)
-    together = feature_statistics(images, "cpu")
-    pooled = pool_statistics([feature_statistics(images[:3], "cpu"), feature_statistics(images[3:], "cpu")])
-    np.testing.assert_allclose(pooled.mean, together.mean, atol=1e-6)
-    np.testing.assert_allclose(pooled.covariance, together.covariance, atol=1e-6)

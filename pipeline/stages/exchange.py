@@ -28,7 +28,7 @@ def share(context: StageContext) -> None:
     """Write the site's package: kept synthetic images and their labels, a minimal manifest, figures, a card."""
     kept = load_image_set(context.inputs["filter"])
     labels = np.load(context.inputs["label"] / "labels.npy", mmap_mode="r")
-    hounsfield = ct_normalisation(load_plan(context.inputs["plan"] / "plans.json"))
+    hounsfield = _ct_normalisation(load_plan(context.inputs["plan"] / "plans.json"))
     dataset_json = read_json(raw_dataset(context.inputs["prepare"]) / "dataset.json")
     generator = read_json(context.inputs["generator"] / "settings.json")
     settings = context.stage.settings
@@ -59,7 +59,7 @@ def _privacy(figures: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in figures.items() if key != "n_references"}
 
 
-def ct_normalisation(plan: Plan) -> Normalisation:
+def _ct_normalisation(plan: Plan) -> Normalisation:
     """Mean and deviation by which nnU-Net normalised CT, by channel; empty for other images."""
     if any(scheme != "CTNormalization" for scheme in plan.normalization_schemes):
         return ()

@@ -92,7 +92,7 @@ class FeatureGauge:
         """Scores by name (``common.gauge``); those of held-out patients only where there are some."""
         if self._references is None:
             self._references = self._embed_references(n_references)
-        real, features = self._references, self._embed(samples)
+        real, features = self._references, self.embed(samples)
         scores = {
             FRECHET_TRAIN: frechet_distance(features, real.compared),
             KERNEL_TRAIN: kernel_distance(features, real.compared, real.compared_patients),
@@ -106,7 +106,7 @@ class FeatureGauge:
             scores[KERNEL_HELDOUT], scores[KERNEL_HELDOUT_ERROR] = estimate.value, estimate.standard_error
         return {name: round(value, 9) for name, value in scores.items()}
 
-    def _embed(self, images: np.ndarray) -> np.ndarray:
+    def embed(self, images: np.ndarray) -> np.ndarray:
         """(n, d) features whose squares are 1 on average; unit vectors would make the kernel a linear one."""
         if self._embedder is None:
             self._embedder = self._build(EMBEDDER, batch_size=BATCH_SIZE, device=self._device)
@@ -115,9 +115,9 @@ class FeatureGauge:
 
     def _embed_references(self, n_references: int) -> References:
         training, heldout = self._within(n_references)
-        features = self._embed(training.images)
-        views = [features, self._embed(training.images[..., ::-1])] if self._mirrored else [features]
-        index, others = np.concatenate(views), self._embed(heldout.images)
+        features = self.embed(training.images)
+        views = [features, self.embed(training.images[..., ::-1])] if self._mirrored else [features]
+        index, others = np.concatenate(views), self.embed(heldout.images)
         owners = np.array([entry.patient for entry in training.entries])
         if len(heldout):
             distances = _nearest_distances(index, others)

@@ -39,6 +39,7 @@ class ResampledConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(n_out, n_in, *kernel))
         self.gain = 1 / math.sqrt(n_in * kernel[0] * kernel[1])
         self.kernel, self.up, self.down = kernel, up, down
+        self.low_precision: torch.dtype | None = None  # to compute in, where it is not that of the weights
         factors = up if up != (1, 1) else down
         self.is_resampled = factors != (1, 1)
         # zero padding of the convolution itself: an axis that is not resampled keeps its size
@@ -53,6 +54,8 @@ class ResampledConv(nn.Module):
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """With these weights instead, and without ``resampling_gain``; a bias is for what is not enlarged."""
+        dtype = self.low_precision or weight.dtype
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         if self.up != (1, 1):
             assert bias is None
             x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=self.up, padding=self.still)
@@ -93,12 +96,13 @@ class ModulatedConv(nn.Module):
         """``x`` (b, n_in, h, w), ``w`` (b, w_dim)."""
         styles = self.affine(w)
         if not self.demodulate:
-            return self.conv(scale_channels(x, styles))
-        return scale_channels(self.not_demodulated(x, styles), self.norms(styles))
+            return self.conv(scale_channels(x, styles.to(x.dtype)))
+        x = self.not_demodulated(x, styles)
+        return scale_channels(x, self.norms(styles).to(x.dtype))
 
     def not_demodulated(self, x: Tensor, styles: Tensor) -> Tensor:
         """The convolution with the weights as they are stored: ``norms`` holds every gain."""
-        return self.conv.convolve(scale_channels(x, styles), self.conv.weight)
+        return self.conv.convolve(scale_channels(x, styles.to(x.dtype)), self.conv.weight)
 
     def norms(self, styles: Tensor) -> Tensor:
         """(b, n_in) -> (b, n_out): what ``not_demodulated`` must be multiplied with.

@@ -49,8 +49,9 @@ class StyledConv(nn.Module):
         """``noise``: (b, 1, height, width) of the output."""
         styles = self.conv.affine(w)
         x = self.conv.not_demodulated(x, styles)
-        scale = self.conv.norms(styles) * LRELU_GAIN
-        return styled_activation(x, scale, noise, self.noise_strength * LRELU_GAIN, self.bias * LRELU_GAIN)
+        parts = (self.conv.norms(styles) * LRELU_GAIN, noise, self.noise_strength * LRELU_GAIN, self.bias * LRELU_GAIN)
+        scale, noise, strength, bias = (part.to(x.dtype) for part in parts)
+        return styled_activation(x, scale, noise, strength, bias)
 
 
 class ToImage(nn.Module):
@@ -62,13 +63,13 @@ class ToImage(nn.Module):
         self.bias = nn.Parameter(torch.zeros(n_channels))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """(b, n_in, h, w) -> (b, n_channels, h, w).
+        """(b, n_in, h, w) -> (b, n_channels, h, w) in the precision of the weights, in which the images are added.
 
         For so few outputs the weights of every image are small, and scaling them spares a scaled copy of ``x``.
         """
         weights = self.conv.conv.weight[None, :, :, 0, 0] * (self.conv.affine(w) * self.conv.conv.gain)[:, None]
-        image = torch.baddbmm(self.bias[None, :, None], weights, x.flatten(2))
-        return image.unflatten(2, x.shape[2:])
+        image = torch.baddbmm(self.bias[None, :, None].to(x.dtype), weights.to(x.dtype), x.flatten(2))
+        return image.unflatten(2, x.shape[2:]).to(self.bias.dtype)
 
 
 class SynthesisBlock(nn.Module):
@@ -195,7 +196,7 @@ class Discriminator(nn.Module):
         x = leaky_relu_(self.from_image(images, self.from_image_bias, LRELU_GAIN))
         for block in self.blocks:
             x = block(x)
-        x = minibatch_deviation(x, self.group_size)
-        x = leaky_relu_(self.conv(x, self.bias, LRELU_GAIN))
+        x = minibatch_deviation(x.to(self.bias.dtype), self.group_size)
+        x = leaky_relu_(self.conv(x, self.bias, LRELU_GAIN)).to(self.bias.dtype)
         logits: Tensor = self.logit(leaky_relu_(self.hidden(x.flatten(1), gain=LRELU_GAIN)))
         return logits[:, 0]

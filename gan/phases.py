@@ -13,6 +13,7 @@ from gan.draws import draw_latents, draw_noise
 from gan.loss import discriminator_loss, generator_loss, path_lengths, r1_penalty
 from gan.model import Discriminator, Generator
 from gan.parallel import ALONE, Share
+from gan.precision import set_precision
 from gan.settings import GanSettings
 
 LARGEST_GRADIENT = 1e5
@@ -35,6 +36,8 @@ class Phases:
             self.generator = Generator(settings).to(device)
             self.discriminator = Discriminator(settings).to(device)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
+        set_precision(self.generator, config.precision)  # the average, from which images are taken, keeps float32
+        set_precision(self.discriminator, config.precision)
         self.mean_path_length = torch.zeros((), device=device)
         self.optimizers = {
             "generator": _adam(self.generator, config.learning_rate, config.path_length_interval),

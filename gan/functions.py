@@ -6,6 +6,8 @@ On a CPU and on a GPU alike the time beside the convolutions goes into reading a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +19,28 @@ from common.plan import Pair
 LRELU_SLOPE = 0.2
 LRELU_GAIN = math.sqrt(2)
 EPSILON = 1e-8
+
+_weights_are_wanted = True
+
+
+@contextmanager
+def gradients_of_activations() -> Iterator[None]:
+    """Inside, derivatives by weights are left out: the regularisations differentiate by an image or by styles first.
+
+    Autograd asks its own operations only for the derivatives that are wanted; those written in Python it asks for all.
+    The switch is the process's, since derivatives on a GPU are computed in threads of autograd's.
+    """
+    global _weights_are_wanted
+    _weights_are_wanted = False
+    try:
+        yield
+    finally:
+        _weights_are_wanted = True
+
+
+def are_weights_wanted() -> bool:
+    """Whether a derivative must be taken by weights too."""
+    return _weights_are_wanted
 
 
 def leaky_relu_(x: Tensor) -> Tensor:
@@ -99,8 +123,8 @@ class _StyledActivation(torch.autograd.Function):
             gradient * scale[:, :, None, None] if by_x else None,
             channel_products(gradient, x) if by_scale else None,
             None,
-            (gradient.sum(dim=1, keepdim=True) * noise).sum() if by_strength else None,
-            gradient.sum(dim=(0, 2, 3)) if by_bias else None,
+            (gradient.sum(dim=1, keepdim=True) * noise).sum() if by_strength and are_weights_wanted() else None,
+            gradient.sum(dim=(0, 2, 3)) if by_bias and are_weights_wanted() else None,
         )
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.plan import Pair
+from gan.convolution import Window, correlate, spread
 from gan.functions import EPSILON, blur, fir_norm, scale_channels
 
 
@@ -43,7 +44,7 @@ class ResampledConv(nn.Module):
         factors = up if up != (1, 1) else down
         self.is_resampled = factors != (1, 1)
         # zero padding of the convolution itself: an axis that is not resampled keeps its size
-        self.still = tuple(k // 2 if factor == 1 else 0 for k, factor in zip(kernel, factors, strict=True))
+        self.still = _half(kernel[0], factors[0]), _half(kernel[1], factors[1])
         # what FIR and resampling leave to multiply: the filter below is not normalised
         self.resampling_gain = math.prod(up) / fir_norm(factors) if self.is_resampled else 1.0
 
@@ -58,11 +59,12 @@ class ResampledConv(nn.Module):
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
         if self.up != (1, 1):
             assert bias is None
-            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=self.up, padding=self.still)
+            window = Window(self.up, self.still)
+            x = spread(x, weight.transpose(0, 1), window, window.size_of_x((x.shape[2], x.shape[3]), self.kernel))
             return blur(x, self.up, (self.up_padding(0), self.up_padding(1)))
         if self.down != (1, 1):
             x = blur(x, self.down, (self.down_padding(0), self.down_padding(1)))
-        return F.conv2d(x, weight, bias, stride=self.down, padding=self.still)
+        return correlate(x, weight, Window(self.down, self.still), bias)
 
     def up_padding(self, axis: int) -> Pair:
         """On an axis of factor f the transposed convolution gives f (n - 1) + k; FIR padding brings it to f n."""
@@ -75,6 +77,10 @@ class ResampledConv(nn.Module):
         factor, kernel = self.down[axis], self.kernel[axis]
         total = kernel - factor + 2 * factor - 1
         return (total + 1) // 2, total // 2
+
+
+def _half(kernel: int, factor: int) -> int:
+    return kernel // 2 if factor == 1 else 0
 
 
 class ModulatedConv(nn.Module):

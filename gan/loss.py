@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gan.functions import gradients_of_activations
 from gan.model import Discriminator
 
 
-def generator_loss(fake_logits: Tensor) -> Tensor:
-    """Non-saturating logistic loss."""
-    return F.softplus(-fake_logits).mean()
+def loss_as_real(logits: Tensor) -> Tensor:
+    """Logistic loss of images to be called real: the discriminator's on real ones, the generator's on its own."""
+    return F.softplus(-logits).mean()
 
 
-def discriminator_loss(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-    """Logistic loss."""
-    return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+def loss_as_fake(logits: Tensor) -> Tensor:
+    """Logistic loss of images to be called fake: the discriminator's on the generator's."""
+    return F.softplus(logits).mean()
 
 
 def r1_penalty(discriminator: Discriminator, reals: Tensor, augmented: Tensor) -> Tensor:
@@ -26,7 +27,8 @@ def r1_penalty(discriminator: Discriminator, reals: Tensor, augmented: Tensor) -
 
     ``augmented`` must be computed from ``reals``, which must require gradients.
     """
-    (gradient,) = torch.autograd.grad(discriminator(augmented).sum(), reals, create_graph=True)
+    with gradients_of_activations():
+        (gradient,) = torch.autograd.grad(discriminator(augmented).sum(), reals, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
@@ -36,5 +38,7 @@ def path_lengths(images: Tensor, styles: Tensor, noise: Tensor) -> Tensor:
     ``noise``: N(0, 1), in the shape of ``images``.
     """
     height, width = images.shape[-2:]
-    (gradient,) = torch.autograd.grad((images * noise).sum() / math.sqrt(height * width), styles, create_graph=True)
+    projection = (images * noise).sum() / math.sqrt(height * width)
+    with gradients_of_activations():
+        (gradient,) = torch.autograd.grad(projection, styles, create_graph=True)
     return gradient.square().sum(dim=2).mean(dim=1).sqrt()

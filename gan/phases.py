@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from common.seeds import derive_seed
 from gan.augment import augment
 from gan.draws import draw_latents, draw_noise
-from gan.loss import discriminator_loss, generator_loss, path_lengths, r1_penalty
+from gan.loss import loss_as_fake, loss_as_real, path_lengths, r1_penalty
 from gan.model import Discriminator, Generator
 from gan.parallel import ALONE, Share
 from gan.precision import set_precision
@@ -48,7 +48,7 @@ class Phases:
         """Gmain: the non-saturating loss on one batch of fakes."""
         self.discriminator.requires_grad_(False)
         fakes, _ = self._fakes(draws, self.settings.config.batch_size)
-        loss = generator_loss(self.discriminator(self._augmented(fakes, draws)))
+        loss = loss_as_real(self.discriminator(self._augmented(fakes, draws)))
         self._descend("generator", loss)
         self.discriminator.requires_grad_(True)
         return {"loss_g": self.share.mean(loss.detach())}
@@ -66,13 +66,16 @@ class Phases:
         return {"path_length": mean}
 
     def discriminator_main(self, reals: Tensor, draws: torch.Generator) -> Measured:
-        """Dmain: the logistic loss on a batch of fakes and one of real images."""
+        """Dmain: the logistic loss on a batch of fakes, then on one of real images; one graph is held at a time."""
         with torch.no_grad():
             fakes, _ = self._fakes(draws, self.settings.config.batch_size)
         fake_logits = self.discriminator(self._augmented(fakes, draws))
+        loss_of_fakes = loss_as_fake(fake_logits)
+        loss_of_fakes.backward()
         real_logits = self.discriminator(self._augmented(self.share.of(reals), draws))
-        loss = discriminator_loss(fake_logits, real_logits)
-        self._descend("discriminator", loss)
+        loss_of_reals = loss_as_real(real_logits)
+        self._descend("discriminator", loss_of_reals)
+        loss = loss_of_fakes.detach() + loss_of_reals.detach()
         measured = {"loss_d": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
         return {name: self.share.mean(value.detach()) for name, value in measured.items()}
 
@@ -104,14 +107,15 @@ class Phases:
         return augment(images, self.settings.config.augment, draws, self.share)
 
     def _descend(self, name: str, loss: Tensor) -> None:
+        """Follow the gradient of ``loss`` and of what was differentiated before; frees the gradients."""
         optimizer = self.optimizers[name]
-        optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.share.average(gradients)
         for gradient in gradients:
             gradient.nan_to_num_(nan=0.0, posinf=LARGEST_GRADIENT, neginf=-LARGEST_GRADIENT)
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     def _projection(self, n_images: int, draws: torch.Generator) -> Tensor:
         shape = (n_images, self.settings.n_channels, *self.settings.image_size_px)
@@ -122,4 +126,4 @@ def _adam(network: nn.Module, learning_rate: float, interval: int) -> torch.opti
     """Adam with the correction for a lazy regularisation every ``interval`` steps (StyleGAN2, appendix B)."""
     correction = interval / (interval + 1)
     betas = (0.0**correction, 0.99**correction)
-    return torch.optim.Adam(network.parameters(), lr=learning_rate * correction, betas=betas, eps=1e-8)
+    return torch.optim.Adam(network.parameters(), lr=learning_rate * correction, betas=betas, eps=1e-8, fused=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from common.plan import Plan
 from gan.draws import draw_latents, draw_noise
 from gan.functions import channel_products, leaky_relu_, scale_channels, styled_activation
-from gan.loss import discriminator_loss, generator_loss, path_lengths, r1_penalty
+from gan.loss import loss_as_fake, loss_as_real, path_lengths, r1_penalty
 from gan.model import Discriminator, Generator
 from gan.settings import GanConfig, GanSettings, derive_settings
 from gan.textbook import as_textbook
@@ -58,9 +58,9 @@ def four_losses(generator: Generator, discriminator: Discriminator, dtype: torch
     reals = torch.randn(fakes.shape, generator=random).to(dtype).requires_grad_(True)
     lengths = path_lengths(fakes, styles, torch.randn(fakes.shape, generator=random).to(dtype))
     return {
-        "generator_main": generator_loss(discriminator(fakes)),
+        "generator_main": loss_as_real(discriminator(fakes)),
         "path_length": (lengths - 0.5).square().mean(),
-        "discriminator_main": discriminator_loss(discriminator(fakes.detach()), discriminator(reals.detach())),
+        "discriminator_main": loss_as_fake(discriminator(fakes.detach())) + loss_as_real(discriminator(reals.detach())),
         "r1": r1_penalty(discriminator, reals, reals * 1.0),
     }
 

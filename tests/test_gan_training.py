@@ -172,7 +172,7 @@ def test_gradients_that_are_not_finite_are_replaced_before_a_step() -> None:
     weights = torch.full_like(bias, torch.inf)
     weights[0], weights[1] = torch.nan, -torch.inf
     run._descend("discriminator", (bias * weights).sum())
-    assert bias.grad is not None and bias.grad[:3].tolist() == [0.0, -1e5, 1e5] and torch.isfinite(bias).all()
+    assert bias[0] == 0 and bias[1] > 0 and bool((bias[2:] < 0).all()) and torch.isfinite(bias).all()
 
 
 def test_divergence_is_an_error_that_names_the_step_and_what_to_try(tmp_path: Path) -> None:

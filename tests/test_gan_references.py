@@ -129,8 +129,9 @@ def activated(x: Tensor) -> Tensor:
 UPS = [((1, 1), (3, 3)), ((2, 2), (3, 3)), ((2, 1), (1, 3)), ((1, 2), (3, 3)), ((2, 2), (1, 1)), ((1, 2), (3, 1))]
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-4], ids=["", "where_the_epsilon_counts"])
 @pytest.mark.parametrize("up,kernel", UPS)
-def test_a_styled_convolution_is_that_of_weights_modulated_and_demodulated_for_every_image(up, kernel) -> None:
+def test_a_styled_convolution_is_that_of_weights_modulated_and_demodulated_for_every_image(up, kernel, size) -> None:
     layer = StyledConv(3, 2, kernel, 4, up)
     noise = normal(2, 1, 3 * up[0], 4 * up[1], seed=9)
     names = ("conv.conv.weight", "conv.affine.weight", "conv.affine.bias", "noise_strength", "bias")
@@ -147,7 +148,7 @@ def test_a_styled_convolution_is_that_of_weights_modulated_and_demodulated_for_e
         y = correlate(x, demodulated, up, padding) if up == (1, 1) else enlarged(x, demodulated, up)
         return activated(y + noise.double() * strength + bias[:, None, None])
 
-    inputs = [normal(2, 3, 3, 4), normal(2, 4, seed=1), normal(2, 3, *kernel, seed=2), normal(3, 4, seed=3)]
+    inputs = [normal(2, 3, 3, 4), normal(2, 4, seed=1), size * normal(2, 3, *kernel, seed=2), normal(3, 4, seed=3)]
     inputs += [1 + 0.3 * normal(3, seed=4), torch.tensor(0.7), normal(2, seed=5)]
     assert_equal_to_second_order(fast, slow, inputs)
 

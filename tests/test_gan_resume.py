@@ -17,7 +17,7 @@ from gan.augment import augment
 from gan.batches import Batches
 from gan.settings import GanConfig, GanSettings
 from gan.state import phases_to_tensors
-from gan.train import CHECKPOINT, Training, train
+from gan.train import CHECKPOINT, Training
 
 # 5 images in batches of 2: epochs end within a batch and within each half; both regularisations fall into both halves
 CONFIG = GanConfig(**{**TINY.__dict__, "mirror": True, "r1_interval": 3, "path_length_interval": 2, "n_snapshots": 3})
@@ -90,7 +90,7 @@ import gan.phases
 from gan.train import train
 
 folder, left = Path(sys.argv[1]), [0]
-tests.begin()  # imports, once
+train(tests.noise_images(), Path(sys.argv[2]), tests.settings(4), seed=3)
 
 def dies_before(owner, name):
     function = getattr(owner, name)
@@ -107,7 +107,7 @@ for n_events in range(1, 200):
     child = os.fork()
     if child == 0:
         left[0] = n_events
-        train(tests.noise_images(), folder, tests.settings(6), seed=3)
+        train(tests.noise_images(), folder, tests.settings(4), seed=3)
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     if not os.WIFSIGNALED(status):
@@ -120,9 +120,8 @@ def test_a_training_killed_before_every_file_and_within_steps_ends_with_the_same
     """One process after another goes on and is killed one event later than the last, until one comes to the end."""
     script = KILLED.format(paths=[str(Path(__file__).parent), str(Path(__file__).parents[1])])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", script, str(tmp_path / "killed")]
+    command = [sys.executable, "-c", script, str(tmp_path / "killed"), str(tmp_path / "whole")]
     ended = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert 10 < ended.returncode < 200, ended.stderr[-2000:]
-    train(noise_images(), tmp_path / "whole", settings(6), seed=3)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert not (tmp_path / "killed" / CHECKPOINT).exists()

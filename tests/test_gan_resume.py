@@ -122,6 +122,6 @@ def test_a_training_killed_before_every_file_and_within_steps_ends_with_the_same
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, str(tmp_path / "killed"), str(tmp_path / "whole")]
     ended = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
-    assert 10 < ended.returncode < 200, ended.stderr[-2000:]
+    assert 8 <= ended.returncode < 200, ended.stderr[-2000:]
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert not (tmp_path / "killed" / CHECKPOINT).exists()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.grad import conv2d_weight
 
 from common.plan import Pair
 from gan.functions import are_weights_wanted
@@ -108,7 +109,7 @@ class _WeightProducts(torch.autograd.Function):
         if _is_for_products(x):
             return _weights_by_products(x, y, window, kernel)
         shape = (y.shape[1], x.shape[1], *kernel)
-        return torch.nn.grad.conv2d_weight(x, shape, y, stride=window.stride, padding=window.padding)
+        return conv2d_weight(x, shape, y, stride=window.stride, padding=window.padding)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

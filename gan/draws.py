@@ -1,4 +1,4 @@
-"""The random numbers of a batch, drawn on the CPU so that every device and every number of processes sees the same."""
+"""The random numbers of a batch: for all its images, so that they do not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,22 @@ from torch import Tensor
 from gan.model import Generator
 
 
+def on_device(draws: torch.Generator, device: torch.device) -> torch.Generator:
+    """A generator of large tensors that follows from ``draws``: itself on the CPU, else one on ``device``.
+
+    Noise maps and projections are nearly all numbers of a step; drawn on the CPU they would take longer than a GPU
+    takes for the step.
+    """
+    if device.type == "cpu":
+        return draws
+    seed = int(torch.randint(2**62, (), generator=draws, device=draws.device))
+    return torch.Generator(device).manual_seed(seed)
+
+
 def draw_noise(network: Generator, n_images: int, generator: torch.Generator) -> list[Tensor]:
-    """Fresh N(0, 1) noise maps, one (n_images, 1, h, w) a layer."""
-    return [torch.randn(n_images, 1, *size, generator=generator) for size in network.noise_sizes()]
+    """Fresh N(0, 1) noise maps, one (n_images, 1, h, w) a layer, on the generator's device."""
+    sizes, device = network.noise_sizes(), generator.device
+    return [torch.randn(n_images, 1, *size, generator=generator, device=device) for size in sizes]
 
 
 def draw_latents(network: Generator, n_images: int, generator: torch.Generator) -> tuple[Tensor, int]:

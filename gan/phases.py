@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from common.seeds import derive_seed
 from gan.augment import augment
-from gan.draws import draw_latents, draw_noise
+from gan.draws import draw_latents, draw_noise, on_device
 from gan.loss import loss_as_fake, loss_as_real, path_lengths, r1_penalty
 from gan.model import Discriminator, Generator
 from gan.parallel import ALONE, Share
@@ -33,8 +33,8 @@ class Phases:
         self.settings, self.device, self.share = settings, device, share
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "initialise"))
-            self.generator = Generator(settings).to(device)
-            self.discriminator = Discriminator(settings).to(device)
+            self.generator = Generator(settings).to(device).to(memory_format=torch.channels_last)
+            self.discriminator = Discriminator(settings).to(device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         set_precision(self.generator, config.precision)  # the average, from which images are taken, keeps float32
         set_precision(self.discriminator, config.precision)
@@ -100,7 +100,7 @@ class Phases:
     def _fakes(self, draws: torch.Generator, n_images: int) -> tuple[Tensor, Tensor]:
         latents, cutoff = draw_latents(self.generator, n_images, draws)
         styles = self.generator.mixed_styles(self.share.of(latents.to(self.device), dim=1), cutoff)
-        noise = [self.share.of(maps).to(self.device) for maps in draw_noise(self.generator, n_images, draws)]
+        noise = [self.share.of(maps) for maps in draw_noise(self.generator, n_images, on_device(draws, self.device))]
         return self.generator.synthesise(styles, noise), styles
 
     def _augmented(self, images: Tensor, draws: torch.Generator) -> Tensor:
@@ -119,11 +119,14 @@ class Phases:
 
     def _projection(self, n_images: int, draws: torch.Generator) -> Tensor:
         shape = (n_images, self.settings.n_channels, *self.settings.image_size_px)
-        return self.share.of(torch.randn(shape, generator=draws)).to(self.device)
+        return self.share.of(torch.randn(shape, generator=on_device(draws, self.device), device=self.device))
 
 
 def _adam(network: nn.Module, learning_rate: float, interval: int) -> torch.optim.Adam:
-    """Adam with the correction for a lazy regularisation every ``interval`` steps (StyleGAN2, appendix B)."""
+    """Adam with the correction for a lazy regularisation every ``interval`` steps (StyleGAN2, appendix B).
+
+    Fused: all parameters in one pass.
+    """
     correction = interval / (interval + 1)
     betas = (0.0**correction, 0.99**correction)
     return torch.optim.Adam(network.parameters(), lr=learning_rate * correction, betas=betas, eps=1e-8, fused=True)

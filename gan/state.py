@@ -38,4 +38,8 @@ def _adam_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor],
         if name.startswith(prefix):
             index, key = name.removeprefix(prefix).split(".")
             state.setdefault(int(index), {})[key] = tensor
+    parameters = optimizer.param_groups[0]["params"]
+    for parameter, moments in ((parameters[index], moments) for index, moments in state.items()):
+        for key in moments.keys() - {"step"}:  # in the memory order of their parameter: a fused step needs it
+            moments[key] = torch.empty_like(parameter).copy_(moments[key])
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

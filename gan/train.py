@@ -186,7 +186,8 @@ class Training:
             measured |= phases.r1(reals, self._draws("r1"))
         phases.average_weights()
         self.step += 1
-        self.measured |= {name: value.item() for name, value in measured.items()}
+        values = torch.stack(list(measured.values())).tolist()  # one wait for the device
+        self.measured |= dict(zip(measured, values, strict=True))
         check_measured(self.measured, self.step)
         every = max(1, self.settings.n_steps // N_CURVE_POINTS)
         if self.step % every == 0 or self.step == self.settings.n_steps:

@@ -43,7 +43,7 @@ class Share:
         if self.n_processes == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        with _answered():
+        with answered():
             torch.distributed.all_reduce(flat)
         flat /= self.n_processes
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
@@ -60,13 +60,14 @@ class Share:
         if self.n_processes == 1:
             return says
         said = torch.tensor(int(says))  # on the CPU: the cards do not wait
-        with _answered():
+        with answered():
             torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, group=self.meeting)
             return bool(said)
 
 
 @contextmanager
-def _answered() -> Iterator[None]:
+def answered() -> Iterator[None]:
+    """ProcessLostError where the block gets no answer from another process."""
     try:
         yield
     except RuntimeError as error:  # gloo has no error of its own

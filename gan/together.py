@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from gan.parallel import ALONE, ProcessLostError, Share
+from gan.parallel import ALONE, ProcessLostError, Share, answered
 
 T = TypeVar("T")
 Follow = Callable[..., None]
@@ -58,11 +58,12 @@ def run_together(
     """
     if n_processes == 1:
         return lead(ALONE, device)
+    rendezvous.parent.mkdir(parents=True, exist_ok=True)
     followers = _Followers(n_processes)
     try:
         followers.start(rendezvous, device, follow, arguments)
-        with _connected(0, n_processes, rendezvous, device) as (share, own_device):
-            followers.watch()
+        own_device = _take_device(0, device)
+        with _connected(0, n_processes, rendezvous, device) as share:
             result = lead(share, own_device)
             share.meet()
         followers.join()
@@ -81,7 +82,7 @@ class _Followers:
         self.n_processes = n_processes
         self._processes: dict[connection.Connection, multiprocessing.process.BaseProcess] = {}  # by what it reports to
         self._lost: str | None = None
-        self._watcher = threading.Thread()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
         self._is_over = threading.Event()
 
     def start(self, rendezvous: Path, device: str, follow: Follow, arguments: Sequence[Any]) -> None:
@@ -104,12 +105,6 @@ class _Followers:
             if (report := self._hear(reader)) != JOINING:
                 self._lost = report
                 raise ProcessLostError(report)
-
-    def watch(self) -> None:
-        """From now on one that fails breaks the connection, also where the cards wait for each other for ever."""
-        group = distributed.group.WORLD
-        assert group is not None
-        self._watcher = threading.Thread(target=self._watch, args=(group,), daemon=True)
         self._watcher.start()
 
     def why_lost(self) -> str | None:
@@ -130,7 +125,8 @@ class _Followers:
             process.kill()
             process.join()
 
-    def _watch(self, group: distributed.ProcessGroup) -> None:
+    def _watch(self) -> None:
+        """One that fails breaks the connection, also where the cards would wait for each other for ever."""
         running = list(self._processes)
         while running:
             for reader in connection.wait(running):
@@ -139,7 +135,9 @@ class _Followers:
                 if (report := self._hear(reader)) != DONE and not self._is_over.is_set():
                     self._lost = report
                     log.error(report)
-                    group.abort()
+                    group = distributed.group.WORLD
+                    if group is not None:
+                        group.abort()
                     return
 
     def _hear(self, reader: connection.Connection) -> str:
@@ -162,9 +160,10 @@ def _follow(reports: connection.Connection, place: Place, follow: Follow, argume
     rank, n_processes, rendezvous, device, n_threads = place
     threading.Thread(target=_end_with_the_leader, daemon=True).start()
     torch.set_num_threads(n_threads)
-    reports.send(JOINING)
     try:
-        with _connected(rank, n_processes, rendezvous, device) as (share, own_device):
+        own_device = _take_device(rank, device)
+        reports.send(JOINING)
+        with _connected(rank, n_processes, rendezvous, device) as share:
             follow(share, own_device, *arguments)
             share.meet()
     except ProcessLostError:
@@ -185,21 +184,28 @@ def _end_with_the_leader() -> None:
     os._exit(1)
 
 
+def _take_device(rank: int, device: str) -> str:
+    """This process's own: the ``rank``-th card, or the CPU."""
+    if not device.startswith("cuda"):
+        return device
+    torch.cuda.set_device(rank)
+    return f"cuda:{rank}"
+
+
 @contextmanager
-def _connected(rank: int, n_processes: int, rendezvous: Path, device: str) -> Iterator[tuple[Share, str]]:
-    is_cuda = device.startswith("cuda")
-    if is_cuda:
-        torch.cuda.set_device(rank)
-    distributed.init_process_group(
-        "nccl" if is_cuda else "gloo",
-        init_method=rendezvous.absolute().as_uri(),
-        rank=rank,
-        world_size=n_processes,
-        timeout=STEP_TIMEOUT,
-    )
+def _connected(rank: int, n_processes: int, rendezvous: Path, device: str) -> Iterator[Share]:
+    with answered():
+        distributed.init_process_group(
+            "nccl" if device.startswith("cuda") else "gloo",
+            init_method=rendezvous.absolute().as_uri(),
+            rank=rank,
+            world_size=n_processes,
+            timeout=STEP_TIMEOUT,
+        )
     try:
-        meeting = distributed.new_group(backend="gloo", timeout=MEETING_TIMEOUT)
+        with answered():
+            meeting = distributed.new_group(backend="gloo", timeout=MEETING_TIMEOUT)
         assert isinstance(meeting, distributed.ProcessGroup)  # every process is in it
-        yield Share(rank, n_processes, meeting), f"cuda:{rank}" if is_cuda else device
+        yield Share(rank, n_processes, meeting)
     finally:
         distributed.destroy_process_group()

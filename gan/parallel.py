@@ -1,11 +1,13 @@
-"""One training on several processes: who computes which images of a batch, and how results come together."""
+"""One training on several processes: who computes which images of a batch, and how results come together.
+
+``gan.together`` has the processes themselves.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +15,9 @@ from torch import Tensor
 from common.errors import InputError
 from gan.settings import GanSettings
 
-JOIN_S = 30  # for the other processes to end after this one did
+
+class ProcessLostError(RuntimeError):
+    """Another process of the training does not answer any more."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class Share:
 
     rank: int = 0
     n_processes: int = 1
+    meeting: torch.distributed.ProcessGroup | None = None  # the connection for ``meet``
 
     def of(self, batch: Tensor, dim: int = 0) -> Tensor:
         """Its images of a whole batch."""
@@ -34,11 +39,12 @@ class Share:
         return batch.index_select(dim, index)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace each tensor by its mean over the processes, in one message."""
+        """Replace each tensor by its mean over the processes, in one message; ProcessLostError without an answer."""
         if self.n_processes == 1 or not tensors:
             return
         flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-        torch.distributed.all_reduce(flat)
+        with answered():
+            torch.distributed.all_reduce(flat)
         flat /= self.n_processes
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
@@ -49,62 +55,48 @@ class Share:
         self.average([value])
         return value
 
+    def meet(self, says: bool = False) -> bool:
+        """Wait for every process, however long it takes: does one of them say so? ProcessLostError if one ended."""
+        if self.n_processes == 1:
+            return says
+        said = torch.tensor(int(says))  # on the CPU: the cards do not wait
+        with answered():
+            torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, group=self.meeting)
+            return bool(said)
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """ProcessLostError where the block gets no answer from another process."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no error of its own
+        raise ProcessLostError(str(error)) from error
+
 
 ALONE = Share()
 
 
 def check_shares(settings: GanSettings, n_processes: int) -> None:
     """InputError unless every process gets as many images, and whole minibatch-deviation groups of them."""
+    refusal = _refusal(settings, n_processes)
+    if refusal is not None:
+        half = settings.config.batch_size // 2
+        fix = f"use a number of processes that divides {half}, or a larger generator.settings.batch_size"
+        raise InputError(refusal, where="n_processes", fix=fix)
+
+
+def n_processes_for(settings: GanSettings, n_devices: int) -> int:
+    """The largest number of processes up to ``n_devices`` that ``check_shares`` accepts; one always is."""
+    return max((n for n in range(2, n_devices + 1) if _refusal(settings, n) is None), default=1)
+
+
+def _refusal(settings: GanSettings, n_processes: int) -> str | None:
+    """Why the batch cannot be shared by so many."""
     batch_size, group = settings.config.batch_size, settings.config.minibatch_std_group
-    fix = f"use a number of processes that divides {batch_size // 2}, or a larger generator.settings.batch_size"
-    if batch_size % n_processes or (batch_size // 2) % n_processes:
-        raise InputError(
-            f"{batch_size} images, and half of them, do not divide by {n_processes}", where="n_processes", fix=fix
-        )
-    if (batch_size // n_processes) % min(group, batch_size):
-        share = batch_size // n_processes
-        raise InputError(f"{share} images a process are no whole groups of {group}", where="n_processes", fix=fix)
-
-
-def run_together(n_processes: int, rendezvous: Path, device: str, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call ``function(share, device, *arguments)`` in ``n_processes`` processes, of which this one is the first.
-
-    Args:
-        rendezvous: a path where nothing is, through which the processes find each other; no port is opened by name.
-        device: ``cpu``, or ``cuda``: process i then has the i-th card.
-
-    Returns:
-        What the call in this process returns. One that fails in another process breaks the connection, so that this
-        one fails too.
-    """
     if n_processes == 1:
-        return function(ALONE, device, *arguments)
-    context = torch.multiprocessing.get_context("spawn")
-    others = [
-        context.Process(target=_join, args=(rank, n_processes, rendezvous, device, function, arguments), daemon=True)
-        for rank in range(1, n_processes)
-    ]
-    for process in others:
-        process.start()
-    try:
-        return _join(0, n_processes, rendezvous, device, function, arguments)
-    finally:
-        for process in others:
-            process.join(timeout=JOIN_S)
-            process.kill()
-        rendezvous.unlink(missing_ok=True)
-
-
-def _join(
-    rank: int, n_processes: int, rendezvous: Path, device: str, function: Callable[..., Any], arguments: Sequence[Any]
-) -> Any:
-    is_cuda = device.startswith("cuda")
-    torch.distributed.init_process_group(
-        "nccl" if is_cuda else "gloo", init_method=rendezvous.absolute().as_uri(), rank=rank, world_size=n_processes
-    )
-    try:
-        if is_cuda:
-            torch.cuda.set_device(rank)
-        return function(Share(rank, n_processes), f"cuda:{rank}" if is_cuda else device, *arguments)
-    finally:
-        torch.distributed.destroy_process_group()
+        return None
+    if batch_size % n_processes or (batch_size // 2) % n_processes:
+        return f"{batch_size} images, and half of them, do not divide by {n_processes}"
+    share = batch_size // n_processes
+    return f"{share} images a process are no whole groups of {group}" if share % min(group, batch_size) else None

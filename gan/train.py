@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ from gan.alarms import (
     write_alarms,
 )
 from gan.batches import Batches
+from gan.parallel import ALONE, Share, check_shares
 from gan.phases import Phases
 from gan.pictures import INTERPOLATION, SHEET, SHEETS, draw_interpolation, draw_sheet, write_pictures
 from gan.record import TIMED, Record
@@ -56,12 +58,14 @@ from gan.snapshots import (
     still_eligible,
 )
 from gan.state import load_phases, phases_to_tensors
+from gan.together import run_together
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "training.safetensors"
 RESULT = "generator.safetensors"
 CURVES = "curves.jsonl"
+RENDEZVOUS = "rendezvous"  # of the processes, while there are several
 N_CURVE_POINTS = 200
 CURVE_KEYS = ("step", "unit", "loss_g", "loss_d", "r1", "path_length", "real_logit", "fake_logit")
 
@@ -74,42 +78,74 @@ def train(
     device: str = "cpu",
     progress: Progress = silent,
     gauge: Gauge | None = None,
+    n_processes: int = 1,
 ) -> None:
     """Train on ``images`` (n, channels, height, width), uint8 or uint16, and write the averaged generator.
 
     Writes ``generator.safetensors`` (EMA weights of the chosen snapshot, settings, the choice), ``curves.jsonl`` (also
     the gauge's scores, in lines of their own), pictures (``gan.pictures``), the card and events of ``gan.record`` and,
     after a failure, ``alarms.jsonl``; while it runs also ``training.safetensors``, from which the same call resumes:
-    N + N steps equal 2 N bit for bit on a CPU.
+    N + N steps equal 2 N bit for bit on a CPU. With several processes, one a GPU on ``cuda``, each computes its share
+    of every step, and this one does all else; a training may be resumed with another number of them.
 
     Raises:
-        InputError: images that fit neither the plan nor a training.
-        RuntimeError: the training diverged or collapsed, every time it was tried.
+        InputError: images that fit neither the plan nor a training, or a batch that so many processes cannot share.
+        RuntimeError: the training diverged or collapsed, every time it was tried, or another process failed.
     """
     batches = Batches(images, settings, seed)
+    check_shares(settings, n_processes)
     _remove_half_written(out)
     if (out / RESULT).is_file():
         _check_same_run(out / RESULT, load_tensors(out / RESULT)[1], settings, seed)
         _remove_state(out)
         return
-    run = Training(batches, settings, seed, torch.device(device), gauge)
+
+    def lead(share: Share, own_device: str) -> None:
+        run = Training(batches, settings, seed, torch.device(own_device), gauge, share)
+        _lead(run, Record(out, images, settings, seed, run.phases.device), out, progress)
+
+    # a name of its own: what followers of a killed training still do to theirs must not be done to this one
+    rendezvous = out / f".{uuid4().hex}.{RENDEZVOUS}"
+    run_together(n_processes, rendezvous, device, lead, _follow, images, out, settings, seed)
+
+
+def _lead(run: Training, record: Record, out: Path, progress: Progress) -> None:
+    """The training as the process sees it that writes."""
     run.resume(out)
-    record = Record(out, images, settings, seed, run.phases.device)
+    run.share.meet()  # the others have read the checkpoint
     record.begin(run.rows, run.kimg_at(run.step))
-    interval = snapshot_interval(settings)
-    while run.step < settings.n_steps:
+    n_steps = run.settings.n_steps
+    while run.step < n_steps:
         try:
             run.advance()
-            if run.step % interval == 0 or run.step == settings.n_steps:
+            if run.is_snapshot_due():
                 run.snapshot(out)
                 record.snapshot(run.rows, run.kimg_at(run.step))
+                run.share.meet()
         except TrainingFailedError as failure:
             run.fall_back(out, failure)
-        progress(run.kimg_at(run.step), run.kimg_at(settings.n_steps), "kimg")
+            run.share.meet(True)
+        progress(run.kimg_at(run.step), run.kimg_at(n_steps), "kimg")
     chosen = run.choose(out)
     record.snapshot(run.rows, run.kimg_at(run.step), chosen)
     record.close()
     run.finish(out, chosen)
+
+
+def _follow(share: Share, device: str, images: np.ndarray, out: Path, settings: GanSettings, seed: int) -> None:
+    """The training as the others see it: the steps, and after a failure the checkpoint to which the leader went."""
+    run = Training(Batches(images, settings, seed), settings, seed, torch.device(device), share=share)
+    if (out / CHECKPOINT).is_file():
+        run.load(out / CHECKPOINT)
+    share.meet()
+    while run.step < settings.n_steps:
+        try:
+            run.advance()
+            went_back = run.is_snapshot_due() and share.meet()
+        except TrainingFailedError:  # of means over the processes: all see it
+            went_back = share.meet()
+        if went_back:
+            run.load(out / CHECKPOINT)
 
 
 def _remove_half_written(out: Path) -> None:
@@ -123,6 +159,7 @@ def _remove_half_written(out: Path) -> None:
         ALARMS,
         LAST_GOOD,
         CANDIDATE.format(step="*"),
+        RENDEZVOUS,
         *TIMED,
     ):
         for leftover in out.glob(f".*.{name}"):
@@ -147,9 +184,15 @@ class Training:
     """A training at some step: its phases, what was measured, and how to leave and find it on disk."""
 
     def __init__(
-        self, batches: Batches, settings: GanSettings, seed: int, device: torch.device, gauge: Gauge | None = None
+        self,
+        batches: Batches,
+        settings: GanSettings,
+        seed: int,
+        device: torch.device,
+        gauge: Gauge | None = None,
+        share: Share = ALONE,
     ) -> None:
-        self.batches, self.settings, self.seed, self.gauge = batches, settings, seed, gauge
+        self.batches, self.settings, self.seed, self.gauge, self.share = batches, settings, seed, gauge, share
         self.dtype = str(batches.images.dtype)
         self.schedule = NEVER
         if gauge is not None:
@@ -161,7 +204,7 @@ class Training:
         self._begin(0, device)
 
     def _begin(self, attempt: int, device: torch.device) -> None:
-        self.phases = Phases(self.settings, seed_of_attempt(self.seed, attempt), device)
+        self.phases = Phases(self.settings, seed_of_attempt(self.seed, attempt), device, self.share)
         self.step = 0
         self.rows: list[dict[str, float | str]] = []
         self.measured: dict[str, float] = {}
@@ -199,6 +242,10 @@ class Training:
 
     def _draws(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(derive_seed(seed_of_attempt(self.seed, self.attempt), self.step, purpose))
+
+    def is_snapshot_due(self) -> bool:
+        """Whether the step that was just done ends with a snapshot."""
+        return self.step % snapshot_interval(self.settings) == 0 or self.step == self.settings.n_steps
 
     def snapshot(self, out: Path) -> None:
         """Gauge, curves and sheet first, then the point to resume from: what is on disk is never ahead of it for good.
@@ -260,7 +307,7 @@ class Training:
         good = out / (LAST_GOOD if (out / LAST_GOOD).is_file() else CHECKPOINT)
         attempt, kimg, rows = self.attempt, self.kimg_at(self.step), self.rows
         if good.is_file():
-            self._load(good)
+            self.load(good)
         else:
             self._begin(0, self.phases.device)
         record = alarm_record(failure, attempt, kimg, self.kimg_at(self.step), rows)
@@ -299,12 +346,13 @@ class Training:
         """Go on from the last checkpoint in ``out``, if there is one."""
         if not (out / CHECKPOINT).is_file():
             return
-        self._load(out / CHECKPOINT)
+        self.load(out / CHECKPOINT)
         if self.health.n_collapsed == 0:
             (out / LAST_GOOD).unlink(missing_ok=True)  # of a fall that is over
         log.info("resumed at step %d of %d", self.step, self.settings.n_steps)
 
-    def _load(self, path: Path) -> None:
+    def load(self, path: Path) -> None:
+        """Take over everything from a checkpoint; InputError if it is of other settings or another seed."""
         tensors, metadata = load_tensors(path)
         _check_same_run(path, metadata, self.settings, self.seed)
         load_phases(self.phases, tensors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from common.gauge import Gauge
 from common.plan import Plan
 from common.progress import Progress
 from common.settings import to_dict
+
+log = logging.getLogger(__name__)
 
 
 class Generator(Protocol):
@@ -85,12 +88,19 @@ class StyleGan2:
         progress: Progress,
         gauge: Gauge | None = None,
     ) -> Mapping[str, Any]:
-        """Derive everything from the plan and the data, then train."""
+        """Derive everything from the plan and the data, then train: ``cuda`` is all GPUs that can be seen."""
+        import torch
+
         from gan.auto import resolve
+        from gan.parallel import n_processes_for
         from gan.train import train
 
         derived = resolve(settings, kimg, plan, len(images), images.shape[1], out, device)
-        train(images, out, derived, seed, device, progress, gauge)
+        n_gpus = torch.cuda.device_count() if device == "cuda" else 0  # cuda:1 is that one alone
+        n_processes = n_processes_for(derived, n_gpus)
+        if n_gpus:
+            log.info("training on %d of %d GPUs", n_processes, n_gpus)
+        train(images, out, derived, seed, device, progress, gauge, n_processes)
         return to_dict(derived)
 
     def sees_mirrored(self, settings: Mapping[str, Any]) -> bool:

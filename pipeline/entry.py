@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import hydra
 from hydra.core.config_search_path import ConfigSearchPath
@@ -12,7 +13,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from common.settings import to_dict
-from pipeline.config import ExperimentConfig
+from pipeline.config import ExperimentConfig, experiment_config
 from pipeline.store import REPOSITORY
 
 
@@ -26,6 +27,13 @@ class SharedGroups(SearchPathPlugin):
 
 ConfigStore.instance().store(name="schema", node=to_dict(ExperimentConfig()))
 Plugins.instance().register(SharedGroups)
+
+
+def compose_experiment(name: str, overrides: Sequence[str]) -> ExperimentConfig:
+    """The experiment ``name`` of ``config/nnunet`` with these overrides, without running it."""
+    with hydra.initialize_config_dir(str(REPOSITORY / "config" / "nnunet"), version_base="1.3"):
+        composed = hydra.compose(name, overrides=list(overrides))
+    return experiment_config(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
 
 
 def start(experiments: str) -> None:

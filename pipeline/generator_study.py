@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from common.files import read_json, write_json
 from common.gauge import NEAREST_TRAIN
@@ -33,10 +31,10 @@ from dataset.slices import SliceCase, build_slices, case_of_image
 from dataset.source import Case, load_cases
 from evaluation.fidelity import Estimate, frechet_distance, frechet_interval, kernel_interval
 from gan.throughput import square_plan
-from pipeline.config import ExperimentConfig, experiment_config
+from pipeline.config import ExperimentConfig
+from pipeline.entry import compose_experiment
 from pipeline.gauge import FeatureGauge
 from pipeline.generators import find_generator
-from pipeline.store import REPOSITORY
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", help="of the experiment, as on the command line of run_nnunet.py")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    config = _compose(chosen.config_name, chosen.overrides)
+    config = compose_experiment(chosen.config_name, chosen.overrides)
     images = load_images(load_cases(config.source, config.data_dir), square_plan_of(chosen.size_px))
     rows = []
     for seed in range(chosen.n_seeds):
@@ -85,14 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for line in format_rows(rows):
         sys.stdout.write(f"{line}\n")
     return 0
-
-
-def _compose(name: str, overrides: Sequence[str]) -> ExperimentConfig:
-    import pipeline.entry  # noqa: F401  the schema and the shared groups
-
-    with initialize_config_dir(str(REPOSITORY / "config" / "nnunet"), version_base="1.3"):
-        composed = compose(name, overrides=list(overrides))
-    return experiment_config(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
 
 
 def square_plan_of(size_px: int) -> Plan:

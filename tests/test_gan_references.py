@@ -340,7 +340,7 @@ def test_the_phase_of_r1_descends_half_gamma_times_the_interval() -> None:
     run = Phases(settings(), 3, torch.device("cpu"))
     with_random_biases(run.discriminator)
     slow = as_textbook(copy.deepcopy(run.discriminator)).double()
-    run.optimizers["discriminator"].step = lambda: None
+    run.optimizers["discriminator"].step = run.optimizers["discriminator"].zero_grad = lambda **_: None
     reals = normal(4, 2, 12, 6)
     measured = run.r1(reals, torch.Generator())["r1"]
     images = reals.double().requires_grad_(True)
@@ -357,7 +357,7 @@ def test_the_phase_of_path_length_pulls_half_a_batch_to_the_running_mean_times_t
     run = Phases(settings(), 3, torch.device("cpu"))
     with_random_biases(run.generator)
     slow = as_textbook(copy.deepcopy(run.generator)).double()
-    run.optimizers["generator"].step = lambda: None
+    run.optimizers["generator"].step = run.optimizers["generator"].zero_grad = lambda **_: None
     mean = 0.0
     for seed in (1, 2):
         run.path_length(torch.Generator().manual_seed(seed))
@@ -376,6 +376,7 @@ def test_the_phase_of_path_length_pulls_half_a_batch_to_the_running_mean_times_t
         (3 * 2.0 * sum((length - mean) ** 2 for length in lengths) / 2).backward()
         ours, theirs = flat_gradient(run.generator), flat_gradient(slow)
         assert ours.shape == theirs.shape and (ours - theirs).norm() <= 1e-5 * theirs.norm()
+        run.generator.zero_grad()
 
 
 def test_regularisations_come_every_interval_beginning_with_the_first_step() -> None:

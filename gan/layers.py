@@ -84,27 +84,16 @@ def _half(kernel: int, factor: int) -> int:
 
 
 class ModulatedConv(nn.Module):
-    """Convolution whose input channels are scaled per image, with optional demodulation (StyleGAN2, equations 1 to 3).
+    """Convolution whose input channels are scaled per image, and what demodulates it (StyleGAN2, equations 1 to 3).
 
     Scaling inputs and outputs equals scaling the weights of every image. The norms of the scaled weights come from one
     matrix product; materialising the weights per image is what made the original slow.
     """
 
-    def __init__(
-        self, n_in: int, n_out: int, kernel: Pair, w_dim: int, *, up: Pair = (1, 1), demodulate: bool = True
-    ) -> None:
+    def __init__(self, n_in: int, n_out: int, kernel: Pair, w_dim: int, *, up: Pair = (1, 1)) -> None:
         super().__init__()
         self.conv = ResampledConv(n_in, n_out, kernel, up=up)
         self.affine = Linear(w_dim, n_in, bias=1.0)
-        self.demodulate = demodulate
-
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """``x`` (b, n_in, h, w), ``w`` (b, w_dim)."""
-        styles = self.affine(w)
-        if not self.demodulate:
-            return self.conv(scale_channels(x, styles.to(x.dtype)))
-        x = self.not_demodulated(x, styles)
-        return scale_channels(x, self.norms(styles).to(x.dtype))
 
     def not_demodulated(self, x: Tensor, styles: Tensor) -> Tensor:
         """The convolution with the weights as they are stored: ``norms`` holds every gain."""

@@ -59,7 +59,7 @@ class ToImage(nn.Module):
 
     def __init__(self, n_in: int, n_channels: int, w_dim: int) -> None:
         super().__init__()
-        self.conv = ModulatedConv(n_in, n_channels, (1, 1), w_dim, demodulate=False)
+        self.conv = ModulatedConv(n_in, n_channels, (1, 1), w_dim)
         self.bias = nn.Parameter(torch.zeros(n_channels))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:

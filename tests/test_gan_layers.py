@@ -17,7 +17,7 @@ from common.plan import Plan
 from gan.augment import augment
 from gan.draws import draw_latents, draw_noise
 from gan.functions import EPSILON, blur, fir_norm, fir_taps, upsample
-from gan.layers import ModulatedConv, ResampledConv, minibatch_deviation
+from gan.layers import ResampledConv, minibatch_deviation
 from gan.loss import path_lengths, r1_penalty
 from gan.model import Discriminator, Generator
 from gan.settings import GanConfig, GanSettings, derive_settings
@@ -146,20 +146,6 @@ def test_blur_has_right_derivatives_of_first_and_second_order(factors, padding) 
     x = torch.randn(1, 2, 4, 5, dtype=torch.float64, generator=draws(), requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: blur(x, factors, padding).square(), (x,))
     assert torch.autograd.gradgradcheck(lambda x: blur(x, factors, padding).square(), (x,))
-
-
-@pytest.mark.parametrize("up,kernel", [((1, 1), (3, 3)), ((2, 2), (3, 3)), ((2, 1), (1, 3)), ((1, 1), (1, 1))])
-def test_modulated_convolution_equals_one_with_weights_built_for_every_image(up, kernel) -> None:
-    layer = ModulatedConv(5, 4, kernel, 3, up=up).double()
-    plain = ResampledConv(5, 4, kernel, up=up).double()
-    x = torch.randn(3, 5, 4, 6, dtype=torch.float64, generator=draws())
-    w = torch.randn(3, 3, dtype=torch.float64, generator=draws(1))
-    outputs = layer(x, w)
-    for index in range(3):
-        scaled = layer.conv.weight * layer.conv.gain * layer.affine(w[index : index + 1])[0][None, :, None, None]
-        demodulated = scaled / (scaled.square().sum(dim=(1, 2, 3), keepdim=True) + EPSILON).sqrt()
-        plain.weight.data = demodulated.detach() / plain.gain
-        assert torch.allclose(outputs[index : index + 1], plain(x[index : index + 1]), atol=1e-5, rtol=0)
 
 
 def test_up_and_down_convolutions_equal_filter_and_full_convolution() -> None:

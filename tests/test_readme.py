@@ -24,7 +24,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
 MODULES = {"dataset.check", "dataset.export_table", "dataset.prepare", "evaluation.report", "federated.benchmark"}
-MODULES |= {"gan.sample", "gan.throughput"}
+MODULES |= {"gan.benchmark", "gan.sample", "gan.throughput", "pipeline.generator_study"}
 LINK = re.compile(r"\]\(([^)#:]+)(#[\w-]+)?\)")
 
 
@@ -190,12 +190,18 @@ def test_generator_command_runs_on_a_checkpoint(words, tmp_path, monkeypatch, ca
     """As printed, on an untrained generator where the command expects one; no time is asserted."""
     from test_gan_sample import untrained
 
+    import gan.benchmark
     import gan.sample
     import gan.throughput
 
     monkeypatch.chdir(tmp_path)
     if "--checkpoint" in words:
         untrained(tmp_path / words[words.index("--checkpoint") + 1], 1, "uint8")
+    if words[2] == "gan.benchmark":
+        sizes = ("--res", "8", "--batch", "4", "--fmaps", "0.002", "--repeats", "1")
+        assert gan.benchmark.main([*words[3:], *sizes]) == 0
+        assert "of roof" in capsys.readouterr().out
+        return
     if words[2] == "gan.throughput":
         assert gan.throughput.main([*words[3:], "--passes", "1", "--rounds", "1"]) == 0
         assert "ratio" in capsys.readouterr().out
@@ -203,6 +209,13 @@ def test_generator_command_runs_on_a_checkpoint(words, tmp_path, monkeypatch, ca
     assert gan.sample.main(list(words[3:])) == 0
     out = words[words.index("--out") + 1] if "--out" in words else "samples"
     assert len(list((tmp_path / out).iterdir())) == (1 if "--sheet" in words else int(words[words.index("--n") + 1]))
+
+
+@pytest.mark.parametrize("words", [w for w in MODULE_CALLS if w[2] == "pipeline.generator_study"], ids=ids)
+def test_generator_study_command_is_understood(words, tmp_path):
+    """The command composes its experiment and looks for its images, which are not in the repository."""
+    ended = run(substituted(words, tmp_path / "absent"), tmp_path)
+    assert ended.returncode != 0 and str(tmp_path / "absent") in ended.stderr
 
 
 @pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "evaluation.report"], ids=ids)

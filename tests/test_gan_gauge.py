@@ -12,11 +12,12 @@ import pytest
 import torch
 from test_gan_training import TINY, Stop, contents, noise_images, stop_after, tiny_settings
 
-import gan.train as training
+import gan.training as training
 from common.checkpoints import load_tensors
 from common.errors import InputError
 from gan.alarms import ALARMS, N_ATTEMPTS, Health
 from gan.phases import Phases
+from gan.pictures import SHEET
 from gan.schedule import (
     SHARE_OF_TIME,
     SPEEDS,
@@ -28,7 +29,8 @@ from gan.schedule import (
 )
 from gan.settings import GanConfig, GanSettings
 from gan.snapshots import Candidate, choose, still_eligible
-from gan.train import CHECKPOINT, CURVES, RESULT, SHEET, train
+from gan.train import train
+from gan.training import CHECKPOINT, CURVES, RESULT
 
 
 def candidate(kimg: float, kernel: float, nearest: float, error: float = 0.1, frechet: float = 0.0) -> Candidate:

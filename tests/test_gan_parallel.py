@@ -25,7 +25,8 @@ from gan.parallel import Share, check_shares, n_processes_for
 from gan.phases import Phases
 from gan.settings import GanConfig, GanSettings, derive_settings
 from gan.together import run_together
-from gan.train import CHECKPOINT, RENDEZVOUS, RESULT, Training, train
+from gan.train import RENDEZVOUS, train
+from gan.training import CHECKPOINT, RESULT, Training
 
 CONFIG = GanConfig(batch_size=8, channel_base=256, channel_max=16, z_dim=8, w_dim=8, minibatch_std_group=4)
 
@@ -147,12 +148,13 @@ sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!
 from pathlib import Path
 from test_gan_parallel import images, training_settings
 import gan.train
-save = gan.train.save_tensors
+import gan.training
+save = gan.training.save_tensors
 def save_or_die(path, tensors, metadata):
     if metadata["step"] == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     save(path, tensors, metadata)
-gan.train.save_tensors = save_or_die
+gan.training.save_tensors = save_or_die
 gan.train.train(images(), Path({str(tmp_path / "killed")!r}), training_settings(), 3, n_processes=2)
 """
     # returns when the last process that holds the pipe of its output has ended: the follower does

@@ -24,7 +24,7 @@ from gan.model import Discriminator, Generator, Mapping, StyledConv, ToImage
 from gan.phases import Phases
 from gan.settings import GanConfig, GanSettings, derive_settings
 from gan.textbook import as_textbook
-from gan.train import Training
+from gan.training import Training
 
 CONFIG = GanConfig(
     batch_size=4, channel_base=64, channel_max=6, z_dim=5, w_dim=4, r1_interval=4, path_length_interval=3, augment=()

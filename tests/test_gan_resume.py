@@ -17,7 +17,7 @@ from gan.augment import augment
 from gan.batches import Batches
 from gan.settings import GanConfig, GanSettings
 from gan.state import phases_to_tensors
-from gan.train import CHECKPOINT, Training
+from gan.training import CHECKPOINT, Training
 
 # 5 images in batches of 2: epochs end within a batch and within each half; both regularisations fall into both halves
 CONFIG = GanConfig(**{**TINY.__dict__, "mirror": True, "r1_interval": 3, "path_length_interval": 2, "n_snapshots": 3})

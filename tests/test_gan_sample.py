@@ -17,7 +17,8 @@ from gan.passes import Passes, images_per_pass
 from gan.sample import main, sample
 from gan.settings import GanConfig, derive_settings
 from gan.throughput import main as throughput
-from gan.train import CHECKPOINT, RESULT, train
+from gan.train import train
+from gan.training import CHECKPOINT, RESULT
 
 
 def untrained(path: Path, n_channels: int, dtype: str, size: tuple[int, int] = (10, 16)) -> Path:

@@ -23,7 +23,8 @@ from gan.pictures import INTERPOLATION, SHEET
 from gan.record import TIMED
 from gan.sample import images_to_integers, sample
 from gan.settings import GanConfig, GanSettings, derive_settings
-from gan.train import CHECKPOINT, CURVES, RESULT, Training, train
+from gan.train import train
+from gan.training import CHECKPOINT, CURVES, RESULT, Training
 
 TINY = GanConfig(batch_size=2, channel_base=64, channel_max=8, z_dim=8, w_dim=8, n_snapshots=4)
 SHEETS_OF_16_STEPS = [f"sheets/kimg_000000.{images:03d}.png" for images in (8, 16, 24, 32)]
@@ -86,14 +87,15 @@ sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[1])!
 from pathlib import Path
 from test_gan_training import noise_images, tiny_settings
 import gan.train
-saves, save = [], gan.train.save_tensors
+import gan.training
+saves, save = [], gan.training.save_tensors
 def save_then_die(path, tensors, metadata):
     saves.append(path)
     if len(saves) == 2:
         path.with_name(".half." + path.name).write_bytes(b"half a checkpoint")
         os.kill(os.getpid(), signal.SIGKILL)
     save(path, tensors, metadata)
-gan.train.save_tensors = save_then_die
+gan.training.save_tensors = save_then_die
 gan.train.train(noise_images(), Path({str(tmp_path / "killed")!r}), tiny_settings(), seed=3)
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

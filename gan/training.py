@@ -1,0 +1,287 @@
+"""A training at some step: four phases a step at most, snapshots, what is on disk, and how to go back to it.
+
+Every random number of step i comes from a generator seeded by (seed, i, purpose), so that a resumed training needs no
+generator state to draw what an undisturbed one draws. Whether a snapshot is gauged follows from its step alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.checkpoints import load_tensors, save_tensors
+from common.errors import InputError
+from common.files import atomic_path, write_text
+from common.gauge import DIVERSITY, Gauge
+from common.seeds import derive_seed
+from common.settings import from_dict, to_dict
+from gan.alarms import (
+    ALARMS,
+    LAST_GOOD,
+    N_ATTEMPTS,
+    N_COMPARED,
+    Health,
+    TrainingFailedError,
+    alarm_record,
+    check_measured,
+    check_weights,
+    pixel_diversity,
+    seed_of_attempt,
+    write_alarms,
+)
+from gan.batches import Batches
+from gan.parallel import ALONE, Share
+from gan.phases import Phases
+from gan.pictures import INTERPOLATION, SHEET, draw_interpolation, draw_sheet, write_pictures
+from gan.schedule import NEVER, GaugeSchedule, derive_schedule, snapshot_interval
+from gan.settings import GanSettings
+from gan.snapshots import (
+    Candidate,
+    choose,
+    chosen_as_metadata,
+    draw_fixed_samples,
+    load_candidate,
+    remove_candidates,
+    save_candidate,
+    still_eligible,
+)
+from gan.state import load_phases, phases_to_tensors
+
+log = logging.getLogger(__name__)
+
+CHECKPOINT = "training.safetensors"
+RESULT = "generator.safetensors"
+CURVES = "curves.jsonl"
+N_CURVE_POINTS = 200
+CURVE_KEYS = ("step", "unit", "loss_g", "loss_d", "r1", "path_length", "real_logit", "fake_logit")
+
+
+class Training:
+    """A training at some step: its phases, what was measured, and how to leave and find it on disk."""
+
+    def __init__(
+        self,
+        batches: Batches,
+        settings: GanSettings,
+        seed: int,
+        device: torch.device,
+        gauge: Gauge | None = None,
+        share: Share = ALONE,
+    ) -> None:
+        self.batches, self.settings, self.seed, self.gauge, self.share = batches, settings, seed, gauge, share
+        self.dtype = str(batches.images.dtype)
+        self.schedule = NEVER
+        if gauge is not None:
+            self.schedule = derive_schedule(settings, gauge.seconds_per_image, gauge.n_references, device.type)
+            if self.schedule == NEVER:
+                log.info("%g kimg are too short for a gauge: none, and the last snapshot is taken", settings.kimg)
+        self.alarms: list[dict[str, Any]] = []
+        self.gauge_s, self.started_s = 0.0, time.monotonic()  # for the log alone
+        self._begin(0, device)
+
+    def _begin(self, attempt: int, device: torch.device) -> None:
+        self.phases = Phases(self.settings, seed_of_attempt(self.seed, attempt), device, self.share)
+        self.step = 0
+        self.rows: list[dict[str, float | str]] = []
+        self.measured: dict[str, float] = {}
+        self.candidates: list[Candidate] = []
+        self.health = Health()
+        self._set_attempt(attempt)
+
+    def _set_attempt(self, attempt: int) -> None:
+        self.attempt = attempt
+        if attempt:
+            self.batches = Batches(self.batches.images, self.settings, seed_of_attempt(self.seed, attempt))
+
+    def advance(self) -> None:
+        """One step: generator, path length every few steps, discriminator, R1 every few steps, weight average."""
+        config, phases = self.settings.config, self.phases
+        reals = self.batches.at(self.step).to(phases.device)
+        measured = phases.generator_main(self._draws("generator"))
+        if self.step % config.path_length_interval == 0:
+            measured |= phases.path_length(self._draws("path length"))
+        measured |= phases.discriminator_main(reals, self._draws("discriminator"))
+        if self.step % config.r1_interval == 0:
+            measured |= phases.r1(reals, self._draws("r1"))
+        phases.average_weights()
+        self.step += 1
+        values = torch.stack(list(measured.values())).tolist()  # one wait for the device
+        self.measured |= dict(zip(measured, values, strict=True))
+        check_measured(self.measured, self.step)
+        every = max(1, self.settings.n_steps // N_CURVE_POINTS)
+        if self.step % every == 0 or self.step == self.settings.n_steps:
+            self.rows.append({"step": self.kimg_at(self.step), "unit": "kimg", **self.measured})
+
+    def kimg_at(self, step: int) -> float:
+        """Thousand images shown after ``step`` steps."""
+        return round(step * self.settings.config.batch_size / 1000, 6)
+
+    def _draws(self, purpose: str) -> torch.Generator:
+        return torch.Generator().manual_seed(derive_seed(seed_of_attempt(self.seed, self.attempt), self.step, purpose))
+
+    def is_snapshot_due(self) -> bool:
+        """Whether the step that was just done ends with a snapshot."""
+        return self.step % snapshot_interval(self.settings) == 0 or self.step == self.settings.n_steps
+
+    def snapshot(self, out: Path) -> None:
+        """Gauge, curves and sheet first, then the point to resume from: what is on disk is never ahead of it for good.
+
+        Raises:
+            TrainingFailedError: weights that exploded, or samples that collapsed; nothing is written then.
+        """
+        check_weights(self.phases.modules(), self.step)
+        was_good = self.health.n_collapsed == 0
+        scores, diversity = self._gauged()
+        if diversity is not None:
+            self.health = self.health.after(diversity)
+            self.health.check(diversity, self.step)
+        if scores:
+            self.rows.append({"step": self.kimg_at(self.step), "unit": "kimg", **scores})
+        is_good = self.health.n_collapsed == 0
+        if is_good and scores:
+            self._consider(Candidate(self.step, self.kimg_at(self.step), scores), out)
+        if was_good and not is_good and (out / CHECKPOINT).is_file():
+            with atomic_path(out / LAST_GOOD) as temporary:
+                shutil.copyfile(out / CHECKPOINT, temporary)
+        write_pictures(self.phases.average, self.seed, out, self.kimg_at(self.step))
+        self._save(out)
+        remove_candidates(out, but=self.candidates)
+        if is_good:
+            (out / LAST_GOOD).unlink(missing_ok=True)
+
+    def _gauged(self) -> tuple[dict[str, float], float | None]:
+        """The scores, where this snapshot is to have some, and the samples' diversity, where it was measured."""
+        dtype = self.batches.images.dtype
+        if self.gauge is None or not self.schedule.every:
+            samples = draw_fixed_samples(self.phases.average, self.seed, N_COMPARED, dtype)
+            chosen = np.unique(np.linspace(0, len(self.batches.images) - 1, N_COMPARED).round().astype(int))
+            return {}, pixel_diversity(samples, self.batches.images[chosen])
+        interval = snapshot_interval(self.settings)
+        if not self.schedule.is_due(-(-(self.settings.n_steps - self.step) // interval)):
+            return {}, None
+        started_s = time.monotonic()
+        samples = draw_fixed_samples(self.phases.average, self.seed, self.schedule.n_samples, dtype)
+        scores = dict(self.gauge.measure(samples, self.schedule.n_references))
+        seconds = time.monotonic() - started_s
+        self.gauge_s += seconds
+        log.info("gauged at %g kimg in %.1f s: %s", self.kimg_at(self.step), seconds, scores)
+        return scores, scores.get(DIVERSITY)
+
+    def _consider(self, candidate: Candidate, out: Path) -> None:
+        """Keep the snapshot's averaged weights while it may still be chosen."""
+        self.candidates = still_eligible([*self.candidates, candidate], self.settings.config.snapshot)
+        if candidate in self.candidates:
+            save_candidate(candidate, self.phases.average, out)
+
+    def fall_back(self, out: Path, failure: TrainingFailedError) -> None:
+        """Go on from the last good snapshot, or the start, as another attempt.
+
+        Raises:
+            RuntimeError: there were enough attempts.
+        """
+        # a collapse is seen late: the checkpoint may hold the first sign of it, LAST_GOOD then holds the one before
+        good = out / (LAST_GOOD if (out / LAST_GOOD).is_file() else CHECKPOINT)
+        attempt, kimg, rows = self.attempt, self.kimg_at(self.step), self.rows
+        if good.is_file():
+            self.load(good)
+        else:
+            self._begin(0, self.phases.device)
+        record = alarm_record(failure, attempt, kimg, self.kimg_at(self.step), rows)
+        self.alarms = [*self.alarms, record]
+        write_alarms(self.alarms, out)
+        if attempt + 1 >= N_ATTEMPTS:
+            raise RuntimeError(f"{failure} (attempt {attempt + 1} of {N_ATTEMPTS}; see {out / ALARMS})") from failure
+        log.warning(
+            "alarm at %g kimg: %s. Back to %g kimg with other random numbers (attempt %d of %d). The curve so far: %s",
+            *(kimg, failure, self.kimg_at(self.step), attempt + 2, N_ATTEMPTS, record["curve"]),
+        )
+        if self.step == 0:
+            self._begin(attempt + 1, self.phases.device)
+        self._set_attempt(attempt + 1)
+        self._save(out)
+        (out / LAST_GOOD).unlink(missing_ok=True)
+
+    def _save(self, out: Path) -> None:
+        """Curves and alarms, then everything a resumed training needs."""
+        write_text(out / CURVES, "".join(json.dumps(_ordered(row)) + "\n" for row in self.rows))
+        write_alarms(self.alarms, out)
+        state_of_run = {
+            "step": self.step,
+            "rows": self.rows,
+            "measured": self.measured,
+            "attempt": self.attempt,
+            "alarms": self.alarms,
+            "candidates": [to_dict(candidate) for candidate in self.candidates],
+            "health": to_dict(self.health),
+            "schedule": to_dict(self.schedule),
+        }
+        metadata = {**state_of_run, "settings": to_dict(self.settings), "seed": self.seed, "dtype": self.dtype}
+        save_tensors(out / CHECKPOINT, phases_to_tensors(self.phases), metadata)
+
+    def resume(self, out: Path) -> None:
+        """Go on from the last checkpoint in ``out``, if there is one."""
+        if not (out / CHECKPOINT).is_file():
+            return
+        self.load(out / CHECKPOINT)
+        if self.health.n_collapsed == 0:
+            (out / LAST_GOOD).unlink(missing_ok=True)  # of a fall that is over
+        log.info("resumed at step %d of %d", self.step, self.settings.n_steps)
+
+    def load(self, path: Path) -> None:
+        """Take over everything from a checkpoint; InputError if it is of other settings or another seed."""
+        tensors, metadata = load_tensors(path)
+        check_same_run(path, metadata, self.settings, self.seed)
+        load_phases(self.phases, tensors)
+        self.step, self.rows, self.measured = metadata["step"], metadata["rows"], metadata["measured"]
+        self.alarms, self.health = metadata["alarms"], from_dict(Health, metadata["health"])
+        self.candidates = [from_dict(Candidate, one) for one in metadata["candidates"]]
+        self.schedule = from_dict(GaugeSchedule, metadata["schedule"])
+        self._set_attempt(metadata["attempt"])
+
+    def choose(self, out: Path) -> dict[str, Any]:
+        """Make the chosen snapshot's weights the averaged ones, draw its pictures; returns which it is and why."""
+        rule = self.settings.config.snapshot
+        candidate, reason = choose(self.candidates, rule)
+        last = Candidate(self.step, self.kimg_at(self.step))
+        if candidate is not None:
+            self.phases.average.load_state_dict(load_candidate(candidate, out))
+            draw_sheet(self.phases.average, self.seed, out / SHEET)
+            draw_interpolation(self.phases.average, self.seed, out / INTERPOLATION)
+        chosen = chosen_as_metadata(candidate, last, rule, reason)
+        log.info("chose the snapshot at %g of %g kimg: %s; %s", chosen["kimg"], last.kimg, reason, chosen["scores"])
+        share = self.gauge_s / max(time.monotonic() - self.started_s, 1e-9)
+        log.info("the gauge took %.2f %% of the time (%s)", 100 * share, self.schedule)
+        return chosen
+
+    def finish(self, out: Path, chosen: Mapping[str, Any]) -> None:
+        """The averaged generator, and which snapshot it is."""
+        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "dtype": self.dtype}
+        metadata |= {"snapshot": dict(chosen), "n_alarms": len(self.alarms)}
+        save_tensors(out / RESULT, self.phases.average.state_dict(), metadata)
+        remove_state(out)
+
+
+def check_same_run(path: Path, metadata: dict[str, Any], settings: GanSettings, seed: int) -> None:
+    """InputError unless the file at ``path`` is of a training with these settings and this seed."""
+    if metadata["settings"] != to_dict(settings) or metadata["seed"] != seed:
+        raise InputError("its settings or seed are not this training's", where=path, fix="delete the folder")
+
+
+def remove_state(out: Path) -> None:
+    """The state for resuming has done its work."""
+    for name in (CHECKPOINT, LAST_GOOD):
+        (out / name).unlink(missing_ok=True)
+    remove_candidates(out)
+
+
+def _ordered(row: Mapping[str, float | str]) -> dict[str, float | str]:
+    """A row of losses or of scores in an order that a checkpoint's JSON does not change."""
+    return {key: row[key] for key in (CURVE_KEYS if "loss_g" in row else ("step", "unit", *sorted(row)))}

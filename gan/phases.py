@@ -13,7 +13,7 @@ from gan.draws import draw_latents, draw_noise, on_device
 from gan.loss import loss_as_fake, loss_as_real, path_lengths, r1_penalty
 from gan.model import Discriminator, Generator
 from gan.parallel import ALONE, Share
-from gan.precision import set_precision
+from gan.precision import set_precision, use_tensor_cores
 from gan.settings import GanSettings
 
 LARGEST_GRADIENT = 1e5
@@ -31,6 +31,7 @@ class Phases:
     def __init__(self, settings: GanSettings, seed: int, device: torch.device, share: Share = ALONE) -> None:
         config = settings.config
         self.settings, self.device, self.share = settings, device, share
+        use_tensor_cores(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "initialise"))
             self.generator = Generator(settings).to(device).to(memory_format=torch.channels_last)

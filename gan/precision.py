@@ -19,3 +19,14 @@ def set_precision(network: nn.Module, precision: str) -> None:
     for module in network.modules():
         if isinstance(module, ResampledConv):
             module.low_precision = LOW_PRECISION[precision]
+
+
+def use_tensor_cores(device: torch.device) -> None:
+    """On a GPU, float32 products and convolutions with TF32's 10 bits, and the fastest algorithm for each size.
+
+    Settings of the process, made where a training begins; on a CPU nothing changes.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,34 @@ def test_the_command_prints_every_phase_and_writes_the_figures(tmp_path: Path, c
 def test_a_size_that_is_no_power_of_two_is_refused(res: int) -> None:
     with pytest.raises(ValueError, match=str(res)):
         build(res, 4, 1, TINY, "cpu")
+
+
+@pytest.mark.slow
+def test_losses_over_two_thousand_iterations_do_not_tell_bfloat16_from_float32() -> None:
+    """Means over blocks of 100 iterations, the first 500 left out: as far apart as those of two seeds in float32."""
+    curves = [curve_of(*case) for case in (("fp32", 0), ("bf16", 0), ("fp32", 1))]
+    blocks = torch.stack(curves)[:, 500:].unflatten(1, (-1, 100)).mean(dim=2)  # (3, blocks, losses)
+    means, spread = blocks.mean(dim=1), blocks[0].std(dim=0)
+    error = spread * math.sqrt(2 / blocks.shape[1])  # of a difference, were blocks independent
+    assert ((means[0] - means[1]).abs() <= torch.maximum(4 * error, 2 * (means[0] - means[2]).abs())).all()
+
+
+def curve_of(precision: str, seed: int) -> torch.Tensor:
+    """(2000, 2) losses of generator and discriminator on 64 images of two blobs each."""
+    steps, random = build(16, 8, 1, {**TINY, "mb": 8, "fmaps": 0.004, "precision": precision}, "cpu"), torch.Generator()
+    random.manual_seed(0)
+    centres, pixels = torch.rand(64, 2, 1, 1, 2, generator=random), torch.linspace(0, 1, 16)
+    squares = (pixels[:, None] - centres[..., 0]).square() + (pixels - centres[..., 1]).square()
+    images = (-40 * squares).exp().sum(dim=1)[:, None] * 2 - 1
+    steps.draws.manual_seed(seed)
+    rows = []
+    for step in range(2000):
+        real = images[torch.randperm(64, generator=random)[:8]]
+        loss_g = steps.phases.generator_main(steps.draws)["loss_g"]
+        if step % INTERVALS["greg"] == 0:
+            steps.greg(real)
+        rows.append(torch.stack([loss_g, steps.phases.discriminator_main(real, steps.draws)["loss_d"]]))
+        if step % INTERVALS["dreg"] == 0:
+            steps.dreg(real)
+        steps.ema()
+    return torch.stack(rows)

@@ -214,7 +214,7 @@ def test_generator_command_runs_on_a_checkpoint(words, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("words", [w for w in MODULE_CALLS if w[2] == "pipeline.generator_study"], ids=ids)
 def test_generator_study_command_is_understood(words, tmp_path):
     """The command composes its experiment and looks for its images, which are not in the repository."""
-    ended = run(substituted(words, tmp_path / "absent"), tmp_path)
+    ended = run(substituted(words, tmp_path / "absent"), REPOSITORY)
     assert ended.returncode != 0 and str(tmp_path / "absent") in ended.stderr
 
 

@@ -27,6 +27,7 @@ from torch.utils.flop_counter import flop_registry
 
 from common.files import write_json
 from common.settings import from_dict
+from gan.memory import keep_freed_memory
 from gan.phases import Phases
 from gan.settings import GanConfig, GanSettings
 from gan.textbook import as_textbook
@@ -130,6 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     logging.disable(logging.WARNING)
+    if chosen.keep_memory:
+        keep_freed_memory()
     spec = Spec(mb=chosen.batch, fmaps=chosen.fmaps, precision=chosen.precision)
     names = ["ours"] if chosen.alone else list(IMPLEMENTATIONS)
     case = (chosen.res, chosen.batch, chosen.channels, spec, chosen.device)
@@ -157,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--keep-memory", action="store_true", help="as a training does; for the times alone")
     parser.add_argument("--alone", action="store_true", help="without the textbook's operations beside")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     return parser

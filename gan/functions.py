@@ -19,6 +19,7 @@ from common.plan import Pair
 LRELU_SLOPE = 0.2
 LRELU_GAIN = math.sqrt(2)
 EPSILON = 1e-8
+PIECE_VALUES = 2**19  # 2 MiB of float32
 
 _weights_are_wanted = True
 
@@ -159,7 +160,9 @@ class _ChannelProducts(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, y: Tensor) -> Tensor:
         context.save_for_backward(x, y)
-        return torch.linalg.vecdot(x.flatten(2), y.flatten(2))
+        n_images = _images_of_a_piece(x)
+        pieces = zip(x.split(n_images), y.split(n_images), strict=True)
+        return torch.cat([torch.linalg.vecdot(a.flatten(2), b.flatten(2)) for a, b in pieces])
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -198,13 +201,15 @@ class _Blur(torch.autograd.Function):
         (top, bottom), (left, right) = (
             pair if factor > 1 else (0, 0) for pair, factor in zip(padding, factors, strict=True)
         )
-        x = F.pad(x, (left, right, top, bottom))
-        for axis, factor in ((2, factors[0]), (3, factors[1])):
-            if factor > 1:
-                # the triangle is a box of 2 and two boxes of the factor, so sums do it: no multiplication
-                for length in (2, factor, factor):
-                    x = _box(x, axis, length)
-        return x
+        n_images = _images_of_a_piece(x)
+        if len(x) <= n_images:
+            return _boxes(F.pad(x, (left, right, top, bottom)), factors)
+        taken = [2 * factor - 1 if factor > 1 else 0 for factor in factors]
+        size = (x.shape[2] + top + bottom - taken[0], x.shape[3] + left + right - taken[1])
+        blurred = torch.empty(*x.shape[:2], *size, dtype=x.dtype, memory_format=_memory_format(x))
+        for source, target in zip(x.split(n_images), blurred.split(n_images), strict=True):
+            target.copy_(_boxes(F.pad(source, (left, right, top, bottom)), factors))
+        return blurred
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -213,6 +218,25 @@ class _Blur(torch.autograd.Function):
             for factor, (before, after) in zip(context.factors, context.padding, strict=True)
         )
         return blur(gradient, context.factors, (padding[0], padding[1])), None, None
+
+
+def _boxes(x: Tensor, factors: Pair) -> Tensor:
+    """The triangle is a box of 2 and two boxes of the factor, so sums do it: no multiplication."""
+    for axis, factor in ((2, factors[0]), (3, factors[1])):
+        if factor > 1:
+            for length in (2, factor, factor):
+                x = _box(x, axis, length)
+    return x
+
+
+def _images_of_a_piece(x: Tensor) -> int:
+    """Images that a CPU filters at a time, so that what is between two sums stays in its cache; else all."""
+    return max(1, PIECE_VALUES // max(1, x[0].numel())) if x.device.type == "cpu" else len(x)
+
+
+def _memory_format(x: Tensor) -> torch.memory_format:
+    is_last = x.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if is_last else torch.contiguous_format
 
 
 def _box(x: Tensor, axis: int, length: int) -> Tensor:

@@ -13,6 +13,7 @@ from common.gauge import Gauge
 from common.progress import Progress, silent
 from gan.alarms import ALARMS, LAST_GOOD, TrainingFailedError
 from gan.batches import Batches
+from gan.memory import keep_freed_memory
 from gan.parallel import Share, check_shares
 from gan.pictures import INTERPOLATION, SHEET, SHEETS
 from gan.record import TIMED, Record
@@ -48,6 +49,7 @@ def train(
     """
     batches = Batches(images, settings, seed)
     check_shares(settings, n_processes)
+    keep_freed_memory()
     _remove_half_written(out)
     if (out / RESULT).is_file():
         check_same_run(out / RESULT, load_tensors(out / RESULT)[1], settings, seed)
@@ -88,6 +90,7 @@ def _lead(run: Training, record: Record, out: Path, progress: Progress) -> None:
 
 def _follow(share: Share, device: str, images: np.ndarray, out: Path, settings: GanSettings, seed: int) -> None:
     """The training as the others see it: the steps, and after a failure the checkpoint to which the leader went."""
+    keep_freed_memory()
     run = Training(Batches(images, settings, seed), settings, seed, torch.device(device), share=share)
     if (out / CHECKPOINT).is_file():
         run.load(out / CHECKPOINT)

@@ -16,7 +16,7 @@ from common.errors import InputError
 from common.plan import Plan
 from gan.augment import augment
 from gan.draws import draw_latents, draw_noise
-from gan.functions import EPSILON, blur, fir_norm, fir_taps, upsample
+from gan.functions import EPSILON, blur, channel_products, fir_norm, fir_taps, upsample
 from gan.layers import ResampledConv, minibatch_deviation
 from gan.loss import path_lengths, r1_penalty
 from gan.model import Discriminator, Generator
@@ -146,6 +146,17 @@ def test_blur_has_right_derivatives_of_first_and_second_order(factors, padding) 
     x = torch.randn(1, 2, 4, 5, dtype=torch.float64, generator=draws(), requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: blur(x, factors, padding).square(), (x,))
     assert torch.autograd.gradgradcheck(lambda x: blur(x, factors, padding).square(), (x,))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_sums_over_pieces_of_a_batch_are_those_of_the_whole(memory_format, monkeypatch) -> None:
+    x = torch.randn(5, 3, 6, 4, generator=draws()).contiguous(memory_format=memory_format)
+    calls = [lambda: blur(x, (2, 1), ((1, 2), (0, 0))), lambda: blur(x, (3, 2), ((5, 4), (2, 1)))]
+    calls.append(lambda: channel_products(x, x.square()))
+    whole = [call() for call in calls]
+    monkeypatch.setattr("gan.functions.PIECE_VALUES", 2 * x[0].numel())
+    for call, expected in zip(calls, whole, strict=True):
+        torch.testing.assert_close(call(), expected, rtol=0, atol=0)
 
 
 def test_up_and_down_convolutions_equal_filter_and_full_convolution() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import multiprocessing
 import statistics
 import sys
@@ -29,12 +28,13 @@ from common.files import write_json
 from common.settings import from_dict
 from gan.memory import keep_freed_memory
 from gan.phases import Phases
-from gan.settings import GanConfig, GanSettings
+from gan.settings import GanConfig, derive_settings
+from gan.square import square_plan
 from gan.textbook import as_textbook
 
 PHASES = ("gmain", "greg", "dmain", "dreg")
 INTERVALS = {"gmain": 1, "greg": 4, "dmain": 1, "dreg": 16, "ema": 1}  # a phase's share of an iteration is 1 / interval
-BOTTLENECK_PX = 4
+MANY_IMAGES = 1000  # of a training that is never finished
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,9 @@ def build(res: int, batch: int, channels: int, spec: Spec | Mapping[str, Any], d
     """Networks for square images of ``res`` (a power of two) with their optimisers.
 
     Raises:
-        ValueError: ``res`` is no power of two from 8 on, or no multiple of the bottleneck.
+        InputError: ``res`` is no power of two from 8 on.
     """
     spec = spec if isinstance(spec, Spec) else from_dict(Spec, spec)
-    n_halvings = round(math.log2(res / BOTTLENECK_PX))
-    if n_halvings < 1 or BOTTLENECK_PX * 2**n_halvings != res:
-        raise ValueError(f"res={res} is not a power of two from 8 on")
     config = GanConfig(
         batch_size=batch,
         channel_base=round(spec.fmaps * 32768),
@@ -101,17 +98,9 @@ def build(res: int, batch: int, channels: int, spec: Spec | Mapping[str, Any], d
         r1_gamma=spec.gamma,
         minibatch_std_group=spec.mbstd,
         precision=spec.precision,
-    )
-    settings = GanSettings(
-        config=config,
-        image_size_px=(res, res),
-        n_channels=channels,
-        strides=((1, 1), *[(2, 2)] * n_halvings),
-        kernel_sizes=((3, 3),) * (n_halvings + 1),
-        kimg=1.0,
-        n_steps=1,
         ema_kimg=spec.ema_kimg,
     )
+    settings = derive_settings(square_plan(res), MANY_IMAGES, channels, None, config)
     return Steps(Phases(settings, 0, torch.device(device)))
 
 

@@ -18,13 +18,11 @@ import numpy as np
 import torch
 
 from common.errors import InputError
-from common.plan import Pair, Plan
 from gan.model import Generator
 from gan.passes import Passes
 from gan.sample import open_generator
 from gan.settings import GanConfig, derive_settings
-
-SMALLEST_PX = 4  # of the bottleneck where no checkpoint brings a plan
+from gan.square import square_plan
 
 
 @dataclass(frozen=True)
@@ -107,20 +105,8 @@ def _timed(work: Callable[[], None], device: torch.device) -> float:
 def _network(chosen: argparse.Namespace) -> Generator:
     if chosen.checkpoint:
         return open_generator(chosen.checkpoint, chosen.device).network
-    n_halvings = (chosen.res // SMALLEST_PX).bit_length() - 1
-    if chosen.res != SMALLEST_PX * 2**n_halvings:
-        raise InputError(f"--res {chosen.res}", where="gan.throughput", fix="use a power of two from 4")
-    plan = square_plan(chosen.res, n_halvings)
-    settings = derive_settings(plan, 2, 1, None, GanConfig(channel_base=chosen.base))
+    settings = derive_settings(square_plan(chosen.res), 2, 1, None, GanConfig(channel_base=chosen.base))
     return Generator(settings).eval().requires_grad_(False).to(chosen.device)
-
-
-def square_plan(size_px: int, n_halvings: int) -> Plan:
-    """The standard architecture's plan: 3x3 kernels, strides of 2."""
-    strides: tuple[Pair, ...] = ((1, 1), *[(2, 2)] * n_halvings)
-    kernels: tuple[Pair, ...] = ((3, 3),) * len(strides)
-    scheme = ("ZScoreNormalization",)
-    return Plan((size_px, size_px), strides, kernels, (1.0, 1.0), (0, 1, 2), scheme, (False,), ({},), 2)
 
 
 if __name__ == "__main__":

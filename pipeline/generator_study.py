@@ -30,7 +30,7 @@ from dataset.images import limit_size, read_image
 from dataset.slices import SliceCase, build_slices, case_of_image
 from dataset.source import Case, load_cases
 from evaluation.fidelity import Estimate, frechet_distance, frechet_interval, kernel_interval
-from gan.throughput import square_plan
+from gan.square import square_plan
 from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
 from pipeline.gauge import FeatureGauge
@@ -40,7 +40,6 @@ log = logging.getLogger(__name__)
 
 CHOICE_SHARE = 0.2  # of the training half's patients, for the choice of the snapshot
 N_SUBSETS = 20  # of the samples, each as large as the training half: the Fréchet distance depends on the number
-BOTTLENECK_PX = 4
 RESULT = "study.json"
 
 
@@ -72,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     config = compose_experiment(chosen.config_name, chosen.overrides)
-    images = load_images(load_cases(config.source, config.data_dir), square_plan_of(chosen.size_px))
+    images = load_images(load_cases(config.source, config.data_dir), square_plan(chosen.size_px))
     rows = []
     for seed in range(chosen.n_seeds):
         halves = cut_in_halves(images, seed)
@@ -85,14 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def square_plan_of(size_px: int) -> Plan:
-    """Strides of 2 down to a bottleneck of 4 x 4, kernels 3x3: the standard network."""
-    return square_plan(size_px, (size_px // BOTTLENECK_PX).bit_length() - 1)
-
-
-def uneven_plan_of(size_px: int) -> Plan:
+def uneven_plan(size_px: int) -> Plan:
     """The same down to 8 x 8; then rows alone are halved, and the kernel there spans rows alone."""
-    square = square_plan_of(size_px)
+    square = square_plan(size_px)
     return Plan(
         **{
             **vars(square),
@@ -102,7 +96,7 @@ def uneven_plan_of(size_px: int) -> Plan:
     )
 
 
-PLANS = {"square": square_plan_of, "uneven": uneven_plan_of}
+PLANS = {"square": square_plan, "uneven": uneven_plan}
 
 
 def load_images(cases: Sequence[Case], plan: Plan) -> ImageSet:

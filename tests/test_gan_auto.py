@@ -30,7 +30,7 @@ from gan.auto import (
 )
 from gan.model import Discriminator, Generator
 from gan.settings import GanConfig, derive_settings
-from gan.throughput import square_plan
+from gan.square import square_plan
 from pipeline.generators import GENERATORS
 
 ALL_AUTO = dict.fromkeys(AUTO_KEYS, "auto")
@@ -98,7 +98,7 @@ def test_every_choice_is_valid_and_fits_or_says_that_nothing_does(
 )
 def test_the_tables_examples(size_px: int, n_images: int, machine: Machine, expected: tuple) -> None:
     """Also in docs/generator.md."""
-    plan = square_plan(size_px, int(math.log2(size_px // 4)))
+    plan = square_plan(size_px)
     choice = choose(plan, n_images, 1, machine, GanConfig(), frozenset(AUTO_KEYS))
     group, kimg = choice.minibatch_std_group, choice.kimg
     assert (choice.batch_size, choice.channel_base, choice.precision, group, kimg) == expected
@@ -106,7 +106,7 @@ def test_the_tables_examples(size_px: int, n_images: int, machine: Machine, expe
 
 def test_the_estimates_rest_on_the_networks_as_they_are() -> None:
     """Weights within a tenth; 31 GFLOP forward at 64 px and full width, as measured for the reference."""
-    settings = derive_settings(square_plan(64, 4), 2, 3, None, GanConfig(channel_base=16384, batch_size=1))
+    settings = derive_settings(square_plan(64), 2, 3, None, GanConfig(channel_base=16384, batch_size=1))
     weights = sum(p.numel() for network in (Generator(settings), Discriminator(settings)) for p in network.parameters())
     empty = replace(settings, config=replace(settings.config, batch_size=0))
     assert (training_bytes(empty) - 0.6 * 2**30) / 20 == pytest.approx(weights, rel=0.1)
@@ -114,7 +114,7 @@ def test_the_estimates_rest_on_the_networks_as_they_are() -> None:
 
 
 def test_what_says_no_auto_is_the_papers(tmp_path: Path) -> None:
-    plan = square_plan(16, 2)
+    plan = square_plan(16)
     derived = resolve({}, None, plan, 700, 1, tmp_path, "cpu")
     assert derived == derive_settings(plan, 700, 1, None, GanConfig()) and derived.kimg == 700
     assert not (tmp_path / CHOICE).exists()
@@ -123,7 +123,7 @@ def test_what_says_no_auto_is_the_papers(tmp_path: Path) -> None:
 def test_a_training_moved_to_another_machine_goes_on_as_it_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, settings = square_plan(64, 4), {**ALL_AUTO, "auto_kimg": "device"}
+    plan, settings = square_plan(64), {**ALL_AUTO, "auto_kimg": "device"}
     monkeypatch.setattr("gan.auto.describe_machine", lambda device: H200)
     first = resolve(settings, None, plan, 500, 1, tmp_path, "cpu")
     assert first.kimg == 500 and first.config.channel_base == 16384
@@ -147,7 +147,7 @@ def test_auto_where_there_is_none_is_refused(settings: dict) -> None:
 @pytest.mark.parametrize("settings", [{"precision": "fp8"}, {"auto_kimg": "long"}])
 def test_a_name_that_is_none_is_refused_before_the_training(settings: dict) -> None:
     with pytest.raises(InputError, match="use one of"):
-        derive_settings(square_plan(16, 2), 5, 1, None, GanConfig(**settings))
+        derive_settings(square_plan(16), 5, 1, None, GanConfig(**settings))
 
 
 def test_the_pipelines_generator_trains_on_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -191,8 +192,7 @@ def blur(x: Tensor, factors: Pair, padding: tuple[Pair, Pair]) -> Tensor:
 class _Blur(torch.autograd.Function):
     """The filter is symmetric, so its adjoint is itself with the complementary padding, to any order of derivative.
 
-    Left to autograd, every shifted sum would fill and copy a tensor of zeros on the way back; a depthwise convolution's
-    double backward would loop over every channel.
+    Left to autograd, the second derivative of a depthwise convolution would loop over every channel.
     """
 
     @staticmethod
@@ -201,15 +201,11 @@ class _Blur(torch.autograd.Function):
         (top, bottom), (left, right) = (
             pair if factor > 1 else (0, 0) for pair, factor in zip(padding, factors, strict=True)
         )
-        n_images = _images_of_a_piece(x)
-        if len(x) <= n_images:
-            return _boxes(F.pad(x, (left, right, top, bottom)), factors)
-        taken = [2 * factor - 1 if factor > 1 else 0 for factor in factors]
-        size = (x.shape[2] + top + bottom - taken[0], x.shape[3] + left + right - taken[1])
-        blurred = torch.empty(*x.shape[:2], *size, dtype=x.dtype, memory_format=_memory_format(x))
-        for source, target in zip(x.split(n_images), blurred.split(n_images), strict=True):
-            target.copy_(_boxes(F.pad(source, (left, right, top, bottom)), factors))
-        return blurred
+        if top != bottom or left != right or min(top, left) < 0:
+            x, top, left = F.pad(x, (left, right, top, bottom)), 0, 0
+        n_channels = x.shape[1]
+        taps = _fir(factors, x.dtype, x.device).expand(n_channels, -1, -1, -1)
+        return F.conv2d(x, taps, padding=(top, left), groups=n_channels)
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
@@ -220,31 +216,16 @@ class _Blur(torch.autograd.Function):
         return blur(gradient, context.factors, (padding[0], padding[1])), None, None
 
 
-def _boxes(x: Tensor, factors: Pair) -> Tensor:
-    """The triangle is a box of 2 and two boxes of the factor, so sums do it: no multiplication."""
-    for axis, factor in ((2, factors[0]), (3, factors[1])):
-        if factor > 1:
-            for length in (2, factor, factor):
-                x = _box(x, axis, length)
-    return x
+@lru_cache
+def _fir(factors: Pair, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(1, 1, kh, kw), of length 1 along an axis that is not filtered."""
+    rows, columns = (torch.tensor(fir_taps(factor) if factor > 1 else (1,), dtype=dtype) for factor in factors)
+    return torch.outer(rows, columns)[None, None].to(device)
 
 
 def _images_of_a_piece(x: Tensor) -> int:
     """Images that a CPU filters at a time, so that what is between two sums stays in its cache; else all."""
     return max(1, PIECE_VALUES // max(1, x[0].numel())) if x.device.type == "cpu" else len(x)
-
-
-def _memory_format(x: Tensor) -> torch.memory_format:
-    is_last = x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if is_last else torch.contiguous_format
-
-
-def _box(x: Tensor, axis: int, length: int) -> Tensor:
-    size = x.shape[axis] - length + 1
-    total = x.narrow(axis, 0, size) + x.narrow(axis, 1, size)
-    for shift in range(2, length):
-        total += x.narrow(axis, shift, size)
-    return total
 
 
 def upsample(x: Tensor, factors: Pair) -> Tensor:

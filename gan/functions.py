@@ -219,8 +219,10 @@ class _Blur(torch.autograd.Function):
 @lru_cache
 def _fir(factors: Pair, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(1, 1, kh, kw), of length 1 along an axis that is not filtered."""
-    rows, columns = (torch.tensor(fir_taps(factor) if factor > 1 else (1,), dtype=dtype) for factor in factors)
-    return torch.outer(rows, columns)[None, None].to(device)
+    rows, columns = (
+        torch.tensor(fir_taps(factor) if factor > 1 else (1,), dtype=dtype, device=device) for factor in factors
+    )
+    return torch.outer(rows, columns)[None, None]
 
 
 def _images_of_a_piece(x: Tensor) -> int:

@@ -1,0 +1,108 @@
+"""How much likelier the training images are than held-out ones under a mixture centred at the generated images.
+
+Feature likelihood divergence (Jiralerspong et al. 2023, arXiv 2302.04440): a generated image that copies a training
+image gets a variance near 0, and the likelihood of that training image, and of no other, becomes huge.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.errors import InputError
+from common.seeds import derive_seed
+from memorization.evidence import Evidence, Figure
+from memorization.resampling import N_RESAMPLES, bootstrap_weights, percentile_interval
+
+N_STEPS, STEP_SIZE = 50, 0.5  # of Adam, as in the authors' package fld
+DECAYS, DIVISOR_OFFSET = (0.9, 0.999), 1e-8
+ORIGIN_SHARE = 0.1  # how far the component that keeps lone training images likely is pulled towards them
+LOG_VARIANCES = (-40.0, 20.0)
+MAX_CENTRES = 10_000
+
+
+def likelihood_gap_figure(evidence: Evidence) -> Figure:
+    """100 (NLL of T - NLL of H) / d with features standardised on T; interval over resampled patients, mixture kept."""
+    train, heldout, generated = _standardised(evidence)
+    log_variances = fit_log_variances(generated, train)
+    of_train, of_heldout = (
+        negative_log_likelihoods(side, generated, log_variances) / side.shape[1] for side in (train, heldout)
+    )
+    seed = derive_seed(evidence.seed, "likelihood")
+    value = 100 * float(of_train.mean() - of_heldout.mean())
+    resampled = 100 * (
+        _weighted_means(of_train, bootstrap_weights(evidence.train_patients, N_RESAMPLES, derive_seed(seed, "train")))
+        - _weighted_means(
+            of_heldout, bootstrap_weights(evidence.heldout_patients, N_RESAMPLES, derive_seed(seed, "heldout"))
+        )
+    )
+    low, high = percentile_interval(resampled, value)
+    return Figure(value, low, high, interval="bootstrap over patients, mixture kept")
+
+
+def fit_log_variances(centres: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Log variances (m,) of isotropic Gaussians at ``centres`` (m, d) that make ``images`` (n, d) likely.
+
+    50 steps of Adam from the variance that suits the nearest image, with a component at the images' mean beside them
+    during the fit, as in the package fld.
+    """
+    from scipy.spatial.distance import cdist
+
+    dimension = images.shape[1]
+    squared = cdist(images, centres, "sqeuclidean")
+    to_mean = (1 - ORIGIN_SHARE) ** 2 * np.square(images - images.mean(axis=0)).sum(axis=1, keepdims=True)
+    distances = np.concatenate([squared, to_mean], axis=1)
+    offsets = np.append(np.full(len(centres), -np.log(len(centres))), 0.0)
+    parameters = np.append(np.log((squared.min(axis=0) + 1e-3) / dimension), 0.0)
+    first, second = np.zeros_like(parameters), np.zeros_like(parameters)
+    for step in range(1, N_STEPS + 1):
+        gradient = _gradient(distances, parameters, offsets, dimension)
+        first = DECAYS[0] * first + (1 - DECAYS[0]) * gradient
+        second = DECAYS[1] * second + (1 - DECAYS[1]) * gradient**2
+        root = np.sqrt(second / (1 - DECAYS[1] ** step)) + DIVISOR_OFFSET
+        parameters = parameters - STEP_SIZE * first / (1 - DECAYS[0] ** step) / root
+        parameters[:-1] = np.clip(parameters[:-1], *LOG_VARIANCES)
+    return np.asarray(parameters[:-1])
+
+
+def negative_log_likelihoods(images: np.ndarray, centres: np.ndarray, log_variances: np.ndarray) -> np.ndarray:
+    """Of each image (n, d) under equally weighted isotropic Gaussians at ``centres`` (m, d); (n,), nats."""
+    from scipy.spatial.distance import cdist
+    from scipy.special import logsumexp
+
+    densities = _log_densities(cdist(images, centres, "sqeuclidean"), log_variances, images.shape[1])
+    return np.asarray(np.log(len(centres)) - logsumexp(densities, axis=1))
+
+
+def _log_densities(squared: np.ndarray, log_variances: np.ndarray, dimension: int) -> np.ndarray:
+    return np.asarray(-squared / (2 * np.exp(log_variances)) - dimension / 2 * (log_variances + np.log(2 * np.pi)))
+
+
+def _gradient(squared: np.ndarray, log_variances: np.ndarray, offsets: np.ndarray, dimension: int) -> np.ndarray:
+    """Of the mean negative log likelihood per dimension by each log variance."""
+    from scipy.special import softmax
+
+    responsibilities = softmax(_log_densities(squared, log_variances, dimension) + offsets, axis=1)
+    slopes = squared / (2 * np.exp(log_variances)) - dimension / 2
+    return np.asarray(-(responsibilities * slopes).mean(axis=0) / dimension)
+
+
+def _standardised(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Zero mean and unit variance over the training images; features that are constant there are left out."""
+    train = np.asarray(evidence.train, np.float64)
+    spread = train.std(axis=0, ddof=1)
+    used = spread > 0
+    if not used.any():
+        raise InputError("all training images have the same features", where="leakage, FLD", fix="check the embedder")
+    generated = evidence.generated
+    if len(generated) > MAX_CENTRES:
+        rng = np.random.default_rng(derive_seed(evidence.seed, "likelihood", "centres"))
+        generated = generated[rng.choice(len(generated), MAX_CENTRES, replace=False)]
+    centre = train.mean(axis=0)
+    of_train, of_heldout, of_generated = (
+        (np.asarray(side, np.float64) - centre)[:, used] / spread[used] for side in (train, evidence.heldout, generated)
+    )
+    return of_train, of_heldout, of_generated
+
+
+def _weighted_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.asarray((weights @ values) / weights.sum(axis=1))

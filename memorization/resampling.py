@@ -1,0 +1,73 @@
+"""Draws of patients and intervals: images of one patient are no independent evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from common.seeds import derive_seed
+
+N_RESAMPLES = 1000
+LEVEL = 0.95
+
+
+def bootstrap_weights(patients: Sequence[str], n_resamples: int, seed: int) -> np.ndarray:
+    """How often each image counts when patients are drawn with replacement; (n_resamples, n)."""
+    names, owner = np.unique(np.asarray(patients), return_inverse=True)
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), n_resamples)
+    return np.asarray(drawn[:, owner])
+
+
+def random_patients(patients: Sequence[str], n_chosen: int, n_draws: int, seed: int) -> np.ndarray:
+    """Whether an image is of one of ``n_chosen`` patients drawn without replacement; (n_draws, n) bool."""
+    names, owner = np.unique(np.asarray(patients), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    ranks = np.array([rng.permutation(len(names)) for _ in range(n_draws)])
+    return np.asarray((ranks < n_chosen)[:, owner])
+
+
+def equal_subsamples(
+    patients_a: Sequence[str], patients_b: Sequence[str], n_subsamples: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Positions in both sets, as many in each: a nearest distance shrinks with the number of images it is taken over.
+
+    The smaller set stays whole. Of the larger one patients are taken in random order until it is as large, of the last
+    patient as many images as are missing. Sets of one size give one pair.
+    """
+    size = min(len(patients_a), len(patients_b))
+    n_subsamples = n_subsamples if len(patients_a) != len(patients_b) else 1
+    return [
+        (_positions(patients_a, size, derive_seed(seed, i)), _positions(patients_b, size, derive_seed(seed, i)))
+        for i in range(n_subsamples)
+    ]
+
+
+def _positions(patients: Sequence[str], size: int, seed: int) -> np.ndarray:
+    names, owner = np.unique(np.asarray(patients), return_inverse=True)
+    if len(owner) == size:
+        return np.arange(size)
+    place = np.random.default_rng(seed).permutation(len(names))
+    return np.sort(np.argsort(place[owner], kind="stable")[:size])
+
+
+def percentile_interval(resampled: np.ndarray, centre: float) -> tuple[float, float]:
+    """The middle 95 % of the resampled values, moved so that their mean is ``centre``."""
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(resampled - resampled.mean() + centre, (tail, 100 - tail))
+    return float(low), float(high)
+
+
+def clopper_pearson(count: float, n: int) -> tuple[float, float]:
+    """Exact 95 % interval of a share ``count`` / n (Clopper and Pearson 1934); half counts, of ties, are allowed."""
+    from scipy.stats import beta
+
+    tail = (1 - LEVEL) / 2
+    low = float(beta.ppf(tail, count, n - count + 1)) if count > 0 else 0.0
+    high = float(beta.ppf(1 - tail, count + 1, n - count)) if count < n else 1.0
+    return low, high
+
+
+def relabelling_p(observed: float, relabelled: np.ndarray) -> float:
+    """Share of relabellings at least as large, the observed labels counted as one: an exact one-sided test."""
+    return float((1 + (relabelled >= observed - 1e-12).sum()) / (1 + len(relabelled)))

@@ -260,6 +260,7 @@ IMAGES_REFUSED: dict[str, tuple[Mutation, str, str]] = {  # mutation, file that 
         "files abc",
     ),
     "POSIX path": (manifest(channel_names=["/home/doe/x"]), "manifest.json", "/home/doe/x"),
+    "drive": (manifest(channel_names=["see C:/doe"]), "manifest.json", "C:/doe"),
     "home folder": (manifest(channel_names=["~doe/x"]), "manifest.json", "~doe/x"),
     "key in the figures": (figures(nearest="x"), "privacy.json", "nearest"),
     "negative figure": (figures(threshold_l2=-1.0), "privacy.json", "threshold_l2 -1.0"),
@@ -356,14 +357,14 @@ def state(folder: Path) -> list[tuple[str, os.stat_result]]:
 
 @contextlib.contextmanager
 def little_memory_and_time() -> Iterator[None]:
-    started = time.monotonic()
+    started = time.process_time()
     tracemalloc.start()
     try:
         yield
         assert tracemalloc.get_traced_memory()[1] < MAX_PEAK_BYTES
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - started < MAX_S
+    assert time.process_time() - started < MAX_S
 
 
 @pytest.mark.parametrize(("volumes", "_", "mutate", "file", "words"), REFUSED, ids=[case[1] for case in REFUSED])

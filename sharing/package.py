@@ -17,6 +17,8 @@ import numpy as np
 from common.files import atomic_path, sha256_of_file, write_json, write_text
 from common.settings import to_dict
 from sharing.card import render_card
+from sharing.received import verify_package
+from sharing.refusal import PackageError
 from sharing.schema import (
     CARD,
     DATASET,
@@ -66,7 +68,14 @@ class RawCases:
 
 
 def write_package(folder: Path, cases: Iterable[SyntheticCase], facts: PackageFacts, volumetric: bool) -> None:
-    """Write the package into the empty ``folder``; its manifest, with a checksum for every file, comes last."""
+    """Write the package into the empty ``folder`` and check it as a receiver will.
+
+    Its manifest, with a checksum for every file, comes last, and goes again if the check fails: without one no receiver
+    takes the folder.
+
+    Raises:
+        PackageError: it is none that may leave.
+    """
     written = write_raw_cases(folder, cases, facts, volumetric)
     write_json(folder / FIGURES, dict(facts.privacy))
     manifest = Manifest(
@@ -88,6 +97,11 @@ def write_package(folder: Path, cases: Iterable[SyntheticCase], facts: PackageFa
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     checksums = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
     write_json(folder / MANIFEST, to_dict(replace(manifest, files=checksums)))
+    try:
+        verify_package(folder, written_here=True)
+    except PackageError:
+        (folder / MANIFEST).unlink()
+        raise
 
 
 def write_raw_cases(folder: Path, cases: Iterable[SyntheticCase], facts: PackageFacts, volumetric: bool) -> RawCases:

@@ -397,15 +397,17 @@ def test_a_package_that_changes_while_it_is_checked_is_refused(good, tmp_path, m
         verify_package(package)
 
 
-@pytest.mark.parametrize("names", ["ward7-pc", "doe"])
-def test_before_sending_no_text_may_name_the_machine_or_its_user(good, tmp_path, monkeypatch, names):
+@pytest.mark.parametrize("name", ["WARD7-PC", "doe"])
+def test_a_package_that_names_the_machine_or_its_user_does_not_get_its_manifest(tmp_path, monkeypatch, name):
+    described = facts(channels=(f"scan of {name}",))
+    write_package(tmp_path / "elsewhere", cases(1), described, volumetric=False)
     monkeypatch.setattr("socket.gethostname", lambda: "ward7-pc.hospital.org")
     monkeypatch.setattr("getpass.getuser", lambda: "doe")
-    described = facts(channels=(f"scan of {names.upper()}",))
-    write_package(tmp_path, cases(1), described, volumetric=False)
-    verify_package(tmp_path)  # a receiver does not know these names
     with pytest.raises(PackageError, match="the name of this machine or user"):
-        verify_package(tmp_path, written_here=True)
+        write_package(tmp_path / "here", cases(1), described, volumetric=False)
+    assert not (tmp_path / "here" / "manifest.json").exists()
+    assert main([str(tmp_path / "elsewhere")]) == 0  # a receiver does not look for his own names
+    assert main([str(tmp_path / "elsewhere"), "--written-here"]) == 1
 
 
 def test_the_command_says_what_it_checked(good, capsys):

@@ -46,7 +46,7 @@ def _chunks(data: bytes) -> list[bytes]:
         if at + CHUNK_OVERHEAD_BYTES > len(data):
             raise RefusedFileError("ends before its last chunk", SEND_AGAIN)
         length, name = struct.unpack_from(">I4s", data, at)
-        if name not in (b"IDAT", b"IEND") and (contents or name != b"IHDR"):
+        if name not in ((b"IDAT", b"IEND") if contents else (b"IHDR",)):
             raise RefusedFileError(f"has the chunk {shown(name)}, which can hold more than pixels")
         content, at = data[at + 8 : at + 8 + length], at + CHUNK_OVERHEAD_BYTES + length
         if at > len(data) or zlib.crc32(name + content) != int.from_bytes(data[at - 4 : at], "big"):

@@ -289,6 +289,8 @@ IMAGES_REFUSED: dict[str, tuple[Mutation, str, str]] = {  # mutation, file that 
         IMAGE,
         "after the end",
     ),
+    "no header": (with_file(IMAGE, png(20, 12, ROWS)[:8] + chunk(b"IEND", b"")), IMAGE, "IEND"),
+    "no rows": (changed_bytes(IMAGE, lambda data: data[:33] + chunk(b"IEND", b"")), IMAGE, "in the middle"),
     "too few rows": (with_file(IMAGE, png(20, 12, ROWS[:-21])), IMAGE, "inflates to 231"),
     "unknown row filter": (with_file(IMAGE, png(20, 12, b"\x09" + ROWS[1:])), IMAGE, "cannot be decoded"),
     "cut off": (changed_bytes(IMAGE, lambda data: data[:-20]), IMAGE, "broken chunk"),

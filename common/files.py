@@ -34,8 +34,13 @@ def write_text(target: Path, text: str) -> None:
 
 
 def write_json(target: Path, value: Any) -> None:
-    """Write ``value`` as sorted, indented JSON, atomically."""
-    write_text(target, json.dumps(value, indent=1, sort_keys=True) + "\n")
+    """Write ``json_text(value)`` atomically."""
+    write_text(target, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """``value`` as sorted, indented JSON in ASCII: one text for one value."""
+    return json.dumps(value, indent=1, sort_keys=True) + "\n"
 
 
 def read_json(path: Path) -> Any:

@@ -1,5 +1,17 @@
 """The package that leaves a site: images, labels, JSON and a card; nothing of a real patient, nothing pickled."""
 
-from sharing.package import PackageError, PackageFacts, SyntheticCase, verify_package, write_package, write_raw_cases
+from sharing.package import PackageFacts, SyntheticCase, write_package, write_raw_cases
+from sharing.received import Package, verify_package
+from sharing.refusal import PackageError
+from sharing.schema import dataset_json
 
-__all__ = ["PackageError", "PackageFacts", "SyntheticCase", "verify_package", "write_package", "write_raw_cases"]
+__all__ = [
+    "Package",
+    "PackageError",
+    "PackageFacts",
+    "SyntheticCase",
+    "dataset_json",
+    "verify_package",
+    "write_package",
+    "write_raw_cases",
+]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sharing.schema import Manifest
+
 CARD = """# Synthetic images of site {site}
 
 {n_images} synthetic images in {n_cases} cases, made by a generator ({generator}) that was trained on the images of
@@ -43,20 +45,20 @@ features do not recognise would pass.
 """
 
 
-def render_card(content: Mapping[str, Any], privacy: Mapping[str, Any]) -> str:
-    """``CARD.md`` from the manifest's fields and the figures of the filter."""
+def render_card(manifest: Manifest, figures: Mapping[str, Any]) -> str:
+    """``CARD.md`` from the manifest and the figures of the filter."""
     return CARD.format(
-        site=content["site"],
-        n_images=content["n_images"],
-        n_cases=content["n_cases"],
-        generator=content["generator"]["name"],
-        channels=", ".join(content["channel_names"]),
-        labels=", ".join(f"{name} = {value}" for name, value in content["labels"].items()),
-        ending=content["file_ending"],
-        spacing=" x ".join(f"{value:g}" for value in content["spacing_mm"]),
+        site=manifest.site,
+        n_images=manifest.n_images,
+        n_cases=manifest.n_cases,
+        generator=manifest.generator["name"],
+        channels=", ".join(manifest.channel_names),
+        labels=", ".join(f"{name} = {value}" for name, value in sorted(manifest.labels.items())),
+        ending=manifest.file_ending,
+        spacing=" x ".join(f"{value:g}" for value in manifest.spacing_mm),
         intensity_space={"source": "units of the source files", "normalised": "normalised by the site's plan"}[
-            content["intensity_space"]
+            manifest.intensity_space
         ],
-        written_by=content["written_by"],
-        **privacy,
+        written_by=manifest.written_by,
+        **figures,
     )

@@ -1,47 +1,37 @@
-"""Write and verify a site's package: a valid nnU-Net raw dataset with a minimal manifest, privacy figures and a card.
+"""Write a site's package: a valid nnU-Net raw dataset with a minimal manifest, privacy figures and a card.
 
 The original copied a real patient's metadata into every synthetic case (D28). Here every field that leaves is listed
-in ``PackageFacts`` and ``manifest.json`` and nothing else is written.
+in ``PackageFacts`` and ``sharing.schema.Manifest`` and nothing else is written.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.errors import InputError
-from common.files import atomic_path, read_json, sha256_of_file, write_json, write_text
+from common.files import atomic_path, sha256_of_file, write_json, write_text
+from common.settings import to_dict
 from sharing.card import render_card
-
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
-MANIFEST_KEYS = {
-    "schema_version",
-    "written_by",
-    "site",
-    "n_cases",
-    "n_images",
-    "channel_names",
-    "labels",
-    "file_ending",
-    "spacing_mm",
-    "intensity_space",
-    "generator",
-    "files",
-}
-ALLOWED_FILE = re.compile(
-    r"(imagesTr/[\w.-]+_\d{4}\.(png|nii\.gz)|labelsTr/[\w.-]+\.(png|nii\.gz)|dataset\.json|privacy\.json|CARD\.md)"
+from sharing.received import verify_package
+from sharing.refusal import PackageError
+from sharing.schema import (
+    CARD,
+    DATASET,
+    FIGURES,
+    IMAGES,
+    LABELS,
+    MANIFEST,
+    NIFTI,
+    PNG,
+    SCHEMA_VERSION,
+    Manifest,
+    dataset_json,
 )
-
-
-class PackageError(InputError):
-    """A package that is not what its manifest says; it must not be merged."""
 
 
 @dataclass(frozen=True)
@@ -60,99 +50,91 @@ class PackageFacts:
     site: str
     channel_names: tuple[str, ...]
     labels: Mapping[str, int]  # without the background
-    spacing_mm: tuple[float, ...]  # (through-plane, row, column) of every case
+    spacing_mm: tuple[float, float, float]  # (through-plane, row, column) of every case
     intensity_space: str  # "source" units of the files, or "normalised"
     generator: Mapping[str, Any]  # its name and settings
     privacy: Mapping[str, Any]  # figures of the filter
 
 
+@dataclass(frozen=True)
+class RawCases:
+    """What was written as a raw dataset."""
+
+    names: tuple[str, ...]
+    n_images: int  # slices
+    file_ending: str
+    image_size_px: tuple[int, int]  # (height, width), the same for all
+    dtype: str
+
+
 def write_package(folder: Path, cases: Iterable[SyntheticCase], facts: PackageFacts, volumetric: bool) -> None:
-    """Write the package into the empty ``folder``; its manifest, with a checksum for every file, comes last."""
-    names, n_images, ending = write_raw_cases(folder, cases, facts, volumetric)
-    write_json(folder / "privacy.json", dict(facts.privacy))
-    content = {
-        "schema_version": SCHEMA_VERSION,
-        "written_by": f"autoshare {version('autoshare')}",
-        "site": facts.site,
-        "n_cases": len(names),
-        "n_images": n_images,
-        "channel_names": list(facts.channel_names),
-        "labels": dict(facts.labels),
-        "file_ending": ending,
-        "spacing_mm": list(facts.spacing_mm),
-        "intensity_space": facts.intensity_space,
-        "generator": dict(facts.generator),
-    }
-    write_text(folder / "CARD.md", render_card(content, facts.privacy))
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    checksums = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
-    write_json(folder / MANIFEST, {**content, "files": checksums})
+    """Write the package into the empty ``folder`` and check it as a receiver will.
 
-
-def write_raw_cases(
-    folder: Path, cases: Iterable[SyntheticCase], facts: PackageFacts, volumetric: bool
-) -> tuple[list[str], int, str]:
-    """Write cases as an nnU-Net raw dataset; returns their names, the number of slices, and the file ending."""
-    ending = ".nii.gz" if volumetric else ".png"
-    names: list[str] = []
-    n_images = 0
-    for case in cases:
-        _write_image(folder / "imagesTr", case, ending, facts.spacing_mm)
-        _write_labels(folder / "labelsTr" / f"{case.name}{ending}", case.labels, facts.spacing_mm)
-        names.append(case.name)
-        n_images += case.image.shape[1]
-    write_json(folder / "dataset.json", _dataset_json(facts, len(names), ending))
-    return names, n_images, ending
-
-
-def verify_package(folder: Path) -> dict[str, Any]:
-    """Check a received package and return its manifest.
+    Its manifest, with a checksum for every file, comes last, and goes again if the check fails: without one no receiver
+    takes the folder.
 
     Raises:
-        PackageError: unknown schema or keys, a file that is missing, changed, of a kind that no package holds, or
-            that the manifest does not name.
+        PackageError: it is none that may leave.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise PackageError("no manifest.json", where=folder, fix="ask the site for a whole package")
-    manifest: dict[str, Any] = read_json(path)
-    if manifest.get("schema_version") != SCHEMA_VERSION or set(manifest) != MANIFEST_KEYS:
-        raise PackageError(
-            f"schema {manifest.get('schema_version')} with keys {sorted(manifest)} is not schema {SCHEMA_VERSION}",
-            where=path,
-            fix="let both sites use the same release",
-        )
-    present = {item.relative_to(folder).as_posix() for item in folder.rglob("*") if not item.is_dir()} - {MANIFEST}
-    for name in sorted(present ^ set(manifest["files"])):
-        side = "is in the folder but not in the manifest" if name in present else "is missing"
-        raise PackageError(f"{name} {side}", where=folder, fix="ask the site for a whole package")
-    for name, checksum in manifest["files"].items():
-        item = folder / name
-        if not ALLOWED_FILE.fullmatch(name) or item.is_symlink():
-            raise PackageError(f"{name} is no file of a package", where=folder, fix="do not merge it; ask the site")
-        if sha256_of_file(item) != checksum:
-            raise PackageError(f"{name} is not what its checksum says", where=folder, fix="transfer it again")
-    return manifest
+    written = write_raw_cases(folder, cases, facts, volumetric)
+    write_json(folder / FIGURES, dict(facts.privacy))
+    manifest = Manifest(
+        schema_version=SCHEMA_VERSION,
+        written_by=f"autoshare {version('autoshare')}",
+        site=facts.site,
+        n_cases=len(written.names),
+        n_images=written.n_images,
+        image_size_px=written.image_size_px,
+        dtype=written.dtype,
+        channel_names=facts.channel_names,
+        labels=dict(facts.labels),
+        file_ending=written.file_ending,
+        spacing_mm=facts.spacing_mm,
+        intensity_space=facts.intensity_space,
+        generator=dict(facts.generator),
+    )
+    write_text(folder / CARD, render_card(manifest, facts.privacy))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    checksums = {path.relative_to(folder).as_posix(): sha256_of_file(path) for path in files}
+    write_json(folder / MANIFEST, to_dict(replace(manifest, files=checksums)))
+    try:
+        verify_package(folder, written_here=True)
+    except PackageError:
+        (folder / MANIFEST).unlink()
+        raise
 
 
-def _dataset_json(facts: PackageFacts, n_cases: int, ending: str) -> dict[str, Any]:
-    return {
-        "channel_names": {str(index): name for index, name in enumerate(facts.channel_names)},
-        "labels": {"background": 0, **facts.labels},
-        "numTraining": n_cases,
-        "file_ending": ending,
-    }
+def write_raw_cases(folder: Path, cases: Iterable[SyntheticCase], facts: PackageFacts, volumetric: bool) -> RawCases:
+    """Write cases as an nnU-Net raw dataset.
+
+    Raises:
+        ValueError: no case, or images of several sizes or types.
+    """
+    ending = NIFTI if volumetric else PNG
+    names: list[str] = []
+    n_images = 0
+    kinds: set[tuple[tuple[int, int], str]] = set()
+    for case in cases:
+        _write_image(folder / IMAGES, case, ending, facts.spacing_mm)
+        _write_labels(folder / LABELS / f"{case.name}{ending}", case.labels, facts.spacing_mm)
+        names.append(case.name)
+        n_images += case.image.shape[1]
+        kinds.add((case.image.shape[2:], str(case.image.dtype)))
+    if len(kinds) != 1:
+        raise ValueError(f"a package holds images of one size and type, not {sorted(kinds)}")
+    write_json(folder / DATASET, dataset_json(facts.channel_names, facts.labels, len(names), ending))
+    return RawCases(tuple(names), n_images, ending, *kinds.pop())
 
 
 def _write_image(folder: Path, case: SyntheticCase, ending: str, spacing_mm: Sequence[float]) -> None:
     """RGB as one PNG, as nnU-Net reads it; otherwise one file per channel."""
     folder.mkdir(parents=True, exist_ok=True)
-    if ending == ".png" and case.image.shape[0] == 3 and case.image.dtype == np.uint8:
+    if ending == PNG and case.image.shape[0] == 3 and case.image.dtype == np.uint8:
         _write_png(folder / f"{case.name}_0000.png", np.moveaxis(case.image[:, 0], 0, -1))
         return
     for channel, array in enumerate(case.image):
         target = folder / f"{case.name}_{channel:04d}{ending}"
-        if ending == ".png":
+        if ending == PNG:
             _write_png(target, array[0])
         else:
             _write_volume(target, array, spacing_mm)
@@ -160,7 +142,7 @@ def _write_image(folder: Path, case: SyntheticCase, ending: str, spacing_mm: Seq
 
 def _write_labels(target: Path, labels: np.ndarray, spacing_mm: Sequence[float]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == ".png":
+    if target.suffix == PNG:
         _write_png(target, labels[0].astype(np.uint8))
     else:
         _write_volume(target, labels.astype(np.uint8), spacing_mm)

@@ -13,9 +13,11 @@ import pytest
 from conftest import REPOSITORY
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from packages import cases, facts
 from PIL import Image
 
 from pipeline.launch import run_experiment
+from sharing import write_package
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 PLACEHOLDERS = ("/path/to/data", "/path/to/polyps", "/path/to/cxr_hannover")
@@ -24,7 +26,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
 MODULES = {"dataset.check", "dataset.export_table", "dataset.prepare", "evaluation.report", "federated.benchmark"}
-MODULES |= {"gan.benchmark", "gan.sample", "gan.throughput", "pipeline.generator_study"}
+MODULES |= {"gan.benchmark", "gan.sample", "gan.throughput", "pipeline.generator_study", "sharing.verify"}
 LINK = re.compile(r"\]\(([^)#:]+)(#[\w-]+)?\)")
 
 
@@ -227,6 +229,15 @@ def test_report_command_writes_the_report(words, tmp_path):
     ended = run([sys.executable, *words[1:]], tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "sharing.verify"], ids=ids)
+def test_verify_command_checks_a_package(words, tmp_path):
+    site = Path(words[3]).name
+    write_package(tmp_path / words[3], cases(1, site=site), facts(site=site), volumetric=False)
+    ended = run([sys.executable, *words[1:]], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert f"site {site}, 4 images" in ended.stdout and not ended.stderr
 
 
 @pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "make"], ids=ids)

@@ -77,8 +77,8 @@ def make_dataset(context: StageContext) -> None:
         cases = synthetic_cases(
             site, images, np.load(labels, mmap_mode="r"), hounsfield, settings["stack_size"], context.progress
         )
-        names, n_images, _ = write_raw_cases(target, cases, facts, images.info.volumetric)
-        pooled[site] = (names, n_images)
+        written = write_raw_cases(target, cases, facts, images.info.volumetric)
+        pooled[site] = (written.names, written.n_images)
     splits = split_synthetic(pooled, settings, context.seed)
     n_cases = sum(len(names) for names, _ in pooled.values())
     write_json(target / "dataset.json", {**read_json(target / "dataset.json"), "numTraining": n_cases})

@@ -18,9 +18,10 @@ from nnunetv2_mod import PlanSettings, adopt_plan, plan_dataset
 from pipeline.run_stage import StageContext
 from pipeline.stages.prepare import raw_dataset
 from pipeline.stages.segment import UNUSED_SPACING, shared_images
-from sharing import PackageFacts, SyntheticCase, verify_package, write_package
+from sharing import Package, PackageFacts, SyntheticCase, dataset_json, verify_package, write_package
 
 Normalisation = tuple[tuple[float, float], ...]
+PACKAGE = "package:"  # role of an input, before the site's name
 PRIVATE_GENERATOR_KEYS = ("n_images",)  # how many real images a site has is its own business
 
 
@@ -93,20 +94,20 @@ def _to_source_units(images: np.ndarray, hounsfield: Normalisation) -> np.ndarra
 
 
 def merge(context: StageContext) -> None:
-    """Verify every package, pool them, and plan the pool; reads nothing of a site but its package.
+    """Verify every package, then pool them and plan the pool; reads nothing of a site but what its manifest names.
 
     With ``plan_from=real_all`` the plan comes from pooled real data, for parity with the paper (D29).
     """
     settings = context.stage.settings
     target = context.out / "raw" / settings["dataset_name"]
-    pooled: dict[str, tuple[Sequence[str], int]] = {}
-    manifests = {}
-    for role, package in sorted(context.inputs.items()):
-        if role.startswith("package:"):
-            manifests[role] = verify_package(package)
-            pooled[role] = (_link_package(package, target), manifests[role]["n_images"])
+    roles = sorted(role for role in context.inputs if role.startswith(PACKAGE))
+    packages = {role.removeprefix(PACKAGE): verify_package(context.inputs[role]) for role in roles}
+    _check_agreement(packages, target)
+    for package in packages.values():
+        _link_package(package, target)
+    pooled = {site: (package.manifest.cases, package.manifest.n_images) for site, package in packages.items()}
     splits = split_synthetic(pooled, settings, context.seed)
-    _write_pooled_json(target, manifests)
+    _write_pooled_json(target, list(packages.values()))
     write_json(target.parent / "splits.json", splits)
     if settings["plan_from"] == "real_all":
         plans = read_json(context.inputs["plan_all"] / "plans.json")
@@ -138,30 +139,32 @@ def split_synthetic(
     return splits
 
 
-def _link_package(package: Path, target: Path) -> list[str]:
-    for file in sorted([*(package / "imagesTr").iterdir(), *(package / "labelsTr").iterdir()]):
-        link = target / file.relative_to(package)
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(os.path.relpath(file, link.parent))
-    return sorted(file.name.split(".")[0] for file in (package / "labelsTr").iterdir())
+def _link_package(package: Package, target: Path) -> None:
+    """Link the images and labels that were verified, by the names that were verified."""
+    for case in package.manifest.cases:
+        for name in (*package.manifest.images_of(case), package.manifest.labels_of(case)):
+            link = target / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(os.path.relpath(package.folder / name, link.parent))
 
 
-def _write_pooled_json(target: Path, manifests: dict[str, dict[str, Any]]) -> None:
-    first, *others = manifests.values()
-    for role, manifest in manifests.items():
+def _check_agreement(packages: Mapping[str, Package], target: Path) -> None:
+    """A package is its own site's, and all hold the same channels, labels and file type."""
+    first = next(iter(packages.values())).manifest
+    for site, package in packages.items():
+        manifest = package.manifest
+        if manifest.site != site:
+            raise InputError(f"a package of site {manifest.site}", where=package.folder, fix=f"put that of {site} here")
         for key in ("channel_names", "labels", "file_ending"):
-            if manifest[key] != first[key]:
+            if getattr(manifest, key) != getattr(first, key):
                 raise InputError(
-                    f"{role} has {key} {manifest[key]}, {first['site']} has {first[key]}",
+                    f"{site} has {key} {getattr(manifest, key)}, {first.site} has {getattr(first, key)}",
                     where=target,
                     fix="let all sites use the same channel names, label ids and file type",
                 )
-    write_json(
-        target / "dataset.json",
-        {
-            "channel_names": {str(index): name for index, name in enumerate(first["channel_names"])},
-            "labels": {"background": 0, **first["labels"]},
-            "numTraining": sum(manifest["n_cases"] for manifest in (first, *others)),
-            "file_ending": first["file_ending"],
-        },
-    )
+
+
+def _write_pooled_json(target: Path, packages: Sequence[Package]) -> None:
+    first = packages[0].manifest
+    n_cases = sum(package.manifest.n_cases for package in packages)
+    write_json(target / "dataset.json", dataset_json(first.channel_names, first.labels, n_cases, first.file_ending))

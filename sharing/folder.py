@@ -1,0 +1,180 @@
+"""A stranger's folder: listed without following anything, its files read once, within bounds, and hashed as read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+from sharing.refusal import SEND_AGAIN, PackageError, Reason, RefusedFileError, shown
+from sharing.schema import IMAGES, LABELS, MANIFEST, MAX_FILES
+from sharing.strict_json import MAX_JSON_BYTES
+
+T = TypeVar("T")
+Blocks = Iterator[bytes]
+
+BLOCK_BYTES = 2**20
+DICOM_AT, DICOM = 128, b"DICM"  # a preamble may be anything, so one file can be two
+MAX_PNG_BYTES = 2**26  # read whole; the largest image allowed has 2**25.6 bytes before compression
+MAX_VOLUME_BYTES = 2**30  # streamed; the largest volume allowed, not compressed at all
+MANIFEST_BYTES_PER_FILE = 256  # a name, a checksum and what stands between; a long list needs as many real files
+
+_NAME = re.compile(
+    r"(imagesTr/[A-Za-z0-9][A-Za-z0-9_.-]{0,90}_\d{4}\.(png|nii\.gz)"
+    r"|labelsTr/[A-Za-z0-9][A-Za-z0-9_.-]{0,90}\.(png|nii\.gz)|(manifest|dataset|privacy)\.json|CARD\.md)",
+    re.ASCII,
+)
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+CHANGED = "changed while it was checked"
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What tells that a file is still the one that was listed."""
+
+    device: int
+    inode: int
+    n_bytes: int
+    modified_ns: int
+    changed_ns: int
+
+
+def list_package(folder: Path) -> dict[str, Stamp]:
+    """The files of a package by name, slashes between folders; no link is followed and no file opened.
+
+    Raises:
+        PackageError: no folder, too many files, or a file that cannot belong to a package.
+    """
+    stamps: dict[str, Stamp] = {}
+    reasons: list[Reason] = []
+    for n_entries, (name, status) in enumerate(_entries(folder)):
+        if n_entries >= MAX_FILES:
+            raise PackageError(folder, [Reason("", f"holds more than {MAX_FILES} files")])
+        fault = _fault(name, status)
+        if fault:
+            reasons.append(Reason(name, fault))
+        if not stat.S_ISDIR(status.st_mode):
+            stamps[name] = _stamp(status)
+    if MANIFEST not in stamps:
+        reasons.append(Reason(MANIFEST, "is missing", SEND_AGAIN))
+    if reasons:
+        raise PackageError(folder, sorted(reasons, key=lambda reason: reason.file))
+    return stamps
+
+
+def examine(folder: Path, name: str, stamp: Stamp, checksum: str | None, check: Callable[[Blocks], T]) -> T:
+    """What ``check`` says about a file's blocks; the bytes it sees are those that are hashed.
+
+    Raises:
+        RefusedFileError: what ``check`` raises, another checksum, or a file that changes.
+    """
+    digest = hashlib.sha256()
+    refusal: RefusedFileError | None = None
+    with _opened(folder / name) as stream:
+        if _stamp(os.fstat(stream.fileno())) != stamp:
+            raise RefusedFileError(CHANGED, SEND_AGAIN)
+        if stream.read(DICOM_AT + len(DICOM))[DICOM_AT:] == DICOM:
+            raise RefusedFileError("is a DICOM file")
+        stream.seek(0)
+        blocks = _hashed_blocks(stream, stamp.n_bytes, digest.update)
+        try:
+            answer = check(blocks)
+        except RefusedFileError as error:
+            refusal = error
+        for _ in blocks:  # what the check left unread counts as well
+            continue
+        if _stamp(os.fstat(stream.fileno())) != stamp:
+            raise RefusedFileError(CHANGED, SEND_AGAIN)
+    if checksum is not None and digest.hexdigest() != checksum:
+        raise RefusedFileError(f"is not what its checksum {checksum} says", SEND_AGAIN)
+    if refusal is not None:
+        raise refusal
+    return answer
+
+
+def _entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    try:
+        with _opened_folder(folder, follow=True) as root:
+            for name, status in _scan(root):
+                yield name, status
+                if name in (IMAGES, LABELS) and stat.S_ISDIR(status.st_mode):
+                    with _opened_folder(folder / name, follow=False) as inner:
+                        yield from ((f"{name}/{file}", status) for file, status in _scan(inner))
+    except OSError as error:
+        reason = Reason("", f"cannot be read ({error.strerror})", "give the folder of a package")
+        raise PackageError(folder, [reason]) from error
+
+
+@contextmanager
+def _opened_folder(folder: Path, *, follow: bool) -> Iterator[int]:
+    """The receiver may name the package by a link of his own; inside it none is followed."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW))
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _scan(descriptor: int) -> Iterator[tuple[str, os.stat_result]]:
+    with os.scandir(descriptor) as entries:
+        for entry in entries:
+            yield entry.name, entry.stat(follow_symlinks=False)
+
+
+def _fault(name: str, status: os.stat_result) -> str | None:
+    """What makes an entry of the folder none of a package."""
+    kind = stat.S_IFMT(status.st_mode)
+    if kind == stat.S_IFDIR and name in (IMAGES, LABELS):
+        return None
+    if kind != stat.S_IFREG:
+        return f"is {_KINDS.get(kind, 'no regular file')}, which no package holds"
+    if status.st_nlink > 1:
+        return f"is one of {status.st_nlink} hard links to the same bytes"
+    if not _NAME.fullmatch(name):
+        return "is no name of a file in a package"
+    limit = _max_bytes(name)
+    return f"has {status.st_size} bytes, more than {limit}" if status.st_size > limit else None
+
+
+def _max_bytes(name: str) -> int:
+    if name == MANIFEST:
+        return MAX_JSON_BYTES + MANIFEST_BYTES_PER_FILE * MAX_FILES
+    if name.endswith(".png"):
+        return MAX_PNG_BYTES
+    return MAX_VOLUME_BYTES if name.endswith(".nii.gz") else MAX_JSON_BYTES
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Not through a link, and without waiting for the other end of a pipe."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise RefusedFileError(f"cannot be read ({shown(error.strerror)})", SEND_AGAIN) from error
+    with os.fdopen(descriptor, "rb") as stream:
+        yield stream
+
+
+def _hashed_blocks(stream: BinaryIO, n_bytes: int, update: Callable[[bytes], None]) -> Blocks:
+    """At most ``n_bytes``: a file that grows is not followed."""
+    while n_bytes > 0 and (block := stream.read(min(BLOCK_BYTES, n_bytes))):
+        n_bytes -= len(block)
+        update(block)
+        yield block

@@ -1,0 +1,217 @@
+"""Check a package wherever it lies: it is a stranger's, so nothing in it is followed, run, or believed unread."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from common.settings import from_dict
+from sharing.card import render_card
+from sharing.folder import MANIFEST_BYTES_PER_FILE, Blocks, Stamp, examine, list_package
+from sharing.nifti import check_volume
+from sharing.png import read_png
+from sharing.refusal import (
+    ASK,
+    MAX_REASONS,
+    SAME_RELEASE,
+    SEND_AGAIN,
+    PackageError,
+    Reason,
+    RefusedFileError,
+    shown,
+)
+from sharing.schema import (
+    CARD,
+    DATASET,
+    DOCUMENTS,
+    FIGURES,
+    LABELS,
+    MANIFEST,
+    PNG,
+    SCHEMA_VERSION,
+    Fault,
+    FilterFigures,
+    Manifest,
+    dataset_json,
+    faults_of_figures,
+    faults_of_manifest,
+    is_case_name,
+    telling_texts,
+)
+from sharing.strict_json import MAX_JSON_BYTES, parse_json
+
+T = TypeVar("T")
+NAMES_OF_MANY = ("root", "localhost")  # of users and machines; an anatomical label may be a root as well
+MIN_NAME_CHARS = 3  # a machine called "a" is in every text
+
+
+@dataclass(frozen=True)
+class Package:
+    """A package that was checked: nothing but the files that its manifest names is to be read."""
+
+    folder: Path
+    manifest: Manifest
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """A folder as it was listed; what is found in its files is found by name."""
+
+    folder: Path
+    stamps: Mapping[str, Stamp]
+
+    def examine(self, name: str, checksum: str | None, check: Callable[[Blocks], T]) -> T:
+        """As ``sharing.folder.examine``, with a refusal of the whole package."""
+        try:
+            return examine(self.folder, name, self.stamps[name], checksum, check)
+        except RefusedFileError as error:
+            raise PackageError(self.folder, [Reason(name, error.problem, error.fix)]) from error
+
+    def refuse(self, reasons: Iterable[Reason]) -> None:
+        """Raise if there is a reason; a stranger's package is not searched for thousands of them."""
+        found = list(islice(reasons, MAX_REASONS))
+        if found:
+            raise PackageError(self.folder, found)
+
+
+def verify_package(folder: Path, *, written_here: bool = False) -> Package:
+    """Check a package: its folder, its JSON, its list of files, then every file; each step trusts only those before.
+
+    Args:
+        written_here: it was written on this machine, so no text may name the machine or its user.
+
+    Raises:
+        PackageError: what the first step that found something has found.
+    """
+    listed = _Listed(folder, list_package(folder))
+    here = _names_of_here() if written_here else ()
+    manifest = _read_manifest(listed, here)
+    listed.refuse(_wrong_names(manifest, listed.stamps))
+    _read_documents(listed, manifest, here)
+    listed.refuse(_wrong_pictures(listed, manifest))
+    if list_package(folder) != listed.stamps:
+        raise PackageError(folder, [Reason("", "changed while it was checked", SEND_AGAIN)])
+    return Package(folder, manifest, sum(stamp.n_bytes for stamp in listed.stamps.values()))
+
+
+def _read_manifest(listed: _Listed, here: Sequence[str]) -> Manifest:
+    max_bytes = MAX_JSON_BYTES + MANIFEST_BYTES_PER_FILE * len(listed.stamps)
+    content = listed.examine(MANIFEST, None, lambda blocks: parse_json(b"".join(blocks), max_bytes))
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        problem = f"has schema_version {shown(version)}, not {SCHEMA_VERSION}"
+        raise PackageError(listed.folder, [Reason(MANIFEST, problem, SAME_RELEASE)])
+    manifest = _typed(listed, MANIFEST, Manifest, content)
+    listed.refuse(_reasons(MANIFEST, faults_of_manifest(manifest)))
+    listed.refuse(_telling(MANIFEST, {**content, "files": {}}, here))
+    return manifest
+
+
+def _wrong_names(manifest: Manifest, present: Mapping[str, Stamp]) -> Iterator[Reason]:
+    """Names follow from site, case numbers, channels and file ending, so none can lead elsewhere or tell anything."""
+    cases = [case for case in manifest.cases if is_case_name(case, manifest.site)]
+    of_cases = {name for case in cases for name in (*manifest.images_of(case), manifest.labels_of(case))}
+    possible = of_cases | set(DOCUMENTS)
+    for name in sorted({*manifest.files, *possible, *(present.keys() - {MANIFEST})}):
+        if name in manifest.files and name not in possible:
+            yield Reason(name, f"is in the manifest and no file of a package of site {manifest.site}")
+        elif name not in manifest.files:
+            yield Reason(name, "is not in the manifest")
+        elif name not in present:
+            yield Reason(name, "is missing", SEND_AGAIN)
+    if len(cases) != manifest.n_cases:
+        yield Reason(MANIFEST, f"has n_cases {manifest.n_cases}; {LABELS} has {len(cases)}")
+
+
+def _read_documents(listed: _Listed, manifest: Manifest, here: Sequence[str]) -> None:
+    """The other texts: two follow from the manifest, so any difference is refused."""
+    content = listed.examine(FIGURES, manifest.files[FIGURES], lambda blocks: parse_json(b"".join(blocks)))
+    figures = _typed(listed, FIGURES, FilterFigures, content)
+    listed.refuse(_reasons(FIGURES, faults_of_figures(figures, manifest.n_images)))
+    listed.refuse(_telling(FIGURES, content, here))
+    dataset = listed.examine(DATASET, manifest.files[DATASET], lambda blocks: parse_json(b"".join(blocks)))
+    expected = dataset_json(manifest.channel_names, manifest.labels, manifest.n_cases, manifest.file_ending)
+    for key in sorted({*dataset, *expected}):
+        if dataset.get(key) != expected.get(key):
+            problem = f"has {shown(key)} {shown(dataset.get(key))}; the manifest says {shown(expected.get(key))}"
+            raise PackageError(listed.folder, [Reason(DATASET, problem)])
+    card = listed.examine(CARD, manifest.files[CARD], b"".join)
+    if card != render_card(manifest, content).encode():
+        problem = "says something else than the manifest and the figures"
+        raise PackageError(listed.folder, [Reason(CARD, problem, SAME_RELEASE)])
+
+
+def _wrong_pictures(listed: _Listed, manifest: Manifest) -> Iterator[Reason]:
+    n_images = 0
+    for case in manifest.cases:
+        n_slices: dict[str, int] = {}
+        for name in (*manifest.images_of(case), manifest.labels_of(case)):
+            check = partial(_count_slices, name=name, manifest=manifest)
+            try:
+                n_slices[name] = examine(listed.folder, name, listed.stamps[name], manifest.files[name], check)
+            except RefusedFileError as error:
+                yield Reason(name, error.problem, error.fix)
+        labels = manifest.labels_of(case)
+        for name, n in n_slices.items():
+            if n != n_slices.get(labels, n):
+                yield Reason(labels, f"has {n_slices[labels]} slices; {name} has {n}")
+        n_images += max(n_slices.values(), default=0)
+    if n_images != manifest.n_images:
+        yield Reason(MANIFEST, f"has n_images {manifest.n_images}; the files hold {n_images}")
+
+
+def _count_slices(blocks: Blocks, name: str, manifest: Manifest) -> int:
+    """Check one picture; returns how many slices it has."""
+    is_label = name.startswith(f"{LABELS}/")
+    dtype = "uint8" if is_label else manifest.dtype
+    check_values = partial(_check_labels, labels=manifest.labels) if is_label else _check_finite
+    if manifest.file_ending != PNG:
+        return check_volume(blocks, manifest.image_size_px, dtype, manifest.spacing_mm, check_values)
+    n_channels = 3 if manifest.rgb and not is_label else 1
+    check_values(read_png(blocks, manifest.image_size_px, dtype, n_channels))
+    return 1
+
+
+def _check_labels(values: np.ndarray, labels: Mapping[str, int]) -> None:
+    unknown = set(np.unique(values).tolist()) - {0, *labels.values()}
+    if unknown:
+        raise RefusedFileError(f"holds the label {min(unknown)}; the manifest names {shown(sorted(labels.values()))}")
+
+
+def _check_finite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise RefusedFileError("holds a value that is not finite")
+
+
+def _typed(listed: _Listed, name: str, cls: type[T], content: Mapping[str, Any]) -> T:
+    try:
+        return from_dict(cls, content)
+    except TypeError as error:
+        raise PackageError(listed.folder, [Reason(name, shown(str(error)), SAME_RELEASE)]) from error
+
+
+def _reasons(name: str, faults: Iterable[Fault]) -> Iterator[Reason]:
+    return (Reason(name, f"has {key} {shown(value)}; it must be {wanted}", ASK) for key, value, wanted in faults)
+
+
+def _telling(name: str, content: Mapping[str, Any], here: Sequence[str]) -> Iterator[Reason]:
+    return (Reason(name, f"holds {what}: {shown(text)}") for text, what in telling_texts(content, here))
+
+
+def _names_of_here() -> tuple[str, ...]:
+    host = socket.gethostname()
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that has no name
+        user = ""
+    names = {host, host.split(".")[0], user}
+    return tuple(sorted(name for name in names if len(name) >= MIN_NAME_CHARS and name not in NAMES_OF_MANY))

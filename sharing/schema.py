@@ -1,0 +1,204 @@
+"""What a package's JSON may say: every key with its type, and the bounds of every value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from common.settings import from_dict
+from gan.settings import GanSettings
+from sharing.strict_json import strings_of
+
+SCHEMA_VERSION = 2
+MANIFEST, DATASET, FIGURES, CARD = "manifest.json", "dataset.json", "privacy.json", "CARD.md"
+DOCUMENTS = (DATASET, FIGURES, CARD)  # what the manifest lists besides images and labels
+IMAGES, LABELS = "imagesTr", "labelsTr"
+PNG, NIFTI = ".png", ".nii.gz"
+DTYPES = {PNG: ("uint8", "uint16"), NIFTI: ("float32",)}  # of images; labels are uint8
+GENERATORS: Mapping[str, type] = {"stylegan2": GanSettings}  # name -> what its settings may be
+GENERATOR_KEYS = ("name",)  # written beside the settings
+
+MAX_FILES = 200_000  # 100 000 images and their labels; each costs a receiver an open file and about 200 bytes
+MAX_IMAGE_PX = 2**24  # 4096 x 4096, a mammogram; decoded whole, 48 MiB as RGB
+MAX_PACKAGE_PX = 2**36  # 100 000 images of 512 x 512 with labels are 2**35.6; inflating so many takes minutes
+MAX_CHANNELS = 16
+MAX_LABEL_ID = 255  # labels are uint8
+MAX_SPACING_MM = 10_000.0  # nnU-Net writes 999 for images without a third axis
+MAX_DISTANCE_L2 = 4.001  # squared, between unit vectors, with rounding
+MAX_LIST_LENGTH = 32  # of a generator's setting; one entry a resolution
+
+_SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_WORD = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+_PROGRAM = re.compile(r"autoshare [0-9][A-Za-z0-9.+]{0,31}")
+_CHECKSUM = re.compile(r"[0-9a-f]{64}")
+_LABEL = re.compile(r"[^<>|`\[\]\\]{1,64}")  # of people's words, those that no Markdown reader takes for more
+_HASH = re.compile(r"[0-9A-Fa-f]{16}")
+_PATH = re.compile(r"""(?:^|[\s"'=(:,;])(?:/[\w.]|[A-Za-z]:[\\/]|\\\\\w|~\w*/|file:/)""")
+
+Fault = tuple[str, object, str]
+"""A key, its value, and what the value must be."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``manifest.json``; ``files`` (name in the package -> SHA-256) names every other file."""
+
+    schema_version: int
+    written_by: str
+    site: str
+    n_cases: int
+    n_images: int
+    image_size_px: tuple[int, int]  # (height, width)
+    dtype: str
+    channel_names: tuple[str, ...]
+    labels: dict[str, int]  # without the background
+    file_ending: str
+    spacing_mm: tuple[float, float, float]  # (through-plane, row, column)
+    intensity_space: str
+    generator: dict[str, Any]
+    files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def rgb(self) -> bool:
+        """Whether the three channels of an image lie in one file, as nnU-Net reads colour."""
+        return (self.file_ending, self.dtype, len(self.channel_names)) == (PNG, "uint8", 3)
+
+    @property
+    def cases(self) -> list[str]:
+        """Names of the cases, sorted."""
+        inside = (name.removeprefix(f"{LABELS}/") for name in self.files if name.startswith(f"{LABELS}/"))
+        return sorted(name.removesuffix(self.file_ending) for name in inside)
+
+    def images_of(self, case: str) -> list[str]:
+        """The files that hold a case's channels."""
+        n_files = 1 if self.rgb else len(self.channel_names)
+        return [f"{IMAGES}/{case}_{channel:04d}{self.file_ending}" for channel in range(n_files)]
+
+    def labels_of(self, case: str) -> str:
+        """The file that holds a case's labels."""
+        return f"{LABELS}/{case}{self.file_ending}"
+
+
+@dataclass(frozen=True)
+class FilterFigures:
+    """``privacy.json``: totals of the filter against copies."""
+
+    embedder: str
+    calibration: str
+    percentile: float
+    threshold_l2: float  # squared distance of unit vectors
+    n_sampled: int
+    n_kept: int
+    n_dropped: int
+
+
+def is_case_name(name: str, site: str) -> bool:
+    """Whether ``name`` is a site's name and a number, as every synthetic case is called."""
+    return re.fullmatch(rf"{re.escape(site)}_syn_[0-9]{{1,9}}", name) is not None
+
+
+def dataset_json(channel_names: Sequence[str], labels: Mapping[str, int], n_cases: int, ending: str) -> dict[str, Any]:
+    """nnU-Net's ``dataset.json``; it follows from the manifest."""
+    return {
+        "channel_names": {str(index): name for index, name in enumerate(channel_names)},
+        "labels": {"background": 0, **labels},
+        "numTraining": n_cases,
+        "file_ending": ending,
+    }
+
+
+def faults_of_manifest(manifest: Manifest) -> Iterator[Fault]:
+    """Values that no package of ours has."""
+    height, width = manifest.image_size_px
+    n_px = manifest.n_images * height * width * (len(manifest.channel_names) + 1)
+    names, ids = [*manifest.channel_names, *manifest.labels], list(manifest.labels.values())
+    checks: list[tuple[str, object, bool, str]] = [
+        ("written_by", manifest.written_by, bool(_PROGRAM.fullmatch(manifest.written_by)), "autoshare and its version"),
+        ("site", manifest.site, bool(_SITE.fullmatch(manifest.site)), "1 to 64 letters, digits, and _ . -"),
+        ("n_cases", manifest.n_cases, 1 <= manifest.n_cases <= manifest.n_images, "1 to the number of images"),
+        ("images and labels of pixels", n_px, n_px <= MAX_PACKAGE_PX, f"at most {MAX_PACKAGE_PX} pixels in all"),
+        ("image_size_px", manifest.image_size_px, min(height, width) >= 1, "pixels, at least 1"),
+        ("image_size_px", manifest.image_size_px, height * width <= MAX_IMAGE_PX, f"at most {MAX_IMAGE_PX} pixels"),
+        ("file_ending", manifest.file_ending, manifest.file_ending in DTYPES, f"one of {tuple(DTYPES)}"),
+        ("dtype", manifest.dtype, manifest.dtype in DTYPES.get(manifest.file_ending, ()), "what its file type holds"),
+        (
+            "channel_names",
+            len(manifest.channel_names),
+            1 <= len(manifest.channel_names) <= MAX_CHANNELS,
+            f"1 to {MAX_CHANNELS}",
+        ),
+        ("labels", ids, bool(ids) and sorted(ids) == list(range(1, len(ids) + 1)), "ids 1, 2, ... without gaps"),
+        ("labels", len(ids), len(ids) <= MAX_LABEL_ID, f"at most {MAX_LABEL_ID}"),
+        ("labels", "background", "background" not in manifest.labels, "names of other things"),
+        ("intensity_space", manifest.intensity_space, manifest.intensity_space in ("source", "normalised"), "known"),
+    ]
+    yield from ((key, value, wanted) for key, value, holds, wanted in checks if not holds)
+    for name in names:
+        if not (_LABEL.fullmatch(name) and name.isprintable()):
+            yield "channel_names, labels", name, r"1 to 64 printable characters without < > | ` [ ] \ "
+    if not all(0 < value <= MAX_SPACING_MM for value in manifest.spacing_mm):
+        yield "spacing_mm", manifest.spacing_mm, f"above 0 and at most {MAX_SPACING_MM:g} mm"
+    yield from _faults_of_generator(manifest.generator)
+    bad_sums = (sum_ for sum_ in manifest.files.values() if not _CHECKSUM.fullmatch(sum_))
+    yield from (("files", sum_, "a SHA-256 in 64 hexadecimal digits") for sum_ in bad_sums)
+
+
+def faults_of_figures(figures: FilterFigures, n_images: int) -> Iterator[Fault]:
+    """Values that no filter writes, or that contradict the number of images shared."""
+    checks: list[tuple[str, object, bool, str]] = [
+        ("embedder", figures.embedder, bool(_WORD.fullmatch(figures.embedder)), "a name"),
+        ("calibration", figures.calibration, bool(_WORD.fullmatch(figures.calibration)), "a name"),
+        ("percentile", figures.percentile, 0 <= figures.percentile <= 100, "0 to 100"),
+        ("threshold_l2", figures.threshold_l2, 0 <= figures.threshold_l2 <= MAX_DISTANCE_L2, f"0 to {MAX_DISTANCE_L2}"),
+        ("n_dropped", figures.n_dropped, figures.n_dropped >= 0, "0 or more"),
+        ("n_kept", figures.n_kept, figures.n_kept == n_images, f"the manifest's n_images, {n_images}"),
+        (
+            "n_sampled",
+            figures.n_sampled,
+            figures.n_sampled == figures.n_kept + figures.n_dropped,
+            "n_kept and n_dropped together",
+        ),
+    ]
+    yield from ((key, value, wanted) for key, value, holds, wanted in checks if not holds)
+
+
+def telling_texts(content: Any, names_of_here: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Texts that tell of a machine or of a file, and what they tell.
+
+    Args:
+        names_of_here: names of this machine and this user, where it is the one that wrote the package.
+    """
+    here = re.compile("|".join(rf"(?<!\w){re.escape(name)}(?!\w)" for name in names_of_here) or r"(?!)", re.IGNORECASE)
+    for text in strings_of(content):
+        if _PATH.search(text):
+            yield text, "an absolute path"
+        if _HASH.search(text):
+            yield text, "what may be the hash of a file"
+        if here.search(text):
+            yield text, "the name of this machine or user"
+
+
+def _faults_of_generator(generator: Mapping[str, Any]) -> Iterator[Fault]:
+    """Settings are those of a generator that is known here, so that no key can hold what nobody has looked at."""
+    name = generator.get("name")
+    if not isinstance(name, str) or name not in GENERATORS:
+        yield "generator.name", name, f"one of {sorted(GENERATORS)}"
+        return
+    settings = {key: value for key, value in generator.items() if key not in GENERATOR_KEYS}
+    try:
+        from_dict(GENERATORS[name], settings, "generator")
+    except TypeError as error:
+        yield "generator", str(error), f"the settings of {name}"
+    yield from _unplain(settings, "generator")
+
+
+def _unplain(value: Any, where: str) -> Iterator[Fault]:
+    if isinstance(value, str) and not _WORD.fullmatch(value):
+        yield where, value, "a word"
+    elif isinstance(value, list) and len(value) > MAX_LIST_LENGTH:
+        yield where, f"{len(value)} values", f"at most {MAX_LIST_LENGTH}"
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield from _unplain(item, f"{where}.{key}")

@@ -85,6 +85,9 @@ def _coerce_union(hint: Any, value: Any, where: str) -> Any:
     options = get_args(hint)
     if value is None and type(None) in options:
         return None
+    others = [option for option in options if option is not type(None)]
+    if len(others) == 1 and dataclasses.is_dataclass(others[0]) and isinstance(value, Mapping):
+        return _coerce(others[0], value, where)  # whose message names the wrong key
     for option in options:
         try:
             return _coerce(option, value, where)

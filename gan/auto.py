@@ -35,9 +35,8 @@ from common.errors import InputError
 from common.files import read_json, write_json
 from common.plan import Pair, Plan
 from common.settings import from_dict, to_dict
-from gan.settings import GanConfig, GanSettings, derive_settings
+from gan.settings import AUTO, GanConfig, GanSettings, derive_settings
 
-AUTO = "auto"
 AUTO_KEYS = ("batch_size", "channel_base", "precision")
 CHOICE = "auto.json"
 GPU_BASE, GPU_BASE_LARGE, LARGE_PX = 16384, 32768, 512

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,16 +26,35 @@ class Batches:
         positions = range(step * self.batch_size, (step + 1) * self.batch_size)
         orders = {epoch: self._order(epoch) for epoch in {position // len(self.images) for position in positions}}
         chosen = [orders[position // len(self.images)][position % len(self.images)] for position in positions]
+        return self._shown(chosen, step)
+
+    def _shown(self, chosen: Sequence[int], step: int) -> Tensor:
         batch = self.images[chosen]
         reals = torch.from_numpy(batch.astype(np.float32)) / (np.iinfo(batch.dtype).max / 2) - 1
         if self.mirror:
             draws = torch.Generator().manual_seed(derive_seed(self.seed, step, "mirror"))
-            flipped = torch.rand(self.batch_size, generator=draws) < 0.5
+            flipped = torch.rand(len(reals), generator=draws) < 0.5
             reals[flipped] = reals[flipped].flip(3)
         return reals
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(len(self.images))
+
+
+class PoissonBatches(Batches):
+    """Each image by itself with probability batch size / images, which the accountant's amplification assumes.
+
+    Whose images are in a step is part of what is secret.
+    """
+
+    def __init__(self, images: np.ndarray, settings: GanSettings, seed: int, secret: str) -> None:
+        super().__init__(images, settings, seed)
+        self.secret = secret
+
+    def at(self, step: int) -> Tensor:
+        """Those of ``step``, as many as it comes: (n, channels, height, width) in [-1, 1]."""
+        numbers = np.random.default_rng(derive_seed(self.secret, step, "sampling")).random(len(self.images))
+        return self._shown(np.flatnonzero(numbers < self.batch_size / len(self.images)).tolist(), step)
 
 
 def check_images(images: np.ndarray, settings: GanSettings) -> None:

@@ -13,7 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from common.files import write_json
 from common.settings import from_dict
 from gan.memory import keep_freed_memory
 from gan.phases import Phases
+from gan.privacy import Mechanism
 from gan.settings import GanConfig, derive_settings
 from gan.square import square_plan
 from gan.textbook import as_textbook
@@ -83,6 +84,19 @@ class Steps:
         self.phases.average_weights()
 
 
+class PrivateSteps(Steps):
+    """The same with differential privacy: the discriminator's two phases are others."""
+
+    def dmain(self, real: Tensor) -> None:
+        """Discriminator loss, every real image's gradient by itself."""
+        mechanism = Mechanism(clip_norm=1.0, noise_multiplier=1.0, sampling_rate=0.1, delta=1e-5, n_expected=len(real))
+        self.phases.private_discriminator_main(real, self.draws, mechanism, self.draws)
+
+    def dreg(self, real: Tensor) -> None:
+        """R2; ``real`` is not used."""
+        self.phases.r2(self.draws)
+
+
 def build(res: int, batch: int, channels: int, spec: Spec | Mapping[str, Any], device: str) -> Steps:
     """Networks for square images of ``res`` (a power of two) with their optimisers.
 
@@ -112,7 +126,17 @@ def build_textbook(res: int, batch: int, channels: int, spec: Spec | Mapping[str
     return steps
 
 
-IMPLEMENTATIONS: Mapping[str, Callable[..., Steps]] = {"ours": build, "textbook": build_textbook}
+def build_private(res: int, batch: int, channels: int, spec: Spec | Mapping[str, Any], device: str) -> Steps:
+    """The same networks, trained with differential privacy; no deviation over a minibatch then."""
+    spec = spec if isinstance(spec, Spec) else from_dict(Spec, spec)
+    return PrivateSteps(build(res, batch, channels, replace(spec, mbstd=1), device).phases)
+
+
+IMPLEMENTATIONS: Mapping[str, Callable[..., Steps]] = {
+    "ours": build,
+    "textbook": build_textbook,
+    "private": build_private,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -123,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.keep_memory:
         keep_freed_memory()
     spec = Spec(mb=chosen.batch, fmaps=chosen.fmaps, precision=chosen.precision)
-    names = ["ours"] if chosen.alone else list(IMPLEMENTATIONS)
+    names = ["ours", *([] if chosen.alone else ["private" if chosen.private else "textbook"])]
     case = (chosen.res, chosen.batch, chosen.channels, spec, chosen.device)
     figures: dict[str, Any] = {
         "case": {"res": chosen.res, "channels": chosen.channels, "threads": chosen.threads, **vars(spec)},
@@ -151,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--keep-memory", action="store_true", help="as a training does; for the times alone")
     parser.add_argument("--alone", action="store_true", help="without the textbook's operations beside")
+    parser.add_argument("--private", action="store_true", help="differential privacy beside, not the textbook")
     parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
     return parser
 

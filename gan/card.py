@@ -16,6 +16,7 @@ import torch
 
 from common.files import read_json, write_json, write_text
 from common.settings import to_dict
+from gan.privacy import privacy_record
 from gan.settings import GanSettings
 
 CARD, CARD_TEXT = "card.json", "card.md"
@@ -49,6 +50,7 @@ def build_card(
         "is_finished": kimg >= settings.n_steps * settings.config.batch_size / 1000 - 1e-6,
         "data": {"n_images": n_images, **size},
         "settings": to_dict(settings),
+        "privacy": privacy_record(settings, n_images, round(kimg * 1000 / settings.config.batch_size)),
         "seed": seed,
         "length": {"kimg": kimg, "planned_kimg": settings.kimg},
         "time": {
@@ -101,6 +103,7 @@ A StyleGAN2 shaped by nnU-Net's plan, with DiffAugment.{state}
 | time | {time["seconds"] / 60:.1f} min on {time["machine"]}, {_number(time["seconds_per_kimg"])} s/kimg |
 | weights | of {card["snapshot"]["kimg"]:g} kimg, rule: {card["snapshot"]["rule"]} |
 | seed | {card["seed"]} |
+| differential privacy | {_privacy_text(card["privacy"])} |
 
 ## Scores at the end of the curves
 
@@ -117,6 +120,17 @@ They say whether training is steady, not whether images may be shared: that is w
 
 {_indented(chosen)}
 """
+
+
+def _privacy_text(privacy: Mapping[str, Any] | None) -> str:
+    if privacy is None:
+        return "none: the filter is evidence that no patient was copied, and not a guarantee"
+    return (
+        f"epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:.3g} for {privacy['unit']}: noise of "
+        f"{privacy['noise_multiplier']:.3f} clipping norms of {privacy['clip_norm']:g}, sampling rate "
+        f"{privacy['sampling_rate']:.3g}, {privacy['n_steps']} steps. It covers the weights and what is made of them "
+        "alone, not labels, filter or plan; for a patient of k images epsilon is k times that"
+    )
 
 
 def _number(value: Any) -> str:

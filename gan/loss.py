@@ -22,13 +22,13 @@ def loss_as_fake(logits: Tensor) -> Tensor:
     return F.softplus(logits).mean()
 
 
-def r1_penalty(discriminator: Discriminator, reals: Tensor, augmented: Tensor) -> Tensor:
-    """Squared gradient norm of the real logits by the images before augmentation, mean over images (R1).
+def r1_penalty(discriminator: Discriminator, images: Tensor, augmented: Tensor) -> Tensor:
+    """Squared gradient norm of the logits by the images before augmentation, mean over images (R1; of fakes: R2).
 
-    ``augmented`` must be computed from ``reals``, which must require gradients.
+    ``augmented`` must be computed from ``images``, which must require gradients.
     """
     with gradients_of_activations():
-        (gradient,) = torch.autograd.grad(discriminator(augmented).sum(), reals, create_graph=True)
+        (gradient,) = torch.autograd.grad(discriminator(augmented).sum(), images, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 

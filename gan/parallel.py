@@ -78,7 +78,13 @@ ALONE = Share()
 
 
 def check_shares(settings: GanSettings, n_processes: int) -> None:
-    """InputError unless every process gets as many images, and whole minibatch-deviation groups of them."""
+    """InputError unless every process gets as many images, and whole minibatch-deviation groups of them.
+
+    Under differential privacy there is one process: how many images a step has is then known to none before.
+    """
+    if settings.config.privacy is not None and n_processes > 1:
+        problem = f"{n_processes} processes cannot share the images of a step under differential privacy"
+        raise InputError(problem, where="n_processes", fix="use 1, or generator.settings.privacy=null")
     refusal = _refusal(settings, n_processes)
     if refusal is not None:
         half = settings.config.batch_size // 2
@@ -88,6 +94,8 @@ def check_shares(settings: GanSettings, n_processes: int) -> None:
 
 def n_processes_for(settings: GanSettings, n_devices: int) -> int:
     """The largest number of processes up to ``n_devices`` that ``check_shares`` accepts; one always is."""
+    if settings.config.privacy is not None:
+        return 1
     return max((n for n in range(2, n_devices + 1) if _refusal(settings, n) is None), default=1)
 
 

@@ -14,6 +14,7 @@ from gan.loss import loss_as_fake, loss_as_real, path_lengths, r1_penalty
 from gan.model import Discriminator, Generator
 from gan.parallel import ALONE, Share
 from gan.precision import set_precision, use_tensor_cores
+from gan.privacy import Mechanism
 from gan.settings import GanSettings
 
 LARGEST_GRADIENT = 1e5
@@ -68,25 +69,47 @@ class Phases:
 
     def discriminator_main(self, reals: Tensor, draws: torch.Generator) -> Measured:
         """Dmain: the logistic loss on a batch of fakes, then on one of real images; one graph is held at a time."""
-        with torch.no_grad():
-            fakes, _ = self._fakes(draws, self.settings.config.batch_size)
-        fake_logits = self.discriminator(self._augmented(fakes, draws))
-        loss_of_fakes = loss_as_fake(fake_logits)
-        loss_of_fakes.backward()
+        loss_of_fakes, fake_logits = self._differentiate_fakes(draws)
         real_logits = self.discriminator(self._augmented(self.share.of(reals), draws))
         loss_of_reals = loss_as_real(real_logits)
         self._descend("discriminator", loss_of_reals)
-        loss = loss_of_fakes.detach() + loss_of_reals.detach()
+        loss = loss_of_fakes + loss_of_reals.detach()
         measured = {"loss_d": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
         return {name: self.share.mean(value.detach()) for name, value in measured.items()}
 
+    def private_discriminator_main(
+        self, reals: Tensor, draws: torch.Generator, mechanism: Mechanism, secret_draws: torch.Generator
+    ) -> Measured:
+        """Dmain under differential privacy: the real images' half as ``mechanism`` gives it.
+
+        Only numbers of the fakes are measured. Their half needs no clipping: by weights that are private already, it
+        is the same whatever the real images are.
+        """
+        loss_of_fakes, fake_logits = self._differentiate_fakes(draws)
+        parameters = list(self.discriminator.parameters())
+        gradients = mechanism.gradient(
+            lambda image: loss_as_real(self.discriminator(image)),
+            self._augmented(reals, draws),
+            parameters,
+            on_device(secret_draws, self.device),
+        )
+        torch._foreach_add_([parameter.grad for parameter in parameters if parameter.grad is not None], gradients)
+        self._follow_gradients("discriminator")
+        return {"loss_d_fake": loss_of_fakes, "fake_logit": fake_logits.detach().mean()}
+
     def r1(self, reals: Tensor, draws: torch.Generator) -> Measured:
         """Dreg: R1 on a batch of real images, by the images before augmentation, times the interval."""
-        config = self.settings.config
-        reals = self.share.of(reals).clone().requires_grad_(True)
-        penalty = r1_penalty(self.discriminator, reals, self._augmented(reals, draws))
-        self._descend("discriminator", penalty * (config.r1_gamma / 2 * config.r1_interval))
-        return {"r1": self.share.mean(penalty.detach())}
+        return {"r1": self._penalise_gradients(self.share.of(reals).clone(), draws)}
+
+    def r2(self, draws: torch.Generator) -> Measured:
+        """R1's place under differential privacy: the same penalty on a batch of fakes, which costs no privacy.
+
+        R2 of Mescheder, Geiger, Nowozin 2018, where either one gives local convergence (theorem 4.1). R1 would need the
+        second derivatives of every real image clipped and noised, at a second price.
+        """
+        with torch.no_grad():
+            fakes, _ = self._fakes(draws, self.settings.config.batch_size)
+        return {"r2": self._penalise_gradients(fakes, draws)}
 
     @torch.no_grad()
     def average_weights(self) -> None:
@@ -104,13 +127,33 @@ class Phases:
         noise = [self.share.of(maps) for maps in draw_noise(self.generator, n_images, on_device(draws, self.device))]
         return self.generator.synthesise(styles, noise), styles
 
+    def _differentiate_fakes(self, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The fakes' half of Dmain: its loss, whose gradient is left at the weights, and the logits."""
+        with torch.no_grad():
+            fakes, _ = self._fakes(draws, self.settings.config.batch_size)
+        logits = self.discriminator(self._augmented(fakes, draws))
+        loss = loss_as_fake(logits)
+        loss.backward()
+        return loss.detach(), logits
+
+    def _penalise_gradients(self, images: Tensor, draws: torch.Generator) -> Tensor:
+        """One step on the penalty of this process's ``images``; returns the mean over all."""
+        config = self.settings.config
+        images.requires_grad_(True)
+        penalty = r1_penalty(self.discriminator, images, self._augmented(images, draws))
+        self._descend("discriminator", penalty * (config.r1_gamma / 2 * config.r1_interval))
+        return self.share.mean(penalty.detach())
+
     def _augmented(self, images: Tensor, draws: torch.Generator) -> Tensor:
         return augment(images, self.settings.config.augment, draws, self.share)
 
     def _descend(self, name: str, loss: Tensor) -> None:
         """Follow the gradient of ``loss`` and of what was differentiated before; frees the gradients."""
-        optimizer = self.optimizers[name]
         loss.backward()
+        self._follow_gradients(name)
+
+    def _follow_gradients(self, name: str) -> None:
+        optimizer = self.optimizers[name]
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self.share.average(gradients)
         for gradient in gradients:

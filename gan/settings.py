@@ -12,6 +12,8 @@ AUGMENTATIONS = ("color", "translation", "cutout")
 SNAPSHOTS = ("heldout", "last", "fid")
 PRECISIONS = ("fp32", "bf16")
 AUTO_LENGTHS = ("images", "device")
+AUTO = "auto"
+Check = tuple[str, object, bool, str]  # name of a setting, its value, whether it is valid, what would be
 WEIGHTS = ("r1_gamma", "path_length_weight", "path_length_decay")
 COUNTS = (
     "batch_size",
@@ -27,6 +29,15 @@ COUNTS = (
 )
 MAX_EMA_KIMG = 10.0  # half-life of the weight average in the "low_shot" preset
 SHORTEST_EMA_SHARE = 0.05  # of the training, where the preset's half-life would outlast it
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """Differential privacy of the weights, one image more or less; the noise follows (``gan/privacy.py``)."""
+
+    epsilon: float = 8.0
+    delta: float | str = AUTO  # 1 / (10 images)
+    clip_norm: float = 1.0  # largest norm of what one real image adds to the discriminator's gradient
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ class GanConfig:
     snapshot: str = "heldout"  # which becomes the generator: by held-out patients; "last"; "fid", the paper's (D33)
     precision: str = "fp32"  # of the convolutions; or bf16
     auto_kimg: str = "images"  # what a length of auto means: as many kimg as images, or "device": gan/auto.py's table
+    privacy: Privacy | None = None  # differential privacy; None: the filter alone, which is evidence and no guarantee
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,7 @@ def derive_settings(plan: Plan, n_images: int, n_channels: int, kimg: float | No
 
 def _check(config: GanConfig, n_images: int) -> None:
     unknown = sorted(set(config.augment) - set(AUGMENTATIONS))
-    checks: list[tuple[str, object, bool, str]] = [
+    checks: list[Check] = [
         ("augment", unknown, not unknown, f"names out of {AUGMENTATIONS}"),
         ("snapshot", config.snapshot, config.snapshot in SNAPSHOTS, f"one of {SNAPSHOTS}"),
         ("n_images", n_images, n_images >= 2, "at least two training images"),
@@ -137,6 +149,23 @@ def _check(config: GanConfig, n_images: int) -> None:
     ]
     checks += [(name, getattr(config, name), getattr(config, name) >= 1, "at least 1") for name in COUNTS]
     checks += [(name, getattr(config, name), getattr(config, name) >= 0, "0 or more") for name in WEIGHTS]
+    checks += _privacy_checks(config)
     for name, value, valid, expected in checks:
         if not valid:
             raise InputError(f"{value!r} is not allowed", where=f"generator.settings.{name}", fix=f"use {expected}")
+
+
+def _privacy_checks(config: GanConfig) -> list[Check]:
+    """Under differential privacy no number but the noisy gradient may depend on a real image."""
+    if config.privacy is None:
+        return []
+    privacy, group, rule = config.privacy, config.minibatch_std_group, config.snapshot
+    delta_is_valid = privacy.delta == AUTO or (isinstance(privacy.delta, float) and 0 < privacy.delta < 1)
+    return [
+        ("privacy.epsilon", privacy.epsilon, 0 < privacy.epsilon < math.inf, "a number above 0"),
+        ("privacy.delta", privacy.delta, delta_is_valid, "auto or a number between 0 and 1"),
+        ("privacy.clip_norm", privacy.clip_norm, 0 < privacy.clip_norm < math.inf, "a number above 0"),
+        # a deviation over several images would make the gradient of one depend on the others: none could be bounded
+        ("minibatch_std_group", group, group == 1, "1 with privacy: a gradient is then that of one image"),
+        ("snapshot", rule, rule == "last", "last with privacy: the other rules look at real images"),
+    ]

@@ -37,10 +37,11 @@ from gan.alarms import (
     seed_of_attempt,
     write_alarms,
 )
-from gan.batches import Batches
+from gan.batches import Batches, PoissonBatches
 from gan.parallel import ALONE, Share
-from gan.phases import Phases
+from gan.phases import Measured, Phases
 from gan.pictures import INTERPOLATION, SHEET, draw_interpolation, draw_sheet, write_pictures
+from gan.privacy import derive_mechanism, new_secret, privacy_record
 from gan.schedule import NEVER, GaugeSchedule, derive_schedule, snapshot_interval
 from gan.settings import GanSettings
 from gan.snapshots import (
@@ -61,7 +62,7 @@ CHECKPOINT = "training.safetensors"
 RESULT = "generator.safetensors"
 CURVES = "curves.jsonl"
 N_CURVE_POINTS = 200
-CURVE_KEYS = ("step", "unit", "loss_g", "loss_d", "r1", "path_length", "real_logit", "fake_logit")
+CURVE_KEYS = ("step", "unit", "loss_g", "loss_d", "r1", "path_length", "real_logit", "fake_logit", "loss_d_fake", "r2")
 
 
 class Training:
@@ -78,8 +79,11 @@ class Training:
     ) -> None:
         self.batches, self.settings, self.seed, self.gauge, self.share = batches, settings, seed, gauge, share
         self.dtype = str(batches.images.dtype)
+        self.mechanism = derive_mechanism(settings, len(batches.images))
+        if self.mechanism is not None:
+            self._set_secret(new_secret())
         self.schedule = NEVER
-        if gauge is not None:
+        if gauge is not None and self.mechanism is None:  # scores would tell of real images
             self.schedule = derive_schedule(settings, gauge.seconds_per_image, gauge.n_references, device.type)
             if self.schedule == NEVER:
                 log.info("%g kimg are too short for a gauge: none, and the last snapshot is taken", settings.kimg)
@@ -101,16 +105,16 @@ class Training:
         if attempt:
             self.batches = Batches(self.batches.images, self.settings, seed_of_attempt(self.seed, attempt))
 
+    def _set_secret(self, secret: str) -> None:
+        self.batches = PoissonBatches(self.batches.images, self.settings, self.seed, secret)
+
     def advance(self) -> None:
         """One step: generator, path length every few steps, discriminator, R1 every few steps, weight average."""
         config, phases = self.settings.config, self.phases
-        reals = self.batches.at(self.step).to(phases.device)
         measured = phases.generator_main(self._draws("generator"))
         if self.step % config.path_length_interval == 0:
             measured |= phases.path_length(self._draws("path length"))
-        measured |= phases.discriminator_main(reals, self._draws("discriminator"))
-        if self.step % config.r1_interval == 0:
-            measured |= phases.r1(reals, self._draws("r1"))
+        measured |= self._update_discriminator(self.step % config.r1_interval == 0)
         phases.average_weights()
         self.step += 1
         values = torch.stack(list(measured.values())).tolist()  # one wait for the device
@@ -119,6 +123,17 @@ class Training:
         every = max(1, self.settings.n_steps // N_CURVE_POINTS)
         if self.step % every == 0 or self.step == self.settings.n_steps:
             self.rows.append({"step": self.kimg_at(self.step), "unit": "kimg", **self.measured})
+
+    def _update_discriminator(self, is_penalised: bool) -> Measured:
+        phases, draws = self.phases, self._draws("discriminator")
+        reals = self.batches.at(self.step).to(phases.device)
+        if self.mechanism is None:
+            measured = phases.discriminator_main(reals, draws)
+            return measured | (phases.r1(reals, self._draws("r1")) if is_penalised else {})
+        assert isinstance(self.batches, PoissonBatches)
+        secret_draws = torch.Generator().manual_seed(derive_seed(self.batches.secret, self.step, "noise"))
+        measured = phases.private_discriminator_main(reals, draws, self.mechanism, secret_draws)
+        return measured | (phases.r2(self._draws("r1")) if is_penalised else {})
 
     def kimg_at(self, step: int) -> float:
         """Thousand images shown after ``step`` steps."""
@@ -159,6 +174,8 @@ class Training:
 
     def _gauged(self) -> tuple[dict[str, float], float | None]:
         """The scores, where this snapshot is to have some, and the samples' diversity, where it was measured."""
+        if self.mechanism is not None:
+            return {}, None
         dtype = self.batches.images.dtype
         if self.gauge is None or not self.schedule.every:
             samples = draw_fixed_samples(self.phases.average, self.seed, N_COMPARED, dtype)
@@ -197,8 +214,9 @@ class Training:
         record = alarm_record(failure, attempt, kimg, self.kimg_at(self.step), rows)
         self.alarms = [*self.alarms, record]
         write_alarms(self.alarms, out)
-        if attempt + 1 >= N_ATTEMPTS:
-            raise RuntimeError(f"{failure} (attempt {attempt + 1} of {N_ATTEMPTS}; see {out / ALARMS})") from failure
+        n_attempts = N_ATTEMPTS if self.mechanism is None else 1  # each would spend the same epsilon again
+        if attempt + 1 >= n_attempts:
+            raise RuntimeError(f"{failure} (attempt {attempt + 1} of {n_attempts}; see {out / ALARMS})") from failure
         log.warning(
             "alarm at %g kimg: %s. Back to %g kimg with other random numbers (attempt %d of %d). The curve so far: %s",
             *(kimg, failure, self.kimg_at(self.step), attempt + 2, N_ATTEMPTS, record["curve"]),
@@ -223,6 +241,8 @@ class Training:
             "health": to_dict(self.health),
             "schedule": to_dict(self.schedule),
         }
+        if isinstance(self.batches, PoissonBatches):
+            state_of_run["secret"] = self.batches.secret
         metadata = {**state_of_run, "settings": to_dict(self.settings), "seed": self.seed, "dtype": self.dtype}
         save_tensors(out / CHECKPOINT, phases_to_tensors(self.phases), metadata)
 
@@ -245,6 +265,8 @@ class Training:
         self.candidates = [from_dict(Candidate, one) for one in metadata["candidates"]]
         self.schedule = from_dict(GaugeSchedule, metadata["schedule"])
         self._set_attempt(metadata["attempt"])
+        if self.mechanism is not None:
+            self._set_secret(metadata["secret"])
 
     def choose(self, out: Path) -> dict[str, Any]:
         """Make the chosen snapshot's weights the averaged ones, draw its pictures; returns which it is and why."""
@@ -265,6 +287,7 @@ class Training:
         """The averaged generator, and which snapshot it is."""
         metadata = {"settings": to_dict(self.settings), "seed": self.seed, "dtype": self.dtype}
         metadata |= {"snapshot": dict(chosen), "n_alarms": len(self.alarms)}
+        metadata |= {"privacy": privacy_record(self.settings, len(self.batches.images), self.step)}
         save_tensors(out / RESULT, self.phases.average.state_dict(), metadata)
         remove_state(out)
 
@@ -284,4 +307,5 @@ def remove_state(out: Path) -> None:
 
 def _ordered(row: Mapping[str, float | str]) -> dict[str, float | str]:
     """A row of losses or of scores in an order that a checkpoint's JSON does not change."""
-    return {key: row[key] for key in (CURVE_KEYS if "loss_g" in row else ("step", "unit", *sorted(row)))}
+    keys = [key for key in CURVE_KEYS if key in row] if "loss_g" in row else ("step", "unit", *sorted(row))
+    return {key: row[key] for key in keys}

@@ -40,9 +40,15 @@ images of different patients are to each other.
 | kept | {n_kept} |
 | threshold (squared distance of unit vectors) | {threshold_l2:.6g} |
 
-This filter is evidence, not a guarantee: the generator was trained without differential privacy, and a copy that the
-features do not recognise would pass.
+This filter is evidence, not a guarantee: a copy that the features do not recognise would pass. {guarantee}
 """
+WITHOUT_PRIVACY = "The generator was trained without differential privacy."
+WITH_PRIVACY = """
+
+The generator's weights were trained with differential privacy: epsilon {epsilon:g}, delta {delta}, for one image added
+or removed; a patient with k images has k times that epsilon. This covers the generated images. It does not cover the
+labels, which come from a network trained without it, nor the plan, nor which images the filter kept and its figures."""
+AUTO_DELTA = "a tenth of one over the number of training images"
 
 
 def render_card(manifest: Manifest, figures: Mapping[str, Any]) -> str:
@@ -60,5 +66,15 @@ def render_card(manifest: Manifest, figures: Mapping[str, Any]) -> str:
             manifest.intensity_space
         ],
         written_by=manifest.written_by,
+        guarantee=_guarantee(manifest.generator),
         **figures,
     )
+
+
+def _guarantee(generator: Mapping[str, Any]) -> str:
+    """What the generator's settings, as its training resolved them, say of differential privacy."""
+    asked = generator.get("config", {}).get("privacy")
+    if asked is None:
+        return WITHOUT_PRIVACY
+    delta = AUTO_DELTA if asked["delta"] == "auto" else f"{asked['delta']:g}"
+    return WITH_PRIVACY.format(epsilon=asked["epsilon"], delta=delta)

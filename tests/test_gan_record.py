@@ -63,7 +63,7 @@ def test_the_card_says_what_how_long_and_how_good_and_names_nobody(tmp_path: Pat
     assert "5 images, 10 x 16 px, 3 channels" in text and "python -m gan.sample" in text
     assert str(tmp_path) not in text + json.dumps(card)
     assert set(card) == {
-        *("schema_version", "generator", "is_finished", "data", "settings", "seed"),
+        *("schema_version", "generator", "is_finished", "data", "settings", "privacy", "seed"),
         *("length", "time", "scores", "snapshot"),
     }
     assert set(card["time"]) == {"seconds", "seconds_per_kimg", "machine"} and "threads" in card["time"]["machine"]

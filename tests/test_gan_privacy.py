@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from packages import cases, facts
 from scipy import stats
 from test_gan_training import TINY, Stop, contents, noise_images, stop_after, tiny_settings
 from torch import Tensor
@@ -35,7 +36,7 @@ from gan.settings import GanConfig, GanSettings, Privacy
 from gan.textbook import as_textbook
 from gan.train import train
 from gan.training import CHECKPOINT, CURVES, RESULT, Training
-from sharing.card import render_card
+from sharing import verify_package, write_package
 
 PRIVATE = GanConfig(
     **{
@@ -294,14 +295,13 @@ def test_an_attacker_with_a_canary_never_proves_more_than_epsilon() -> None:
     assert audited_epsilon(mechanism.noise_multiplier) <= 1.0 < audited_epsilon(mechanism.noise_multiplier / 10)
 
 
-def test_the_packages_card_says_whether_there_is_privacy_and_what_it_does_not_cover() -> None:
-    content = {
-        **{"site": "A", "n_images": 4, "n_cases": 4, "channel_names": ["grey"], "labels": {"lung": 1}},
-        **{"file_ending": ".png", "spacing_mm": [1.0], "intensity_space": "source", "written_by": "autoshare"},
-    }
-    filtered = {"embedder": "e", "percentile": 5.0, "threshold_l2": 0.1, "n_sampled": 5, "n_kept": 4, "n_dropped": 1}
-    without = render_card({**content, "generator": {"name": "stylegan2", **to_dict(tiny_settings())}}, filtered)
-    private = render_card({**content, "generator": {"name": "stylegan2", **to_dict(settings())}}, filtered)
-    assert "was trained without differential privacy" in without and "epsilon" not in without
-    assert "epsilon 4" in private and "labels" in private.split("epsilon 4")[1]
-    assert "evidence, not a guarantee" in without and "evidence, not a guarantee" in private
+def test_the_packages_card_says_whether_there_is_privacy_and_what_it_does_not_cover(tmp_path: Path) -> None:
+    texts = {}
+    for name, trained in (("without", tiny_settings()), ("private", settings())):
+        generator = {"name": "stylegan2", **to_dict(trained)}
+        write_package(tmp_path / name, cases(1), replace(facts(), generator=generator), volumetric=False)
+        verify_package(tmp_path / name)
+        texts[name] = (tmp_path / name / "CARD.md").read_text()
+    assert "was trained without differential privacy" in texts["without"] and "epsilon" not in texts["without"]
+    assert "epsilon 4" in texts["private"] and "labels" in texts["private"].split("epsilon 4")[1]
+    assert all("evidence, not a guarantee" in text for text in texts.values())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import logging
 import multiprocessing
 import statistics
 import sys
@@ -44,7 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
-    logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory(prefix="federated-benchmark-") as folder:
         figures = {
             **measure_aggregation(Path(folder), int(chosen.floats), chosen.sites, chosen.repeats),

@@ -7,7 +7,6 @@ one process, beside the roofs of the machine measured in the same run. ``build``
 from __future__ import annotations
 
 import argparse
-import logging
 import multiprocessing
 import statistics
 import sys
@@ -29,13 +28,12 @@ from common.settings import from_dict
 from gan.memory import keep_freed_memory
 from gan.phases import Phases
 from gan.privacy import Mechanism
-from gan.settings import GanConfig, derive_settings
-from gan.square import square_plan
+from gan.settings import GanConfig
+from gan.square import square_settings
 from gan.textbook import as_textbook
 
 PHASES = ("gmain", "greg", "dmain", "dreg")
 INTERVALS = {"gmain": 1, "greg": 4, "dmain": 1, "dreg": 16, "ema": 1}  # a phase's share of an iteration is 1 / interval
-MANY_IMAGES = 1000  # of a training that is never finished
 
 
 @dataclass(frozen=True)
@@ -114,8 +112,7 @@ def build(res: int, batch: int, channels: int, spec: Spec | Mapping[str, Any], d
         precision=spec.precision,
         ema_kimg=spec.ema_kimg,
     )
-    settings = derive_settings(square_plan(res), MANY_IMAGES, channels, None, config)
-    return Steps(Phases(settings, 0, torch.device(device)))
+    return Steps(Phases(square_settings(res, channels, config), 0, torch.device(device)))
 
 
 def build_textbook(res: int, batch: int, channels: int, spec: Spec | Mapping[str, Any], device: str) -> Steps:
@@ -143,7 +140,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and print; with ``--out`` the figures also go to a JSON file."""
     chosen = _parser().parse_args(arguments)
     torch.set_num_threads(chosen.threads)
-    logging.disable(logging.WARNING)
     if chosen.keep_memory:
         keep_freed_memory()
     spec = Spec(mb=chosen.batch, fmaps=chosen.fmaps, precision=chosen.precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -23,6 +24,13 @@ LONGEST = (*ON_RAY, "test_experiment")  # minutes each
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with what lasts longest."""
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture(autouse=True)
+def _logging_stays_on() -> Iterator[None]:
+    """A call that silences the whole process would also silence the tests after it, and its user's program."""
+    yield
+    assert logging.root.manager.disable < logging.WARNING, "left logging disabled"
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.bootstrap import drawn_counts, percentile_interval
+
 N_RESAMPLES = 200
 KERNEL_DEGREE, KERNEL_OFFSET = 3, 1.0
 
@@ -137,13 +139,12 @@ def _draws(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How often each image is drawn: (n_resamples, n_a) and (n_resamples, n_b)."""
     rng = np.random.default_rng(seed)
-    draws_a = rng.multinomial(n_a, np.full(n_a, 1 / n_a), n_resamples)
+    draws_a = drawn_counts(n_a, n_resamples, rng)
     if owners_b is None:
-        return draws_a, rng.multinomial(n_b, np.full(n_b, 1 / n_b), n_resamples)
+        return draws_a, drawn_counts(n_b, n_resamples, rng)
     names, owner = np.unique(np.asarray(owners_b), return_inverse=True)
-    return draws_a, rng.multinomial(len(names), np.full(len(names), 1 / len(names)), n_resamples)[:, owner]
+    return draws_a, drawn_counts(len(names), n_resamples, rng)[:, owner]
 
 
 def _estimate(value: float, resampled: np.ndarray) -> Estimate:
-    low, high = np.percentile(resampled - resampled.mean() + value, (2.5, 97.5))
-    return Estimate(value, float(resampled.std(ddof=1)), float(low), float(high))
+    return Estimate(value, float(resampled.std(ddof=1)), *percentile_interval(resampled, value))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.bootstrap import drawn_counts
 from common.seeds import derive_seed
 from evaluation.segmentation import METRICS
 
@@ -99,7 +100,7 @@ def bootstrap_means(
 @lru_cache(maxsize=32)  # eight sites by four metrics: hundreds of models draw the same cases
 def _drawn_counts(n: int, seed: int, n_resamples: int) -> np.ndarray:
     """How often each of ``n`` units is drawn in each resample; (n_resamples, n)."""
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=n_resamples).astype(np.int32)
+    drawn = drawn_counts(n, n_resamples, np.random.default_rng(seed)).astype(np.int32)
     drawn.flags.writeable = False
     return drawn
 

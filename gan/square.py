@@ -1,4 +1,4 @@
-"""The plan of the standard architecture, for measurements that have no dataset to plan from."""
+"""The standard architecture, for measurements that have no dataset to plan from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 
 from common.errors import InputError
 from common.plan import Pair, Plan
+from gan.settings import GanConfig, GanSettings, derive_settings
 
 BOTTLENECK_PX = 4
 
@@ -23,3 +24,8 @@ def square_plan(size_px: int) -> Plan:
     kernels: tuple[Pair, ...] = ((3, 3),) * len(strides)
     scheme = ("ZScoreNormalization",)
     return Plan((size_px, size_px), strides, kernels, (1.0, 1.0), (0, 1, 2), scheme, (False,), ({},), 2)
+
+
+def square_settings(size_px: int, n_channels: int, config: GanConfig) -> GanSettings:
+    """Of the standard architecture, to compute with and not to train to an end."""
+    return derive_settings(square_plan(size_px), 2, n_channels, 1.0, config)

@@ -21,8 +21,8 @@ from common.errors import InputError
 from gan.model import Generator
 from gan.passes import Passes
 from gan.sample import open_generator
-from gan.settings import GanConfig, derive_settings
-from gan.square import square_plan
+from gan.settings import GanConfig
+from gan.square import square_settings
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _timed(work: Callable[[], None], device: torch.device) -> float:
 def _network(chosen: argparse.Namespace) -> Generator:
     if chosen.checkpoint:
         return open_generator(chosen.checkpoint, chosen.device).network
-    settings = derive_settings(square_plan(chosen.res), 2, 1, None, GanConfig(channel_base=chosen.base))
+    settings = square_settings(chosen.res, 1, GanConfig(channel_base=chosen.base))
     return Generator(settings).eval().requires_grad_(False).to(chosen.device)
 
 

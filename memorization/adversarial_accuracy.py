@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.bootstrap import drawn_counts, percentile_interval
 from common.seeds import derive_seed
 from memorization.evidence import CANDIDATES, Evidence, Figure
 from memorization.index import nearest
-from memorization.resampling import N_RESAMPLES, bootstrap_weights, equal_subsamples, percentile_interval
+from memorization.resampling import N_RESAMPLES, bootstrap_weights, equal_subsamples
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def privacy_loss_figure(evidence: Evidence) -> Figure:
         of_train,
         bootstrap_weights([evidence.heldout_patients[i] for i in heldout], N_RESAMPLES, derive_seed(seed, "heldout")),
         bootstrap_weights([evidence.train_patients[i] for i in train], N_RESAMPLES, derive_seed(seed, "train")),
-        np.random.default_rng(derive_seed(seed, "generated")).multinomial(m, np.full(m, 1 / m), N_RESAMPLES),
+        drawn_counts(m, N_RESAMPLES, np.random.default_rng(derive_seed(seed, "generated"))),
     )
     low, high = percentile_interval(resampled, float(value[0]))
     return Figure(float(value[0]), low, high, interval="bootstrap over patients and generated images", baseline=0.0)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.bootstrap import percentile_interval
 from common.seeds import derive_seed
 from memorization.evidence import CANDIDATES, Evidence, Figure
 from memorization.index import nearest
-from memorization.resampling import N_RESAMPLES, bootstrap_weights, clopper_pearson, percentile_interval
+from memorization.resampling import N_RESAMPLES, bootstrap_weights, clopper_pearson
 
 
 def authentic(train: np.ndarray, images: np.ndarray) -> np.ndarray:

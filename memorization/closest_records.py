@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.bootstrap import percentile_interval
 from common.seeds import derive_seed
 from memorization.evidence import CANDIDATES, Evidence, Figure
 from memorization.index import nearest
@@ -16,7 +17,6 @@ from memorization.resampling import (
     N_RESAMPLES,
     clopper_pearson,
     equal_subsamples,
-    percentile_interval,
     random_patients,
     relabelling_p,
 )

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.bootstrap import drawn_counts, percentile_interval
 from common.errors import InputError
 from common.seeds import derive_seed
 from memorization.evidence import CANDIDATES, Evidence, Figure
 from memorization.index import nearest
-from memorization.resampling import N_RESAMPLES, bootstrap_weights, percentile_interval
+from memorization.resampling import N_RESAMPLES, bootstrap_weights
 from memorization.roc import area_under_curve, levels_of
 
 N_CELLS = 3
@@ -122,7 +123,7 @@ def _resampled(evidence: Evidence, cells: Sequence[_Cell]) -> np.ndarray:
     """C_T of every resample; a cell that lost one of its sides has no say in it."""
     seed, m = derive_seed(evidence.seed, "copying"), len(evidence.generated)
     of_heldout = bootstrap_weights(evidence.heldout_patients, N_RESAMPLES, derive_seed(seed, "heldout")).astype(float)
-    drawn = np.random.default_rng(derive_seed(seed, "generated")).multinomial(m, np.full(m, 1 / m), N_RESAMPLES)
+    drawn = drawn_counts(m, N_RESAMPLES, np.random.default_rng(derive_seed(seed, "generated")))
     values = [_resample(cells, heldout, generated) for heldout, generated in zip(of_heldout, drawn, strict=True)]
     return np.array([value for value in values if not np.isnan(value)])
 

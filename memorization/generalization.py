@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.bootstrap import percentile_interval
 from common.seeds import derive_seed
 from memorization.evidence import Evidence, Figure
-from memorization.resampling import equal_subsamples, percentile_interval, random_patients, relabelling_p
+from memorization.resampling import equal_subsamples, random_patients, relabelling_p
 
 N_SUBSAMPLES = 3  # each costs two distances
 N_RELABELLINGS = 99  # each costs two distances; p is at least 1 / 100

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.bootstrap import percentile_interval
 from common.errors import InputError
 from common.seeds import derive_seed
 from memorization.evidence import Evidence, Figure
-from memorization.resampling import N_RESAMPLES, bootstrap_weights, percentile_interval
+from memorization.resampling import N_RESAMPLES, bootstrap_weights
 
 N_STEPS, STEP_SIZE = 50, 0.5  # of Adam, as in the authors' package fld
 DECAYS, DIVISOR_OFFSET = (0.9, 0.999), 1e-8

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from common.bootstrap import percentile_interval
 from common.errors import InputError
 from common.seeds import derive_seed
 from memorization.evidence import Evidence, Figure
@@ -18,7 +19,6 @@ from memorization.membership_attacks import ATTACKS
 from memorization.resampling import (
     N_RESAMPLES,
     bootstrap_weights,
-    percentile_interval,
     random_patients,
     relabelling_p,
 )

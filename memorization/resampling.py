@@ -1,4 +1,4 @@
-"""Draws of patients and intervals: images of one patient are no independent evidence."""
+"""Draws of patients and exact intervals: images of one patient are no independent evidence."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from common.bootstrap import drawn_counts
 from common.seeds import derive_seed
 
 N_RESAMPLES = 1000
@@ -15,8 +16,7 @@ LEVEL = 0.95
 def bootstrap_weights(patients: Sequence[str], n_resamples: int, seed: int) -> np.ndarray:
     """How often each image counts when patients are drawn with replacement; (n_resamples, n)."""
     names, owner = np.unique(np.asarray(patients), return_inverse=True)
-    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), n_resamples)
-    return np.asarray(drawn[:, owner])
+    return np.asarray(drawn_counts(len(names), n_resamples, np.random.default_rng(seed))[:, owner])
 
 
 def random_patients(patients: Sequence[str], n_chosen: int, n_draws: int, seed: int) -> np.ndarray:
@@ -49,13 +49,6 @@ def _positions(patients: Sequence[str], size: int, seed: int) -> np.ndarray:
         return np.arange(size)
     place = np.random.default_rng(seed).permutation(len(names))
     return np.sort(np.argsort(place[owner], kind="stable")[:size])
-
-
-def percentile_interval(resampled: np.ndarray, centre: float) -> tuple[float, float]:
-    """The middle 95 % of the resampled values, moved so that their mean is ``centre``."""
-    tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(resampled - resampled.mean() + centre, (tail, 100 - tail))
-    return float(low), float(high)
 
 
 def clopper_pearson(count: float, n: int) -> tuple[float, float]:

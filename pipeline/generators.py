@@ -1,4 +1,8 @@
-"""The generators an experiment can name. A new one is a room with this interface, an entry here and one YAML."""
+"""The generators an experiment can name.
+
+A new one is a room with this interface, an entry here, one for its settings in ``sharing.schema.GENERATORS`` (packages
+are checked by them) and one YAML.
+"""
 
 from __future__ import annotations
 

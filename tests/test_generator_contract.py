@@ -12,6 +12,7 @@ from common.plan import Plan
 from common.progress import silent
 from pipeline.generators import GENERATORS, find_generator
 from pipeline.store import VOLATILE
+from sharing.schema import GENERATORS as SETTINGS_OF_GENERATORS
 
 SMALL = {"stylegan2": {"channel_base": 128, "channel_max": 8, "z_dim": 8, "w_dim": 8, "batch_size": 4}}
 KIMG = 0.02
@@ -42,6 +43,10 @@ def contents(folder: Path, without: tuple[str, ...] = ()) -> dict[str, bytes]:
     """Every file by its relative name; ``without``: files and folders of these names."""
     files = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
     return {str(name): path.read_bytes() for name, path in files.items() if not set(without) & set(name.parts)}
+
+
+def test_a_package_of_every_generator_can_be_checked() -> None:
+    assert SETTINGS_OF_GENERATORS.keys() == GENERATORS.keys()
 
 
 @pytest.mark.parametrize("name", sorted(GENERATORS))

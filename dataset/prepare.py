@@ -15,15 +15,13 @@ import importlib.util
 import logging
 import os
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from common.errors import InputError
-from common.progress import Progress
+from common.progress import shown_progress
 from dataset.about import About, load_about
 from dataset.importer import Importer
 from dataset.key_values import describe_fields, settings_from_text, split_arguments
@@ -41,7 +39,6 @@ IMPORTERS = {  # name -> module with a constant IMPORTER; imported when asked fo
     "chexpert": "dataset.chexpert",
     "rsna_ich": "dataset.rsna_ich",
 }
-_LINE_INTERVAL_S = 10.0  # where there is no terminal: one line this often
 _WHERE = "python -m dataset.prepare"
 
 
@@ -73,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         importer, about = load_importer(parsed.name)
         options: Any = settings_from_text(importer.options, split_arguments(parsed.settings, _WHERE), _WHERE)
-        with _shown_progress() as progress:
+        with shown_progress() as progress:
             prepared = prepare_source(importer, parsed.raw, parsed.out, options, about, parsed.workers, progress)
     except InputError as error:
         sys.stderr.write(f"{error}\n")
@@ -122,44 +119,6 @@ def _load_file(path: Path) -> ModuleType:
     sys.modules[path.stem] = module  # dataclasses look up the types of their fields there
     spec.loader.exec_module(module)
     return module
-
-
-@contextmanager
-def _shown_progress() -> Iterator[Progress]:
-    """A bar with the time left on a terminal, a log line now and then elsewhere."""
-    if not sys.stderr.isatty():
-        yield _logged_progress()
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True)) as bars:
-        rows = {}
-
-        def show(done: float, total: float, unit: str) -> None:
-            if unit not in rows:
-                rows[unit] = bars.add_task(f"{unit}s" if " " not in unit else unit.replace(" ", "s ", 1))
-            bars.update(rows[unit], completed=done, total=total)
-
-        yield show
-
-
-def _logged_progress() -> Progress:
-    started: dict[str, float] = {}
-    last = time.monotonic()
-
-    def show(done: float, total: float, unit: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        began = started.setdefault(unit, now)
-        if done == total or now - last > _LINE_INTERVAL_S:
-            left_s = (now - began) * (total - done) / max(done, 1)
-            log.info("%s: %d of %d%s", unit, done, total, f", {left_s:.0f} s left" if done < total else "")
-            last = now
-
-    return show
 
 
 if __name__ == "__main__":

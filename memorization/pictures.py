@@ -62,7 +62,7 @@ def draw_nearest_pairs(
         real = references.images[result.neighbours[row, 0]]
         real = real[..., ::-1] if result.mirrored[row, 0] else real
         for axis, image in zip(axes[:, column], (samples.images[row], real), strict=True):
-            axis.imshow(_displayed(image), cmap="gray", vmin=0, vmax=1)
+            axis.imshow(displayed(image), cmap="gray", vmin=0, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
         verdict = "kept" if result.kept[row] else "dropped"
@@ -78,7 +78,7 @@ def _threshold_label(calibration: Calibration) -> str:
     return f"threshold {calibration.threshold_l2:.3g} (drops {calibration.expected_drop:.1%} of real images)"
 
 
-def _displayed(image: np.ndarray) -> np.ndarray:
+def displayed(image: np.ndarray) -> np.ndarray:
     """(channels, height, width) integers to (height, width) or RGB in [0, 1]; of other channel counts the first."""
     scaled = image.astype(np.float32) / np.iinfo(image.dtype).max
     return np.moveaxis(scaled, 0, -1) if len(scaled) == 3 else scaled[0]

@@ -1,0 +1,167 @@
+"""Audit the filter on a site's images: ``python -m memorization.audit --site-images <folder> --out <folder>``.
+
+Plants copies of the site's own images under many kinds of change and reports what the filter finds of them, and how
+many honest images it drops. The folder holds PNG, JPEG or TIFF images, or is an autoshare image set (the artifact of a
+``slices`` stage). Everything written stays at the site: the sheet of copies shows patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import InputError
+from common.files import write_json, write_text
+from common.image_set import load_image_set
+from common.progress import shown_progress
+from common.settings import to_dict
+from memorization.audit_report import as_markdown, draw_copies, draw_recall
+from memorization.embedders import EMBEDDERS, build_embedder
+from memorization.embedding_scorer import EmbeddingScorer
+from memorization.likeness import Scorer
+from memorization.planted import KINDS, Kind, plant
+from memorization.planted_audit import FilterAudit, audit_paper_rule, audit_scorers
+from memorization.registration.scorer import RegistrationScorer
+
+log = logging.getLogger(__name__)
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+EMBEDDER_BATCH = 32
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Audit and write; 2 where the input cannot be audited."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    chosen = _parser().parse_args(arguments)
+    try:
+        images, patients = read_site_images(chosen.site_images, chosen.patient, chosen.size_px)
+        audits = _audit(chosen, images, patients)
+    except InputError as error:
+        log.error("%s", error)
+        return 2
+    write_audit(chosen.out, audits, len(images), len(set(patients)))
+    draw_copies(chosen.out / "copies.png", {kind.name: _example(kind, images, chosen.seed) for kind in KINDS})
+    sys.stdout.write((chosen.out / "audit.md").read_text(encoding="utf-8"))
+    return 0
+
+
+def read_site_images(folder: Path, patient: str, size_px: int) -> tuple[np.ndarray, list[str]]:
+    """Images (n, channels, size, size) and the patient of each.
+
+    Args:
+        patient: regular expression whose first group, in a file's name without ending, is the patient.
+
+    Raises:
+        InputError: no images, one that cannot be read, or a name in which the expression finds no patient.
+    """
+    if (folder / "index.json").is_file():
+        stored = load_image_set(folder)
+        return stored.images, [str(entry.patient) for entry in stored.entries]
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
+    if not files:
+        raise InputError(f"no image ({', '.join(ENDINGS)})", where=folder, fix="name the folder of the site's images")
+    images = [_read(path, size_px) for path in files]
+    channels = {image.shape[0] for image in images}
+    if len(channels) > 1:
+        raise InputError("grey and colour images together", where=folder, fix="give images of one kind")
+    return np.stack(images), [_patient(path, patient) for path in files]
+
+
+def _audit(chosen: argparse.Namespace, images: np.ndarray, patients: Sequence[str]) -> list[FilterAudit]:
+    """The paper's rule, every scorer alone, and the fused filter last."""
+    embedder = build_embedder(chosen.embedder, batch_size=EMBEDDER_BATCH, device=chosen.device, weights=chosen.weights)
+    scorers: list[Scorer] = [EmbeddingScorer(embedder), RegistrationScorer()]
+    with shown_progress() as progress:
+        paper = audit_paper_rule(images, patients, embedder, chosen.copies, chosen.seed)
+        audits = audit_scorers(images, patients, scorers, chosen.level, chosen.copies, chosen.seed, progress=progress)
+    return [paper, *audits]
+
+
+def write_audit(folder: Path, audits: Sequence[FilterAudit], n_images: int, n_patients: int) -> None:
+    """``audit.json``, ``audit.md`` and ``recall.png``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "n_images": n_images,
+        "n_patients": n_patients,
+        "filters": [_plain(audit) for audit in audits],
+    }
+    write_json(folder / "audit.json", figures)
+    write_text(folder / "audit.md", as_markdown(audits, n_images, n_patients))
+    draw_recall(folder / "recall.png", audits)
+
+
+def _plain(audit: FilterAudit) -> dict[str, object]:
+    """As JSON: conditions become rows."""
+    rows = [
+        {
+            **to_dict(condition),
+            "n": recall.n,
+            "found": recall.found,
+            "interval": list(recall.interval),
+            "auc": audit.auc[condition],
+            "found_at": {f"{rate:g}": table[condition].found for rate, table in audit.recall_at.items()},
+        }
+        for condition, recall in audit.recall.items()
+    ]
+    drops = audit.false_drops
+    return {
+        "name": audit.name,
+        "level": audit.level,
+        "honest": {"n": drops.n, "dropped": drops.found, "interval": list(drops.interval)},
+        "consistency_kappa": audit.consistency,
+        "copies": rows,
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m memorization.audit", description=__doc__)
+    parser.add_argument("--site-images", type=Path, required=True, help="folder of images, or an image set")
+    parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures; stays at the site")
+    parser.add_argument("--patient", default="(.+)", help="regular expression: its first group is the patient")
+    parser.add_argument("--size-px", type=int, default=128, help="images of files are resized to this square")
+    parser.add_argument("--level", type=float, default=0.05, help="of honest images that may be dropped")
+    parser.add_argument("--copies", type=int, default=8, help="of every kind and strength")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--embedder", choices=EMBEDDERS, default=EMBEDDERS[0])
+    parser.add_argument("--weights", help="a local file, for openclip")
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
+def _read(path: Path, size_px: int) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as stored:
+            image = stored.convert("RGB" if stored.mode in ("RGB", "RGBA", "P", "CMYK", "YCbCr") else "L")
+            array = np.asarray(image.resize((size_px, size_px), Image.Resampling.BOX))
+    except (OSError, UnidentifiedImageError) as error:
+        raise InputError(f"cannot be read as an image ({error})", where=path, fix="repair or remove it") from error
+    return np.moveaxis(array, -1, 0) if array.ndim == 3 else array[None]
+
+
+def _patient(path: Path, expression: str) -> str:
+    found = re.match(expression, path.stem)
+    if found is None or not found.groups():
+        raise InputError(
+            f"no patient in this name by {expression!r}",
+            where=path,
+            fix="give --patient an expression with one group, as '(.+)_[0-9]+'",
+        )
+    return str(found.group(1))
+
+
+def _example(kind: Kind, images: np.ndarray, seed: int) -> np.ndarray:
+    """The first image under every strength."""
+    pair = images[:2]
+    return np.stack([plant(kind, strength, pair[:1], pair[1:], seed)[0] for strength in kind.strengths])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""What every scorer gives: how alike each image is to the most alike reference, by one or more statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from common.progress import Progress, silent
+
+
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """``values`` (m, statistics), larger is more alike; ``nearest`` (m, statistics): the reference each belongs to."""
+
+    values: np.ndarray
+    nearest: np.ndarray
+
+
+class References(Protocol):
+    """Real images, ready to be compared with."""
+
+    def compare(self, images: np.ndarray, excluded: np.ndarray | None = None, progress: Progress = silent) -> Likeness:
+        """Compare (m, channels, height, width) with every reference but those ``excluded`` (m, n) names as True."""
+
+
+class Scorer(Protocol):
+    """One way to see that two images are alike; deterministic."""
+
+    name: str
+    statistics: tuple[str, ...]
+
+    def index(self, references: np.ndarray) -> References:
+        """Make (n, channels, height, width) ready."""
+
+
+def joined(parts: Sequence[Likeness]) -> Likeness:
+    """The statistics of several scorers side by side."""
+    return Likeness(
+        np.concatenate([part.values for part in parts], 1), np.concatenate([part.nearest for part in parts], 1)
+    )

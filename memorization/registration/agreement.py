@@ -1,0 +1,162 @@
+"""How far two aligned images agree: over which share of the frame, at which detail.
+
+No single number sees every copy. A pasted lesion agrees in a small part down to the noise, a blurred copy only in
+coarse structures but everywhere. So each band of detail gives the mean local correlation of the best parts of several
+sizes, and the correlation over the whole frame.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from memorization.registration.maps import SIZE_PX, band, halved, smooth, warped
+from memorization.registration.poses import Poses
+
+if TYPE_CHECKING:
+    import torch
+
+CEILING = 1e-3  # -log(1 - correlation) ends here: 1 - 1e-3 and 1 are one
+CELLS = 16  # local correlations are taken on 16 x 16 places
+LEAST_FRAME = 0.3  # a mean over less of the frame than this counts as over this much
+FULL_FRAME = 0.5  # a correlation over less of the frame than this is worth less
+BLURRED_PX = (0.0, 3.0)  # the reference is also tried blurred, against a copy that is
+
+
+@dataclass(frozen=True)
+class Band:
+    """Detail between two Gaussians; ``shares`` of the frame whose best places are averaged; seen at half size or not.
+
+    A small part of a coarse band holds next to no information, so coarse bands have large shares only.
+    """
+
+    fine_px: float
+    coarse_px: float
+    window_px: int
+    shares: tuple[float, ...]
+    half_size: bool
+
+
+BANDS = (
+    Band(0.0, 1.0, 9, (0.04, 0.1, 0.25, 0.5, 1.0), False),
+    Band(0.7, 1.6, 9, (0.04, 0.1, 0.25, 0.5, 1.0), False),
+    Band(1.2, 3.0, 11, (0.25, 0.5, 1.0), True),
+    Band(2.5, 6.0, 19, (0.5, 1.0), True),
+)
+PART_BAND = BANDS[0]
+NAMES = tuple(
+    [f"{b.fine_px:g} to {b.coarse_px:g} px, best {100 * share:g} %" for b in BANDS for share in b.shares]
+    + [f"{b.fine_px:g} to {b.coarse_px:g} px, frame{how}" for b in BANDS for how in ("", ", flattened")]
+)
+
+
+class Agreement:
+    """The references' bands, ready to be compared with."""
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        self._bands = [_of(pixels, b) for b in BANDS]
+        self._blurred = [
+            [_of(smooth(pixels, sigma), b) for sigma in BLURRED_PX[1:]] if b.half_size else [] for b in BANDS
+        ]
+
+    def of_a_part(self, queries: torch.Tensor, poses: Poses) -> torch.Tensor:
+        """(n,) local correlation of the best small part in fine detail: which poses of parts are worth aligning."""
+        seen, inside = warped(queries, poses.matrix, poses.shift, SIZE_PX)
+        detail = _of(seen, PART_BAND) * poses.sign[:, None, None, None] * inside
+        best = _best_local(detail, self._bands[BANDS.index(PART_BAND)][poses.reference], PART_BAND)
+        return _of_best(best * _at_places(inside), best, PART_BAND.shares[0])
+
+    def measure(self, queries: torch.Tensor, poses: Poses) -> torch.Tensor:
+        """(n, len(NAMES)) of ``-log(1 - correlation)``, larger is more alike; ``queries`` (n, 1, 64, 64) as posed."""
+        import torch
+
+        seen, inside = warped(queries, poses.matrix, poses.shift, SIZE_PX)
+        sign = poses.sign[:, None, None, None]
+        local: list[torch.Tensor] = []
+        frame: list[torch.Tensor] = []
+        for number, b in enumerate(BANDS):
+            valid = halved(inside) if b.half_size else inside
+            detail = _of(seen, b) * sign * valid
+            reference = self._bands[number][poses.reference]
+            best = _best_local(detail, reference, b)
+            places = _at_places(valid)
+            local += [_of_best(best * places, places, share) for share in b.shares]
+            candidates = [reference, *(blurred[poses.reference] for blurred in self._blurred[number])]
+            frame += _over_frame(detail, candidates, valid, b)
+        values = torch.stack([*local, *frame], 1)
+        values = -torch.log((1 - values).clamp_min(CEILING))
+        return torch.where(poses.plausible[:, None] & torch.isfinite(values), values, torch.zeros(()))
+
+
+def _of(pixels: torch.Tensor, b: Band) -> torch.Tensor:
+    detail = band(pixels, b.fine_px, b.coarse_px)
+    return halved(detail) if b.half_size else detail
+
+
+def _window(b: Band) -> int:
+    return (b.window_px // 2) | 1 if b.half_size else b.window_px
+
+
+def _best_local(detail: torch.Tensor, reference: torch.Tensor, b: Band) -> torch.Tensor:
+    """(n, places): local correlations, each the best within one sample of shift."""
+    import torch
+    from torch.nn import functional as F
+
+    window = _window(b)
+    stride = detail.shape[-1] // CELLS
+
+    def mean(x: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(x, window, stride, window // 2, count_include_pad=False)
+
+    energy = mean(detail * detail)
+    size = detail.shape[-1]
+    padded = F.pad(reference, (1, 1, 1, 1), mode="replicate")
+    best: torch.Tensor | None = None
+    for down in range(3):
+        for right in range(3):
+            shifted = padded[:, :, down : down + size, right : right + size]
+            local = mean(detail * shifted) / torch.sqrt(energy * mean(shifted * shifted) + 1e-10)
+            best = local if best is None else torch.maximum(best, local)
+    assert best is not None
+    return best.flatten(1)
+
+
+def _at_places(valid: torch.Tensor) -> torch.Tensor:
+    """(n, places): whether the query covers the place."""
+    stride = valid.shape[-1] // CELLS
+    return valid[:, :, ::stride, ::stride].flatten(1)
+
+
+def _of_best(local: torch.Tensor, places: torch.Tensor, share: float) -> torch.Tensor:
+    """Mean of the best ``share`` of all places; of all that are covered, for 1."""
+    if share == 1:
+        mean: torch.Tensor = local.sum(1) / places.sum(1).clamp_min(LEAST_FRAME * local.shape[1])
+        return mean
+    best: torch.Tensor = local.topk(max(1, int(share * local.shape[1])), dim=1).values.mean(1)
+    return best
+
+
+def _over_frame(
+    detail: torch.Tensor, references: list[torch.Tensor], valid: torch.Tensor, b: Band
+) -> list[torch.Tensor]:
+    """Correlation over the frame, as it is and with local size divided out; the best of the references."""
+    import torch
+
+    covered = (valid.mean((1, 2, 3)) / FULL_FRAME).clamp_max(1)
+    plain = [_correlation(detail, reference, valid) for reference in references]
+    flat = _flattened(detail, b)
+    even = [_correlation(flat, _flattened(reference, b), valid) for reference in references]
+    return [torch.stack(values).amax(0) * covered for values in (plain, even)]
+
+
+def _flattened(detail: torch.Tensor, b: Band) -> torch.Tensor:
+    import torch
+
+    return detail / torch.sqrt(smooth(detail * detail, b.coarse_px * (1 if b.half_size else 2)) + 1e-4)
+
+
+def _correlation(a: torch.Tensor, b: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    product = (a * b * valid).sum((1, 2, 3))
+    return product / torch.sqrt((a * a * valid).sum((1, 2, 3)) * (b * b * valid).sum((1, 2, 3)) + 1e-12)

@@ -118,6 +118,7 @@ def filter_copies(context: StageContext) -> None:
     draw_histogram(context.out / "histogram.png", calibration, result.distances[:, 0])
     draw_nearest_pairs(context.out / "nearest_pairs.png", samples, references, result)
     write_json(context.out / "filter.json", _figures(calibration, config, len(samples), len(kept)))
+    np.save(context.out / "features.npy", embedded[kept])  # the audit looks at them again
     save_image_set(context.out, samples.subset(kept))
 
 

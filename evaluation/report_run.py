@@ -22,7 +22,19 @@ logger = logging.getLogger(__name__)
 
 ALL_SITES = "all"
 STAGES = (
-    *("prepare", "plan", "slices", "calibrate", "generator", "segment_real", "sample", "filter", "label", "share"),
+    *(
+        "prepare",
+        "plan",
+        "slices",
+        "calibrate",
+        "generator",
+        "segment_real",
+        "sample",
+        "filter",
+        "audit",
+        "label",
+        "share",
+    ),
     *("merge", "segment_syn", "finetune", "statistics", "negotiate", "adopt", "fedavg", "fedprox", "fedbn"),
     *("dsl", "dsl_dataset", "segment_dsl", "evaluate"),
 )

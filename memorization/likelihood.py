@@ -39,9 +39,8 @@ def likelihood_gap_figure(evidence: Evidence) -> Figure:
         )
     )
     low, high = percentile_interval(resampled, value)
-    return Figure(
-        value, low, high, interval="bootstrap over patients, mixture kept", p=_p_over_patients(evidence), test=EXCHANGEABLE
-    )
+    p = _p_over_patients(evidence)
+    return Figure(value, low, high, interval="bootstrap over patients, mixture kept", p=p, test=EXCHANGEABLE)
 
 
 def _p_over_patients(evidence: Evidence) -> float:

@@ -13,6 +13,7 @@ from dataset.about import About
 from dataset.source import SourceConfig
 from federated.dsl.settings import DslSettings
 from memorization.calibration import MemorizationConfig
+from memorization.gates import GatesConfig
 from nnunetv2_mod import PlanSettings, TrainSettings
 
 N_FOLDS = 5
@@ -225,6 +226,7 @@ class ExperimentConfig:
     generator: GeneratorConfig = GeneratorConfig()
     generate: GenerateConfig = GenerateConfig()
     memorization: MemorizationConfig = MemorizationConfig()
+    gates: GatesConfig = GatesConfig()
     label: LabelConfig = LabelConfig()
     merge: MergeConfig = MergeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -107,10 +107,11 @@ class _FoldBuilder:
         )
         yield stage("sample", site, sampling, {"generator": site, "slices": site}, code=code)
         yield stage("filter", site, memorization, {"sample": site, "slices": site, "calibrate": site})
+        judged = {"gates": to_dict(config.gates), "train_on": config.generator.train_on}
+        yield stage("audit", site, judged, {"slices": site, "calibrate": site, "filter": site})
         yield stage("label", site, {"batch_size": config.label.batch_size}, {"filter": site, "segment_real": site})
-        yield stage(
-            "share", site, sharing, {"filter": site, "label": site, "plan": site, "prepare": site, "generator": site}
-        )
+        roles = ("filter", "audit", "label", "plan", "prepare", "generator")
+        yield stage("share", site, sharing, dict.fromkeys(roles, site))
         if config.evaluation.per_site_synthetic:
             yield from self._pooled_synthetic(Union(site, (site,)))
 

@@ -20,6 +20,7 @@ USUAL_BATCH = 8  # where the machine will choose it
 OTHER_STAGE_S = 5.0
 
 DSL_ROOMS = ("gan", "memorization", "evaluation/fidelity.py")
+SCHEMA_FILES = ("gan/settings.py", "memorization/gates.py", "memorization/leakage.py", "memorization/site_audit.py")
 CODE = {
     "prepare": ("dataset", "pipeline/stages/prepare.py"),
     "plan": ("nnunetv2_mod", "pipeline/stages/prepare.py"),
@@ -31,10 +32,11 @@ CODE = {
     ),
     "sample": ("pipeline/generators.py", "pipeline/stages/synthesise.py"),
     "filter": ("memorization", "pipeline/stages/synthesise.py"),
+    "audit": ("memorization", "evaluation/fidelity.py", "pipeline/stages/audit.py", "pipeline/stages/synthesise.py"),
     "segment_real": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "label": ("nnunetv2_mod", "dataset/slices.py", "pipeline/stages/segment.py"),
-    "share": ("sharing", "gan/settings.py", "dataset/slices.py", "pipeline/stages/exchange.py"),
-    "merge": ("sharing", "gan/settings.py", "nnunetv2_mod", "pipeline/stages/exchange.py"),
+    "share": ("sharing", *SCHEMA_FILES, "dataset/slices.py", "pipeline/stages/exchange.py"),
+    "merge": ("sharing", *SCHEMA_FILES, "nnunetv2_mod", "pipeline/stages/exchange.py"),
     "segment_syn": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "finetune": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "statistics": ("nnunetv2_mod", "pipeline/stages/federate.py"),
@@ -55,6 +57,7 @@ FUNCTION = {
     "generator": "synthesise:train_generator",
     "sample": "synthesise:sample",
     "filter": "synthesise:filter_copies",
+    "audit": "audit:audit_site",
     "segment_real": "segment:train_segmentation",
     "label": "segment:label",
     "share": "exchange:share",

@@ -3,15 +3,24 @@
 from sharing.package import PackageFacts, SyntheticCase, write_package, write_raw_cases
 from sharing.received import Package, verify_package
 from sharing.refusal import PackageError
-from sharing.schema import dataset_json
+from sharing.refused import FailedGate, Refusal, read_refusal, write_refusal
+from sharing.schema import SharedAudit, SharedFigure, SharedGate, dataset_json, rounded
 
 __all__ = [
+    "FailedGate",
     "Package",
     "PackageError",
     "PackageFacts",
+    "Refusal",
+    "SharedAudit",
+    "SharedFigure",
+    "SharedGate",
     "SyntheticCase",
     "dataset_json",
+    "read_refusal",
+    "rounded",
     "verify_package",
     "write_package",
     "write_raw_cases",
+    "write_refusal",
 ]

@@ -75,6 +75,11 @@ def list_package(folder: Path) -> dict[str, Stamp]:
     return stamps
 
 
+def stamp_of(path: Path) -> Stamp:
+    """Of one file or link itself; nothing is followed."""
+    return _stamp(path.lstat())
+
+
 def examine(folder: Path, name: str, stamp: Stamp, checksum: str | None, check: Callable[[Blocks], T]) -> T:
     """What ``check`` says about a file's blocks; the bytes it sees are those that are hashed.
 

@@ -53,7 +53,7 @@ class PackageFacts:
     spacing_mm: tuple[float, float, float]  # (through-plane, row, column) of every case
     intensity_space: str  # "source" units of the files, or "normalised"
     generator: Mapping[str, Any]  # its name and settings
-    privacy: Mapping[str, Any]  # figures of the filter
+    privacy: Mapping[str, Any]  # figures of the filter and the audit
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,30 @@ from common.files import read_json, write_json
 from common.image_set import ImageSet, load_image_set
 from common.plan import Plan, load_plan
 from common.progress import Progress
+from common.settings import from_dict, to_dict
+from memorization.site_audit import REFUSED, SiteAudit
 from nnunetv2_mod import PlanSettings, adopt_plan, plan_dataset
 from pipeline.run_stage import StageContext
 from pipeline.stages.prepare import raw_dataset
 from pipeline.stages.segment import UNUSED_SPACING, shared_images
-from sharing import Package, PackageFacts, SyntheticCase, dataset_json, verify_package, write_package
+from sharing import (
+    FailedGate,
+    Package,
+    PackageFacts,
+    Refusal,
+    SharedAudit,
+    SharedFigure,
+    SharedGate,
+    SyntheticCase,
+    dataset_json,
+    read_refusal,
+    rounded,
+    verify_package,
+    write_package,
+    write_refusal,
+)
+
+log = logging.getLogger(__name__)
 
 Normalisation = tuple[tuple[float, float], ...]
 PACKAGE = "package:"  # role of an input, before the site's name
@@ -26,7 +46,17 @@ PRIVATE_GENERATOR_KEYS = ("n_images",)  # how many real images a site has is its
 
 
 def share(context: StageContext) -> None:
-    """Write the site's package: kept synthetic images and their labels, a minimal manifest, figures, a card."""
+    """Write the site's package: kept synthetic images and their labels, a minimal manifest, figures, a card.
+
+    Where the site's audit refuses, write the refusal in its place.
+    """
+    audit = from_dict(SiteAudit, read_json(context.inputs["audit"] / "audit.json"))
+    if audit.verdict == REFUSED:
+        failed = tuple(FailedGate(gate.name, gate.reason, gate.what_would_help) for gate in audit.failed)
+        refusal = Refusal(context.stage.site, shared_audit(audit), failed)
+        log.error("%s", refusal)
+        write_refusal(context.out, refusal)
+        return
     kept = load_image_set(context.inputs["filter"])
     labels = np.load(context.inputs["label"] / "labels.npy", mmap_mode="r")
     hounsfield = _ct_normalisation(load_plan(context.inputs["plan"] / "plans.json"))
@@ -37,7 +67,7 @@ def share(context: StageContext) -> None:
         **what_images_are(kept, hounsfield, dataset_json, settings["min_slice_distance_mm"]),
         site=context.stage.site,
         generator={key: value for key, value in generator.items() if key not in PRIVATE_GENERATOR_KEYS},
-        privacy=_privacy(read_json(context.inputs["filter"] / "filter.json")),
+        privacy=_privacy(read_json(context.inputs["filter"] / "filter.json"), audit),
     )
     cases = synthetic_cases(context.stage.site, kept, labels, hounsfield, settings["stack_size"], context.progress)
     write_package(context.out, cases, facts, kept.info.volumetric)
@@ -56,8 +86,25 @@ def what_images_are(
     }
 
 
-def _privacy(figures: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in figures.items() if key != "n_references"}
+def _privacy(figures: dict[str, Any], audit: SiteAudit) -> dict[str, Any]:
+    kept = {key: value for key, value in figures.items() if key != "n_references"}
+    return {**kept, "audit": to_dict(shared_audit(audit))}
+
+
+def shared_audit(audit: SiteAudit) -> SharedAudit:
+    """What of an audit may leave: no number of real images or patients, no baseline (it holds both), few digits."""
+    return SharedAudit(
+        n_audited=audit.n_audited,
+        enforced=audit.enforced,
+        familywise_level=audit.familywise_level,
+        figures=tuple(
+            SharedFigure(one.name, rounded(one.value), rounded(one.low), rounded(one.high), rounded(one.p))
+            for one in audit.figures
+        ),
+        gates=tuple(
+            SharedGate(gate.name, rounded(gate.value), gate.limit, rounded(gate.p), gate.passed) for gate in audit.gates
+        ),
+    )
 
 
 def _ct_normalisation(plan: Plan) -> Normalisation:
@@ -96,12 +143,15 @@ def _to_source_units(images: np.ndarray, hounsfield: Normalisation) -> np.ndarra
 def merge(context: StageContext) -> None:
     """Verify every package, then pool them and plan the pool; reads nothing of a site but what its manifest names.
 
+    Sites that refused to export are left out.
+
     With ``plan_from=real_all`` the plan comes from pooled real data, for parity with the paper (D29).
     """
     settings = context.stage.settings
     target = context.out / "raw" / settings["dataset_name"]
     roles = sorted(role for role in context.inputs if role.startswith(PACKAGE))
-    packages = {role.removeprefix(PACKAGE): verify_package(context.inputs[role]) for role in roles}
+    folders = _without_refused({role.removeprefix(PACKAGE): context.inputs[role] for role in roles}, target)
+    packages = {site: verify_package(folder) for site, folder in folders.items()}
     _check_agreement(packages, target)
     for package in packages.values():
         _link_package(package, target)
@@ -137,6 +187,20 @@ def split_synthetic(
     if not splits["val"]:
         splits["val"] = [splits["train"].pop()] if len(splits["train"]) > 1 else list(splits["train"])
     return splits
+
+
+def _without_refused(folders: Mapping[str, Path], target: Path) -> dict[str, Path]:
+    refused = {site: refusal for site, folder in folders.items() if (refusal := read_refusal(folder)) is not None}
+    for site, refusal in refused.items():
+        log.warning("left out of the pool: %s", Refusal(site, refusal.audit, refusal.failed))
+    left = {site: folder for site, folder in folders.items() if site not in refused}
+    if not left:
+        raise InputError(
+            f"every site refused to export its synthetic images: {', '.join(refused)}",
+            where=target,
+            fix="read share/<site>/REFUSED.md: each gate says what would help",
+        )
+    return left
 
 
 def _link_package(package: Package, target: Path) -> None:

@@ -28,7 +28,7 @@ HEADER = ("figure", "value", "95 % interval", "safer", "honest", "p", "limit", "
 STAYS = (
     "This section stays at the site: it holds numbers of real images and names patients. A package holds the figures "
     "and the gates' decisions alone. A leakage gate refuses where its value is beyond its limit and p, over relabelled "
-    "patients, is at most {level:.2g}: the gates together refuse an honest site with a probability of at most {family:g}."
+    "patients, is at most {level:.2g}: together they refuse an honest site with a probability of at most {family:g}."
 )
 
 
@@ -66,7 +66,7 @@ def _verdict(verdict: str, failed: Sequence[Mapping[str, Any]]) -> page.Html:
         f"{gate['name']}: {gate['reason']} (what would help: {gate['what_would_help']})" for gate in failed
     )
     said = (
-        "Refused, nothing leaves this site. " if verdict == "refused" else "The gates are not enforced; these failed. "
+        "Refused: nothing leaves this site. " if verdict == "refused" else "The gates are not enforced; these failed. "
     )
     return page.element("div", said + reasons, "refused")
 

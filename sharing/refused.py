@@ -9,6 +9,7 @@ from pathlib import Path
 
 from common.files import write_json, write_text
 from common.settings import from_dict, to_dict
+from memorization.gates import GATE_NAMES
 from sharing.card import gate_rows
 from sharing.folder import examine, stamp_of
 from sharing.refusal import SAME_RELEASE, PackageError, Reason, RefusedFileError, shown
@@ -40,7 +41,7 @@ class FailedGate:
     what_would_help: str
 
     def __str__(self) -> str:
-        return f"{shown(self.name)}: {self.reason}; what would help: {self.what_would_help}"
+        return f"{self.name}: {self.reason}; what would help: {self.what_would_help}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def read_refusal(folder: Path) -> Refusal | None:
     faults = [f"has {key} {shown(value)}; it must be {wanted}" for key, value, wanted in faults_of_audit(refusal.audit)]
     if refusal.schema_version != SCHEMA_VERSION:
         faults.insert(0, f"has schema_version {shown(refusal.schema_version)}, not {SCHEMA_VERSION}")
-    if not is_site_name(refusal.site) or not refusal.failed:
+    if not is_site_name(refusal.site) or not refusal.failed or {gate.name for gate in refusal.failed} - {*GATE_NAMES}:
         faults.append("names no site, or no gate that failed")
     if not all(text.isprintable() for gate in refusal.failed for text in (gate.reason, gate.what_would_help)):
         faults.append("holds a control character")

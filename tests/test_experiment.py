@@ -166,6 +166,32 @@ def test_a_failing_site_stops_only_what_needs_it(tiny_run: Path, tmp_path: Path)
     verify_package(run / "fold_0" / "share" / "A")
 
 
+def test_a_site_whose_gates_refuse_leaves_no_package_and_the_others_go_on(tiny_run: Path, tmp_path: Path) -> None:
+    """Site B's filter is made to say that it dropped most of what was sampled."""
+    shutil.copytree(tiny_run.parent.parent, tmp_path / "copy", symlinks=True)
+    run = tmp_path / "copy" / "runs" / "tiny"
+    for site in "AB":
+        path = run / f"fold_0/filter/{site}/filter.json"
+        figures = json.loads(path.read_text())
+        n_dropped = 4 * figures["n_kept"] if site == "B" else 0
+        path.write_text(json.dumps(figures | {"n_dropped": n_dropped, "n_sampled": figures["n_kept"] + n_dropped}))
+    enforced = ("gates.enforce=true", "gates.min_measured=0")
+    ended = run_tiny(*enforced, cwd=tmp_path / "copy")
+    assert ended.returncode == 3, ended.stdout[-2000:]
+    assert "REFUSED fold_0/share/B" in ended.stdout and "dropped share" in ended.stdout
+    refused = run / "fold_0" / "share" / "B"
+    assert sorted(path.name for path in refused.iterdir()) == ["REFUSED.md", "refused.json"]
+    assert "site B refused to export" in (run / "fold_0" / "logs" / "share-B.log").read_text()
+    verify_package(run / "fold_0" / "share" / "A")
+    audit = json.loads((run / "fold_0/share/A/privacy.json").read_text())["audit"]
+    assert audit["enforced"] and all(gate["passed"] for gate in audit["gates"])
+    images = sorted(path.name for path in run.glob("fold_0/merge/all/raw/*/imagesTr/*"))
+    assert images and all(name.startswith("A_syn_") for name in images)
+    assert "Refused: nothing leaves this site" in (run / "fold_0" / "report.html").read_text()
+    again = run_tiny(*enforced, cwd=tmp_path / "copy")
+    assert again.returncode == 3 and "41 stages, 0 to do" in again.stdout and "REFUSED fold_0/share/B" in again.stdout
+
+
 def test_a_second_process_on_the_same_experiment_is_refused(tiny_run: Path) -> None:
     import fcntl
 

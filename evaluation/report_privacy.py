@@ -24,7 +24,7 @@ COUNTS = {
     "kept": ("n_kept",),
     "of these audited": ("n_audited",),
 }
-HEADER = ("figure", "value", "95 % interval", "safer", "honest", "p", "limit", "gate", "what it says")
+HEADER = ("figure", "value", "95 % interval", "safer", "honest", "p", "limit", "gate")
 STAYS = (
     "This section stays at the site: it holds numbers of real images and names patients. A package holds the figures "
     "and the gates' decisions alone. A leakage gate refuses where its value is beyond its limit and p, over relabelled "
@@ -54,6 +54,9 @@ def _site(folder: StageFolder, audit: Mapping[str, Any]) -> page.Html:
         page.note(STAYS.format(level=tested[0] if tested else family, family=family)),
         page.table(["What", "Number"], [[name, _count(audit, keys)] for name, keys in COUNTS.items()]),
         page.table(HEADER, _rows(audit["figures"], gates), text=True),
+        page.details(
+            "What they say", page.table(["figure", "what it says"], _meanings(audit["figures"], gates), text=True)
+        ),
         page.table(["Patient", "images", "synthetic images nearest"], of_patients[:N_EXPOSED]),
         page.picture(exposure_figure([int(row[2]) for row in of_patients]), caption) if of_patients else "",
     )
@@ -82,24 +85,33 @@ def _rows(figures: Sequence[Mapping[str, Any]], gates: Mapping[str, Mapping[str,
     for gate in gates.values():
         if gate["name"] not in named:
             value = _number(gate["value"])
-            rows.append([gate["name"], value, "", gate["safer"], "", "", *_decision(gate), gate["reason"]])
+            rows.append([gate["name"], value, "", gate["safer"], "", "", *_decision(gate)])
     return rows
+
+
+def _meanings(figures: Sequence[Mapping[str, Any]], gates: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """What each figure says, and why it or its gate could not be measured."""
+    says = {figure["name"]: figure["says"] for figure in figures}
+    reasons = {
+        gate["name"]: gate["reason"] for gate in gates.values() if gate["value"] is None or gate["name"] not in says
+    }
+    return [[name, " ".join(filter(None, (says.get(name), reasons.get(name))))] for name in {**says, **reasons}]
 
 
 def _figure_row(figure: Mapping[str, Any], gate: Mapping[str, Any] | None) -> list[str]:
     decision = _decision(gate, figure["value"]) if gate else ["", "no gate"]
     if figure["value"] is None:
-        return [figure["name"], "not measurable", "", figure["safer"], "", "", *decision, figure["reason"]]
+        return [figure["name"], "not measurable", "", figure["safer"], "", "", *decision]
     interval = f"{_number(figure['low'])} to {_number(figure['high'])}"
     measured = [_number(figure["value"]), interval, figure["safer"], _number(figure["baseline"]), _number(figure["p"])]
-    return [figure["name"], *measured, *decision, figure["says"]]
+    return [figure["name"], *measured, *decision]
 
 
 def _decision(gate: Mapping[str, Any], value: float | None = None) -> list[str]:
     """Its limit and what it decided; where it judged another number than the figure's ``value``, that over honest."""
     limit = f"{'≤' if gate['safer'] == 'lower' else '≥'} {gate['limit']:g}"
     if gate["value"] is None:
-        return [limit, gate["reason"]]
+        return [limit, "not measurable"]
     if value is not None and gate["value"] != value:
         limit += " over honest"
     return [limit, "passed" if gate["passed"] else page.element("span", "FAILED", "failed")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +46,12 @@ def filter_samples(
     kept = closest > threshold_l2 if config.drop_ties else closest >= threshold_l2
     n_references = len(reference_features)
     return FilterResult(kept, distances, positions % n_references, positions >= n_references)
+
+
+def joined(first: FilterResult, second: FilterResult) -> FilterResult:
+    """The results of two sets of samples against the same images, one after the other."""
+    names = [field.name for field in fields(FilterResult)]
+    return FilterResult(*(np.concatenate([getattr(first, name), getattr(second, name)]) for name in names))
 
 
 def write_scores(path: Path, names: Sequence[str], result: FilterResult, reference_names: Sequence[str]) -> None:

@@ -94,7 +94,12 @@ class _FoldBuilder:
             "train_on": config.generator.train_on,
             "mirrored": mirrored[config.memorization.mirror],
         }
-        sampling = {"name": config.generator.name, **to_dict(config.generate)}
+        sampling = {"name": config.generator.name, "batch_size": config.generate.batch_size}
+        replacing = {
+            **sampling,
+            "max_sampled_factor": config.generate.max_sampled_factor,
+            "seed": self.make.seed("sample", site),  # replacements go on where the sample stage ended
+        }
         sharing = {
             "min_slice_distance_mm": config.data.min_slice_distance_mm,
             "stack_size": config.label.stack_size,
@@ -105,8 +110,20 @@ class _FoldBuilder:
         yield stage(
             "generator", site, {**named, "kimg": config.train.gan.kimg}, {"slices": site, "plan": site}, code=code
         )
-        yield stage("sample", site, sampling, {"generator": site, "slices": site}, code=code)
-        yield stage("filter", site, memorization, {"sample": site, "slices": site, "calibrate": site})
+        yield stage(
+            "sample",
+            site,
+            {**sampling, "n_images": config.generate.n_images},
+            {"generator": site, "slices": site},
+            code=code,
+        )
+        yield stage(
+            "filter",
+            site,
+            {**memorization, "sampling": replacing},
+            {"sample": site, "slices": site, "calibrate": site, "generator": site},
+            code=code,
+        )
         yield stage("label", site, {"batch_size": config.label.batch_size}, {"filter": site, "segment_real": site})
         yield stage(
             "share", site, sharing, {"filter": site, "label": site, "plan": site, "prepare": site, "generator": site}

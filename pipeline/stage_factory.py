@@ -24,13 +24,15 @@ CODE = {
     "prepare": ("dataset", "pipeline/stages/prepare.py"),
     "plan": ("nnunetv2_mod", "pipeline/stages/prepare.py"),
     "slices": ("dataset", "nnunetv2_mod", "pipeline/stages/prepare.py"),
-    "calibrate": ("memorization", "pipeline/stages/synthesise.py"),
+    "calibrate": ("memorization", "pipeline/site_filter.py", "pipeline/stages/synthesise.py"),
     "generator": (
         *("pipeline/generators.py", "pipeline/gauge.py", "pipeline/stages/synthesise.py"),
         *("memorization/embedders.py", "memorization/index.py", "evaluation/fidelity.py"),
     ),
     "sample": ("pipeline/generators.py", "pipeline/stages/synthesise.py"),
-    "filter": ("memorization", "pipeline/stages/synthesise.py"),
+    "filter": (
+        *("memorization", "pipeline/site_filter.py", "pipeline/generators.py", "pipeline/stages/synthesise.py"),
+    ),
     "segment_real": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "label": ("nnunetv2_mod", "dataset/slices.py", "pipeline/stages/segment.py"),
     "share": ("sharing", "gan/settings.py", "dataset/slices.py", "pipeline/stages/exchange.py"),

@@ -9,7 +9,7 @@ from common.errors import InputError
 # below it two unit vectors are the same: an image embedded in two batches comes out 6e-13 apart (float32, CPU), an
 # image of 128 x 100 px and its copy with one pixel changed by one grey level 2e-8 (EfficientNet-lite0)
 RESOLUTION_L2 = 1e-9
-QUERY_BLOCK, REFERENCE_BLOCK = 4096, 2560  # their products take 40 MiB
+QUERY_BLOCK, REFERENCE_BLOCK = 1024, 10240  # their products take 40 MiB
 MIN_GROUPS = 256  # columns whose minima are taken side by side; fewer are slow
 EXACT_FLOATS = 2**16  # of candidates compared in double precision at once: they stay in a core's cache
 
@@ -55,13 +55,13 @@ class _Search:
 
     def __init__(self, references: np.ndarray, k: int, n_queries: int, block: int) -> None:
         self._references, self._k, self._block = references, k, block
-        self._centre = references.mean(axis=0, dtype=np.float64)
+        self._centre = references.mean(axis=0, dtype=np.float64).astype(np.float32)
         n, dimension = references.shape
         self._right = np.empty((n, dimension + 1), np.float32)
         for start in range(0, n, QUERY_BLOCK):
             part = slice(start, start + QUERY_BLOCK)
-            centred = references[part] - self._centre
-            self._right[part, :-1], self._right[part, -1] = centred, np.square(centred).sum(axis=1)
+            centred = references[part] - self._centre.astype(np.float64)
+            self._right[part, :-1], self._right[part, -1] = -2 * centred, np.square(centred).sum(axis=1)
         self._buffer = np.empty(n_queries * min(n, block), np.float32)
         self._largest_norm = float(np.sqrt(self._right[:, -1].max()))
 
@@ -80,7 +80,6 @@ class _Search:
         left = np.empty((len(queries), queries.shape[1] + 1), np.float32)
         np.subtract(queries, self._centre, out=left[:, :-1], casting="same_kind")
         margin = self._margin(np.sqrt(np.einsum("ij,ij->i", left[:, :-1], left[:, :-1])))
-        left[:, :-1] *= -2
         left[:, -1] = 1
         bound = np.full((len(queries), self._k), np.inf, np.float32)  # k values of which each query has some below
         kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []

@@ -15,6 +15,7 @@ from common.progress import Progress, silent
 from common.settings import from_dict
 from memorization.calibration import Calibration, MemorizationConfig
 from memorization.embedders import Embedder, build_embedder
+from memorization.embedding_cache import cached
 from memorization.filter import FilterResult, filter_samples
 
 
@@ -36,7 +37,12 @@ class SiteFilter:
 
 
 def load_site_filter(
-    calibrated: Path, slices: Path, settings: Mapping[str, Any], splits: tuple[str, ...], device: str
+    calibrated: Path,
+    slices: Path,
+    settings: Mapping[str, Any],
+    splits: tuple[str, ...],
+    device: str,
+    embeddings: Path | None,
 ) -> SiteFilter:
     """The filter of a site.
 
@@ -44,6 +50,7 @@ def load_site_filter(
         calibrated: folder of its ``calibrate``; ``slices``: of its ``slices``.
         settings: of the stage, with the filter's rule under ``memorization``.
         splits: whose images it compares with.
+        embeddings: folder of the site's features of images; None: none are kept.
     """
     config = from_dict(MemorizationConfig, settings["memorization"], "memorization")
     images = load_image_set(slices)
@@ -55,10 +62,11 @@ def load_site_filter(
         images.subset(indices),
         np.load(calibrated / "features.npy")[indices],
         np.load(mirrored)[indices] if mirrored.is_file() else None,
-        site_embedder(config, device),
+        site_embedder(config, device, embeddings),
     )
 
 
-def site_embedder(config: MemorizationConfig, device: str) -> Embedder:
-    """The embedder that the filter's rule names."""
-    return build_embedder(config.embedder, batch_size=config.batch_size, device=device, weights=config.weights)
+def site_embedder(config: MemorizationConfig, device: str, embeddings: Path | None) -> Embedder:
+    """The embedder that the filter's rule names, with the features that the site's stages keep."""
+    embedder = build_embedder(config.embedder, batch_size=config.batch_size, device=device, weights=config.weights)
+    return cached(embedder, embeddings)

@@ -27,7 +27,8 @@ CODE = {
     "calibrate": ("memorization", "pipeline/site_filter.py", "pipeline/stages/synthesise.py"),
     "generator": (
         *("pipeline/generators.py", "pipeline/gauge.py", "pipeline/stages/synthesise.py"),
-        *("memorization/embedders.py", "memorization/index.py", "evaluation/fidelity.py"),
+        *("memorization/embedders.py", "memorization/embedding_cache.py", "memorization/index.py"),
+        "evaluation/fidelity.py",
     ),
     "sample": ("pipeline/generators.py", "pipeline/stages/synthesise.py"),
     "filter": (

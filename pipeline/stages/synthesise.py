@@ -41,6 +41,7 @@ def train_generator(context: StageContext) -> None:
         context.seed,
         context.device,
         generator.sees_mirrored(settings["settings"]),
+        embeddings=context.embeddings,
     )
     resolved = generator.train(
         images.images,
@@ -116,6 +117,7 @@ def filter_copies(context: StageContext) -> None:
     own = load_site_filter(
         *(context.inputs["calibrate"], context.inputs["slices"], settings, N_SPLITS[settings["train_on"]]),
         context.device,
+        context.embeddings,
     )
     samples, result = _replace_dropped(context, load_image_set(context.inputs["sample"]), own)
     kept = np.flatnonzero(result.kept)
@@ -180,6 +182,6 @@ def _figures(calibration: Calibration, config: MemorizationConfig, n_sampled: in
 def _embed_real(
     context: StageContext, slices: ImageSet, config: MemorizationConfig, mirrored: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    embedder = site_embedder(config, context.device)
+    embedder = site_embedder(config, context.device, context.embeddings)
     features = embedder.embed(slices.images, context.progress)
     return features, embedder.embed(slices.images[..., ::-1], context.progress) if mirrored else None

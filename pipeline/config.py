@@ -130,11 +130,14 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """Where the pooled set's plan comes from, and what of it validates the pretraining."""
+    """What is pooled, where the pooled set's plan comes from, and what of it validates the pretraining."""
 
     plan_from: str = "synthetic"  # or "real_all", the paper's: it needs pooled real data, which no deployment has
     validation_fraction: float = 0.2
     max_validation_images: int = 2500
+    cross_site_check: bool = (
+        True  # sites compare each other's packages with their own patients; what they name is dropped
+    )
 
 
 @dataclass(frozen=True)

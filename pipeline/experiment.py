@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 from common.seeds import derive_seed
 from common.settings import to_dict
@@ -56,6 +57,8 @@ class _FoldBuilder:
         if config.evaluation.real_all:
             yield from self._pooled_real()
         if config.evaluation.synthetic:
+            if config.merge.cross_site_check:
+                yield from self._checks()
             for union in self.unions:
                 yield from self._shared(union)
         yield from self._federated()
@@ -159,8 +162,22 @@ class _FoldBuilder:
             {"plan": ("merge", union.name)},
         )
 
+    def _checks(self) -> Iterator[Stage]:
+        """Every site on every other's package, once that is there: a union's merge waits for its own sites only."""
+        for site, other in permutations(self.sites, 2):
+            yield self.make.stage(
+                "check",
+                site,
+                {"memorization": to_dict(self.config.memorization), "package_of": other},
+                {"package": ("share", other), "calibrate": site, "slices": site, "plan": site},
+                part=other,
+            )
+
     def _merge(self, union: Union) -> Stage:
         inputs = {f"package:{site}": ("share", site) for site in union.sites}
+        if self.config.merge.cross_site_check:
+            for site, other in permutations(union.sites, 2):
+                inputs[f"check:{site}:{other}"] = ("check", f"{site}/{other}")
         if self.config.merge.plan_from == "real_all":
             inputs["plan_all"] = ("plan", ALL)
         settings = {

@@ -13,6 +13,7 @@ from sharing.strict_json import strings_of
 
 SCHEMA_VERSION = 2
 MANIFEST, DATASET, FIGURES, CARD = "manifest.json", "dataset.json", "privacy.json", "CARD.md"
+DROP_LIST, DROP_LIST_VERSION = "drop.json", 1  # what a site answers about another's package
 DOCUMENTS = (DATASET, FIGURES, CARD)  # what the manifest lists besides images and labels
 IMAGES, LABELS = "imagesTr", "labelsTr"
 PNG, NIFTI = ".png", ".nii.gz"
@@ -28,6 +29,8 @@ MAX_LABEL_ID = 255  # labels are uint8
 MAX_SPACING_MM = 10_000.0  # nnU-Net writes 999 for images without a third axis
 MAX_DISTANCE_L2 = 4.001  # squared, between unit vectors, with rounding
 MAX_LIST_LENGTH = 32  # of a generator's setting; one entry a resolution
+
+MAX_CASE_NAME_CHARS = 64 + 5 + 9  # a site, "_syn_", a number
 
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,32}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,10 +19,22 @@ from nnunetv2_mod import PlanSettings, adopt_plan, plan_dataset
 from pipeline.run_stage import StageContext
 from pipeline.stages.prepare import raw_dataset
 from pipeline.stages.segment import UNUSED_SPACING, shared_images
-from sharing import Package, PackageFacts, SyntheticCase, dataset_json, verify_package, write_package
+from sharing import (
+    Package,
+    PackageFacts,
+    SyntheticCase,
+    dataset_json,
+    read_drop_list,
+    verify_package,
+    write_package,
+)
+
+log = logging.getLogger(__name__)
 
 Normalisation = tuple[tuple[float, float], ...]
 PACKAGE = "package:"  # role of an input, before the site's name
+CHECK = "check:"  # before the name of the site that checked, and that of the package's site
+REFUSED, MANIFEST = "refused.json", "manifest.json"
 PRIVATE_GENERATOR_KEYS = ("n_images",)  # how many real images a site has is its own business
 
 
@@ -29,7 +42,7 @@ def share(context: StageContext) -> None:
     """Write the site's package: kept synthetic images and their labels, a minimal manifest, figures, a card."""
     kept = load_image_set(context.inputs["filter"])
     labels = np.load(context.inputs["label"] / "labels.npy", mmap_mode="r")
-    hounsfield = _ct_normalisation(load_plan(context.inputs["plan"] / "plans.json"))
+    hounsfield = ct_normalisation(load_plan(context.inputs["plan"] / "plans.json"))
     dataset_json = read_json(raw_dataset(context.inputs["prepare"]) / "dataset.json")
     generator = read_json(context.inputs["generator"] / "settings.json")
     settings = context.stage.settings
@@ -60,7 +73,7 @@ def _privacy(figures: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in figures.items() if key != "n_references"}
 
 
-def _ct_normalisation(plan: Plan) -> Normalisation:
+def ct_normalisation(plan: Plan) -> Normalisation:
     """Mean and deviation by which nnU-Net normalised CT, by channel; empty for other images."""
     if any(scheme != "CTNormalization" for scheme in plan.normalization_schemes):
         return ()
@@ -94,26 +107,65 @@ def _to_source_units(images: np.ndarray, hounsfield: Normalisation) -> np.ndarra
 
 
 def merge(context: StageContext) -> None:
-    """Verify every package, then pool them and plan the pool; reads nothing of a site but what its manifest names.
+    """Verify every package, then pool what no other site wants dropped, and plan the pool.
+
+    Nothing of a site is read but what its manifest names, and its answers about the others' packages.
 
     With ``plan_from=real_all`` the plan comes from pooled real data, for parity with the paper (D29).
     """
     settings = context.stage.settings
     target = context.out / "raw" / settings["dataset_name"]
     roles = sorted(role for role in context.inputs if role.startswith(PACKAGE))
-    packages = {role.removeprefix(PACKAGE): verify_package(context.inputs[role]) for role in roles}
-    _check_agreement(packages, target)
-    for package in packages.values():
-        _link_package(package, target)
-    pooled = {site: (package.manifest.cases, package.manifest.n_images) for site, package in packages.items()}
+    packages = {
+        role.removeprefix(PACKAGE): verify_package(context.inputs[role])
+        for role in roles
+        if not was_refused(context.inputs[role])
+    }
+    if packages:
+        _check_agreement(packages, target)
+    kept = {site: _cases_kept(context, package) for site, package in packages.items()}
+    if not any(kept.values()):
+        raise InputError(
+            f"no synthetic case is left of {len(roles)} packages: their sites refused them, or others named all cases",
+            where=target,
+            fix="look into share/ for refusals and into check/ for a site that names every case",
+        )
+    for site, package in packages.items():
+        _link_package(package, kept[site], target)
+    pooled = {
+        site: (kept[site], round(package.manifest.n_images * len(kept[site]) / package.manifest.n_cases))
+        for site, package in packages.items()
+        if kept[site]
+    }
     splits = split_synthetic(pooled, settings, context.seed)
-    _write_pooled_json(target, list(packages.values()))
+    _write_pooled_json(target, list(packages.values()), sum(len(cases) for cases in kept.values()))
     write_json(target.parent / "splits.json", splits)
     if settings["plan_from"] == "real_all":
         plans = read_json(context.inputs["plan_all"] / "plans.json")
         adopt_plan(target, plans, context.out, splits, context.progress)
     else:
         plan_dataset(target, context.out, context.settings(PlanSettings, "plan"), splits, context.progress)
+
+
+def was_refused(folder: Path) -> bool:
+    """Whether the gates of a site kept its package back: then there is a word about it and no manifest."""
+    return (folder / REFUSED).is_file() and not (folder / MANIFEST).exists()
+
+
+def _cases_kept(context: StageContext, package: Package) -> list[str]:
+    """The cases of a package that no other site named; each answer is checked before it is used."""
+    dropped: set[str] = set()
+    for role, folder in context.inputs.items():
+        if role.startswith(CHECK) and role.endswith(f":{package.manifest.site}"):
+            checked_by = role.removeprefix(CHECK).removesuffix(f":{package.manifest.site}")
+            named = read_drop_list(folder, checked_by, package)
+            log.info("site %s names %d of %d cases of %s", checked_by, len(named), *_size(package))
+            dropped |= named
+    return [case for case in package.manifest.cases if case not in dropped]
+
+
+def _size(package: Package) -> tuple[int, str]:
+    return package.manifest.n_cases, package.manifest.site
 
 
 def split_synthetic(
@@ -139,9 +191,9 @@ def split_synthetic(
     return splits
 
 
-def _link_package(package: Package, target: Path) -> None:
+def _link_package(package: Package, cases: Sequence[str], target: Path) -> None:
     """Link the images and labels that were verified, by the names that were verified."""
-    for case in package.manifest.cases:
+    for case in cases:
         for name in (*package.manifest.images_of(case), package.manifest.labels_of(case)):
             link = target / name
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +216,6 @@ def _check_agreement(packages: Mapping[str, Package], target: Path) -> None:
                 )
 
 
-def _write_pooled_json(target: Path, packages: Sequence[Package]) -> None:
+def _write_pooled_json(target: Path, packages: Sequence[Package], n_cases: int) -> None:
     first = packages[0].manifest
-    n_cases = sum(package.manifest.n_cases for package in packages)
     write_json(target / "dataset.json", dataset_json(first.channel_names, first.labels, n_cases, first.file_ending))

@@ -94,10 +94,13 @@ def judge(figures: AuditedFigures, config: GatesConfig) -> tuple[Gate, ...]:
 
 
 def dropped_share(figures: AuditedFigures, config: GatesConfig) -> Gate:
-    """Of the sampled images; the filter cannot be trusted to find every copy of a generator that mostly copies."""
+    """Of the sampled images; the filter cannot be trusted to find every copy of a generator that mostly copies.
+
+    Where it dropped all, no limit lets them pass.
+    """
     share, limit = figures.n_dropped / figures.n_sampled, config.max_dropped_share
     reason = f"{figures.n_dropped} of {figures.n_sampled} synthetic images were too close to real ones"
-    passed = share <= limit
+    passed = share <= limit and figures.n_dropped < figures.n_sampled
     return Gate(DROPPED_SHARE, share, "lower", limit, passed, reason, "" if passed else LESS_COPYING)
 
 

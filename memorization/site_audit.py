@@ -23,7 +23,7 @@ from memorization.exposure import (
     largest_exposure,
     summarise_exposure,
 )
-from memorization.gates import AuditedFigures, Gate, GatesConfig, judge
+from memorization.gates import LESS_COPYING, AuditedFigures, Gate, GatesConfig, judge
 from memorization.leakage import METRICS, Metric, Unmeasured, measure_each
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 MAX_AUDITED = 1000  # synthetic images, drawn with a seed: what the figures cost grows with them, what they say hardly
 EXPOSURE = METRICS[0].name  # the only figure that needs no held-out images
 NO_HELDOUT = Unmeasured("no held-out patients", "set generator.train_on=train")
+NONE_KEPT = Unmeasured("the filter dropped every image", LESS_COPYING)
 PASSED, REFUSED, NOT_ENFORCED = "passed", "refused", "failed, not enforced"
 
 
@@ -79,7 +80,7 @@ class SiteAudit:
     n_dropped: int
     n_audited: int
     figures: tuple[AuditedFigure, ...]
-    exposure: ExposureSummary
+    exposure: ExposureSummary | None  # None: no image was kept
     gates: tuple[Gate, ...]
 
     @property
@@ -97,14 +98,18 @@ def audit(
 ) -> tuple[SiteAudit, tuple[PatientExposure, ...]]:
     """Measure, judge, and say who is exposed how much; the second part names patients.
 
+    Where no image was kept the verdict is a refusal, enforced or not: there is nothing to export.
+
     Args:
-        n_sampled: images before the filter, those it dropped included.
+        n_sampled: images that the filter judged: kept, dropped, and sampled in place of dropped ones.
         frechet_distance: ``evaluation.fidelity.frechet_distance``.
     """
     n_kept = len(images.kept)
     audited = images.kept[_drawn(n_kept, seed)]
-    of_patients = exposures(images.train, images.train_patients, audited)
-    measured = {**_measured(images, audited, frechet_distance, seed), EXPOSURE: largest_exposure(of_patients)}
+    of_patients = exposures(images.train, images.train_patients, audited) if n_kept else ()
+    measured = _measured(images, audited, frechet_distance, seed)
+    if n_kept:
+        measured[EXPOSURE] = largest_exposure(of_patients)
     n_train_patients, n_heldout_patients = len(set(images.train_patients)), len(set(images.heldout_patients))
     figures = AuditedFigures(n_sampled, n_sampled - n_kept, n_train_patients, n_heldout_patients, measured)
     gates = judge(figures, config)
@@ -112,7 +117,7 @@ def audit(
     for gate in failed:
         log.warning("%s: %s", gate.name, gate.reason)
     result = SiteAudit(
-        verdict=PASSED if not failed else REFUSED if config.enforce else NOT_ENFORCED,
+        verdict=PASSED if not failed else REFUSED if config.enforce or not n_kept else NOT_ENFORCED,
         enforced=config.enforce,
         familywise_level=config.familywise_level,
         n_train_images=len(images.train),
@@ -124,7 +129,7 @@ def audit(
         n_dropped=n_sampled - n_kept,
         n_audited=len(audited),
         figures=_recorded(measured),
-        exposure=summarise_exposure(of_patients),
+        exposure=summarise_exposure(of_patients) if n_kept else None,
         gates=gates,
     )
     return result, of_patients
@@ -150,6 +155,8 @@ def _drawn(n: int, seed: int) -> np.ndarray:
 def _measured(
     images: AuditImages, audited: np.ndarray, frechet_distance: Distance, seed: int
 ) -> dict[str, Figure | Unmeasured]:
+    if not len(audited):
+        return {metric.name: NONE_KEPT for metric in METRICS}
     if not len(images.heldout):
         return {metric.name: NO_HELDOUT for metric in METRICS}
     try:

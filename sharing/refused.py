@@ -27,9 +27,13 @@ The site's gates refused the export of its synthetic images. This folder holds n
 | --- | --- | --- | --- | --- |
 {gates}
 
-To share all the same, on the site's own responsibility: `gates.enforce=false`. The package then says which gates
-failed.
+{way_out}
 """
+NOT_ENFORCED = (
+    "To share all the same, on the site's own responsibility: `gates.enforce=false`. "
+    "The package then says which gates failed."
+)
+NOTHING_KEPT = "The filter dropped every image: there is nothing to share, whether gates are enforced or not."
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,8 @@ class Refusal:
 def write_refusal(folder: Path, refusal: Refusal) -> None:
     """Write ``refused.json`` and ``REFUSED.md`` into the empty ``folder``."""
     reasons = "\n".join(f"- {gate}" for gate in refusal.failed)
-    card = CARD.format(site=refusal.site, reasons=reasons, gates=gate_rows(refusal.audit.gates))
+    way_out = NOT_ENFORCED if refusal.audit.n_audited else NOTHING_KEPT
+    card = CARD.format(site=refusal.site, reasons=reasons, gates=gate_rows(refusal.audit.gates), way_out=way_out)
     write_text(folder / REFUSED_CARD, card)
     write_json(folder / REFUSED, {**to_dict(refusal), "written_by": f"autoshare {version('autoshare')}"})
 

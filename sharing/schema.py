@@ -15,6 +15,7 @@ from sharing.strict_json import strings_of
 
 SCHEMA_VERSION = 3
 MANIFEST, DATASET, FIGURES, CARD = "manifest.json", "dataset.json", "privacy.json", "CARD.md"
+DROP_LIST, DROP_LIST_VERSION = "drop.json", 1  # what a site answers about another's package
 DOCUMENTS = (DATASET, FIGURES, CARD)  # what the manifest lists besides images and labels
 IMAGES, LABELS = "imagesTr", "labelsTr"
 PNG, NIFTI = ".png", ".nii.gz"
@@ -32,6 +33,8 @@ MAX_DISTANCE_L2 = 4.001  # squared, between unit vectors, with rounding
 MAX_FIGURE = 1e9  # of a measure of leakage
 FIGURE_DIGITS = 4  # figures leave a site rounded
 MAX_LIST_LENGTH = 32  # of a generator's setting; one entry a resolution
+
+MAX_CASE_NAME_CHARS = 64 + 5 + 9  # a site, "_syn_", a number
 
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,32}")

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from common.files import json_text, sha256_of_file
-from common.settings import to_dict
+from common.settings import from_dict, to_dict
 from gan.settings import GanConfig, GanSettings
 from memorization.gates import EVIDENCE, GATE_NAMES
 from memorization.leakage import METRICS
-from sharing import PackageFacts, SyntheticCase, write_package
+from sharing import FailedGate, PackageFacts, Refusal, SharedAudit, SyntheticCase, write_package, write_refusal
 
 
 def audit_of(failed: tuple[str, ...] = (), share: float = 0.2) -> dict[str, Any]:
@@ -56,6 +56,12 @@ def cases(n_channels: int, dtype: type = np.uint8, site: str = "A") -> list[Synt
     images = rng.integers(0, np.iinfo(dtype).max, (4, n_channels, 1, 12, 20), dtype=dtype)
     labels = rng.integers(0, 2, (4, 1, 12, 20), dtype=np.uint8)
     return [SyntheticCase(f"{site}_syn_{i}", image, label) for i, (image, label) in enumerate(zip(images, labels))]
+
+
+def write_refused(folder: Path) -> None:
+    """What stands in the place of a package of the site that ``folder`` is named after."""
+    audit = from_dict(SharedAudit, {**audit_of(("C_T",)), "enforced": True})
+    write_refusal(folder, Refusal(folder.name, audit, (FailedGate("C_T", "-9 is beyond its limit", "more patients"),)))
 
 
 def write_volumes(folder: Path) -> None:

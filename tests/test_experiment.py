@@ -83,7 +83,10 @@ def test_validation_patients_reach_neither_the_generator_nor_the_synthetic_image
 def test_the_pooled_plan_comes_from_packages_alone(tiny_run: Path) -> None:
     """D29: the original took plan and fingerprint of pooled real data, which no deployment has."""
     merged = manifests(tiny_run)["fold_0/merge/all/manifest.json"]
-    assert set(merged["inputs"]) == {"package:A", "package:B"} and merged["settings"]["plan_from"] == "synthetic"
+    assert (
+        set(merged["inputs"]) == {"package:A", "package:B", "check:A:B", "check:B:A"}
+        and merged["settings"]["plan_from"] == "synthetic"
+    )
 
 
 def test_seeds_of_samples_differ_between_sites(tiny_run: Path) -> None:
@@ -99,7 +102,7 @@ def test_seeds_of_samples_differ_between_sites(tiny_run: Path) -> None:
 def test_the_same_command_again_runs_no_stage(tiny_run: Path) -> None:
     before = {name: (tiny_run / name).stat().st_mtime_ns for name in manifests(tiny_run)}
     again = run_tiny(cwd=tiny_run.parent.parent)
-    assert again.returncode == 0 and "41 stages, 0 to do" in again.stdout
+    assert again.returncode == 0 and "43 stages, 0 to do" in again.stdout
     assert {name: (tiny_run / name).stat().st_mtime_ns for name in manifests(tiny_run)} == before
 
 
@@ -189,7 +192,7 @@ def test_a_site_whose_gates_refuse_leaves_no_package_and_the_others_go_on(tiny_r
     assert images and all(name.startswith("A_syn_") for name in images)
     assert "Refused: nothing leaves this site" in (run / "fold_0" / "report.html").read_text()
     again = run_tiny(*enforced, cwd=tmp_path / "copy")
-    assert again.returncode == 3 and "41 stages, 0 to do" in again.stdout and "REFUSED fold_0/share/B" in again.stdout
+    assert again.returncode == 3 and "43 stages, 0 to do" in again.stdout and "REFUSED fold_0/share/B" in again.stdout
 
 
 def test_a_second_process_on_the_same_experiment_is_refused(tiny_run: Path) -> None:

@@ -9,25 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from packages import audit_of, cases, facts, write_volumes
+from packages import audit_of, cases, facts, write_refused, write_volumes
 
 from common.errors import InputError
 from common.files import json_text, write_text
 from common.progress import silent
-from common.settings import from_dict
 from pipeline.graph import Stage
 from pipeline.run_stage import StageContext
 from pipeline.stages import exchange
-from sharing import (
-    FailedGate,
-    Package,
-    PackageError,
-    Refusal,
-    SharedAudit,
-    verify_package,
-    write_package,
-    write_refusal,
-)
+from sharing import Package, PackageError, verify_package, write_package
 from sharing.verify import main
 
 SETTINGS = {
@@ -94,8 +84,7 @@ def test_a_package_in_anothers_place_is_refused(context, tmp_path):
 
 def refuse(folder: Path) -> None:
     shutil.rmtree(folder)
-    audit = from_dict(SharedAudit, {**audit_of(("C_T",)), "enforced": True})
-    write_refusal(folder, Refusal(folder.name, audit, (FailedGate("C_T", "-9 is beyond its limit", "more patients"),)))
+    write_refused(folder)
 
 
 def test_a_refused_site_is_left_out_by_name_and_the_others_are_pooled(context, tmp_path, caplog):

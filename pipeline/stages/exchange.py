@@ -31,6 +31,7 @@ from sharing import (
     SharedGate,
     SyntheticCase,
     dataset_json,
+    read_drop_list,
     read_refusal,
     rounded,
     verify_package,
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 
 Normalisation = tuple[tuple[float, float], ...]
 PACKAGE = "package:"  # role of an input, before the site's name
+CHECK = "check:"  # before the name of the site that checked, and that of the package's site
 PRIVATE_GENERATOR_KEYS = ("n_images",)  # how many real images a site has is its own business
 
 
@@ -59,7 +61,7 @@ def share(context: StageContext) -> None:
         return
     kept = load_image_set(context.inputs["filter"])
     labels = np.load(context.inputs["label"] / "labels.npy", mmap_mode="r")
-    hounsfield = _ct_normalisation(load_plan(context.inputs["plan"] / "plans.json"))
+    hounsfield = ct_normalisation(load_plan(context.inputs["plan"] / "plans.json"))
     dataset_json = read_json(raw_dataset(context.inputs["prepare"]) / "dataset.json")
     generator = read_json(context.inputs["generator"] / "settings.json")
     settings = context.stage.settings
@@ -107,7 +109,7 @@ def shared_audit(audit: SiteAudit) -> SharedAudit:
     )
 
 
-def _ct_normalisation(plan: Plan) -> Normalisation:
+def ct_normalisation(plan: Plan) -> Normalisation:
     """Mean and deviation by which nnU-Net normalised CT, by channel; empty for other images."""
     if any(scheme != "CTNormalization" for scheme in plan.normalization_schemes):
         return ()
@@ -141,9 +143,10 @@ def _to_source_units(images: np.ndarray, hounsfield: Normalisation) -> np.ndarra
 
 
 def merge(context: StageContext) -> None:
-    """Verify every package, then pool them and plan the pool; reads nothing of a site but what its manifest names.
+    """Verify every package, then pool what no other site wants dropped, and plan the pool.
 
-    Sites that refused to export are left out.
+    Sites that refused to export are left out. Nothing of a site is read but its refusal, what its manifest names, and
+    its answers about the others' packages.
 
     With ``plan_from=real_all`` the plan comes from pooled real data, for parity with the paper (D29).
     """
@@ -153,17 +156,44 @@ def merge(context: StageContext) -> None:
     folders = _without_refused({role.removeprefix(PACKAGE): context.inputs[role] for role in roles}, target)
     packages = {site: verify_package(folder) for site, folder in folders.items()}
     _check_agreement(packages, target)
-    for package in packages.values():
-        _link_package(package, target)
-    pooled = {site: (package.manifest.cases, package.manifest.n_images) for site, package in packages.items()}
+    kept = {site: _cases_kept(context, package) for site, package in packages.items()}
+    if not any(kept.values()):
+        raise InputError(
+            f"other sites named every case of {', '.join(kept)}: none is left to pool",
+            where=target,
+            fix="see the log for how many each site named, and leave out one that names every case (data.sites)",
+        )
+    for site, package in packages.items():
+        _link_package(package, kept[site], target)
+    pooled = {
+        site: (kept[site], round(package.manifest.n_images * len(kept[site]) / package.manifest.n_cases))
+        for site, package in packages.items()
+        if kept[site]
+    }
     splits = split_synthetic(pooled, settings, context.seed)
-    _write_pooled_json(target, list(packages.values()))
+    _write_pooled_json(target, list(packages.values()), sum(len(cases) for cases in kept.values()))
     write_json(target.parent / "splits.json", splits)
     if settings["plan_from"] == "real_all":
         plans = read_json(context.inputs["plan_all"] / "plans.json")
         adopt_plan(target, plans, context.out, splits, context.progress)
     else:
         plan_dataset(target, context.out, context.settings(PlanSettings, "plan"), splits, context.progress)
+
+
+def _cases_kept(context: StageContext, package: Package) -> list[str]:
+    """The cases of a package that no other site named; each answer is checked before it is used."""
+    dropped: set[str] = set()
+    for role, folder in context.inputs.items():
+        if role.startswith(CHECK) and role.endswith(f":{package.manifest.site}"):
+            checked_by = role.removeprefix(CHECK).removesuffix(f":{package.manifest.site}")
+            named = read_drop_list(folder, checked_by, package)
+            log.info("site %s names %d of %d cases of %s", checked_by, len(named), *_size(package))
+            dropped |= named
+    return [case for case in package.manifest.cases if case not in dropped]
+
+
+def _size(package: Package) -> tuple[int, str]:
+    return package.manifest.n_cases, package.manifest.site
 
 
 def split_synthetic(
@@ -203,9 +233,9 @@ def _without_refused(folders: Mapping[str, Path], target: Path) -> dict[str, Pat
     return left
 
 
-def _link_package(package: Package, target: Path) -> None:
+def _link_package(package: Package, cases: Sequence[str], target: Path) -> None:
     """Link the images and labels that were verified, by the names that were verified."""
-    for case in package.manifest.cases:
+    for case in cases:
         for name in (*package.manifest.images_of(case), package.manifest.labels_of(case)):
             link = target / name
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -228,7 +258,6 @@ def _check_agreement(packages: Mapping[str, Package], target: Path) -> None:
                 )
 
 
-def _write_pooled_json(target: Path, packages: Sequence[Package]) -> None:
+def _write_pooled_json(target: Path, packages: Sequence[Package], n_cases: int) -> None:
     first = packages[0].manifest
-    n_cases = sum(package.manifest.n_cases for package in packages)
     write_json(target / "dataset.json", dataset_json(first.channel_names, first.labels, n_cases, first.file_ending))

@@ -26,6 +26,7 @@ from evaluation.report_pictures import (
     real_beside_synthetic,
     stage_times_figure,
 )
+from evaluation.report_privacy import privacy_section
 from evaluation.report_results import answer, more_results
 from evaluation.report_run import (
     ALL_SITES,
@@ -84,6 +85,7 @@ def write_report(run: Path, folds: Sequence[int] | None = None, out: Path | None
         "results": ("More results", _more_results_section),
         "images": ("Real beside synthetic images", _images_section),
         "filter": ("Memorization filter", _filter_section),
+        "privacy": ("Privacy", privacy_section),
         "shared": ("What was shared", _shared_section),
         "curves": ("Training curves", _curves_section),
         "time": ("Time per stage", _time_section),
@@ -200,9 +202,12 @@ def _filter_section(files: RunFiles) -> page.Html | None:
 
 
 def _shared_section(files: RunFiles) -> page.Html | None:
-    rows, evidence, cards = [], [], []
+    rows, evidence, cards, refused = [], [], [], []
     for folder in files.stage_folders("share"):
         key = {"fold": folder.fold, "site": folder.site}
+        if not (folder.path / "manifest.json").is_file():
+            refused.append(f"Site {folder.site}, fold {folder.fold} shared nothing: see Privacy.")
+            continue
         manifest = read_mapping(folder.path / "manifest.json")
         sizes = [path.stat().st_size for path in sorted(folder.path.rglob("*")) if path.is_file()]
         size = {"files on disk": len(sizes), "size": format_bytes(sum(sizes))}
@@ -211,11 +216,12 @@ def _shared_section(files: RunFiles) -> page.Html | None:
         if (folder.path / "CARD.md").is_file():
             card = page.element("pre", (folder.path / "CARD.md").read_text(encoding="utf-8", errors="replace"))
             cards.append(page.details(f"Card of site {folder.site}, fold {folder.fold}", card))
+    refusals = page.join(*(page.element("div", text, "refused") for text in refused))
     if not rows:
-        return None if is_baseline_run(files) else page.absent("Nothing has been shared yet.")
+        return refusals or (None if is_baseline_run(files) else page.absent("Nothing has been shared yet."))
     evidence = [row for row in evidence if len(row) > 2]
     privacy = page.join(page.heading("Evidence about privacy"), table_of(evidence)) if evidence else ""
-    return page.join(table_of(rows), privacy, *cards)
+    return page.join(refusals, table_of(rows), privacy, *cards)
 
 
 def _training_stages(files: RunFiles) -> dict[str, str]:

@@ -22,6 +22,8 @@ a { color: var(--accent); }
 .subtitle, .note, figcaption { color: var(--soft); font-size: .9rem; }
 .warning { border-left: 4px solid #d98200; background: #fff6e6; color: var(--warn); padding: 10px 14px; margin: 16px 0;
   font-weight: 600; }
+.refused { border-left: 4px solid #b3261e; background: #fdecea; color: #8c1d18; padding: 10px 14px; margin: 12px 0; }
+.failed { color: #b3261e; font-weight: 700; }
 .absent { background: var(--tint); border-left: 4px solid var(--line); padding: 8px 12px; color: var(--soft); }
 nav { margin: 14px 0 6px; font-size: .92rem; }
 nav a { display: inline-block; margin: 0 14px 4px 0; white-space: nowrap; }

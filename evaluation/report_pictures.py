@@ -234,6 +234,20 @@ def stage_times_figure(records: Sequence[StageRecord]) -> bytes:
     return to_png(figure)
 
 
+def exposure_figure(n_nearest: Sequence[int]) -> bytes:
+    """Bars of a site's patients, most exposed first; the line is what each would have if all were exposed alike."""
+    figure = new_figure(9.0, 2.6)
+    axes = figure.subplots()
+    axes.bar(range(1, len(n_nearest) + 1), n_nearest, color=PALETTE[0], width=0.8)
+    axes.axhline(float(np.mean(n_nearest)), color="#52606d", lw=1.2, ls="--", label="alike for all")
+    axes.set_xlabel("patients trained on, most exposed first", fontsize=8)
+    axes.set_ylabel("synthetic images nearest", fontsize=8)
+    axes.legend(fontsize=8, frameon=False)
+    axes.grid(axis="y", color="#e6e9ee", lw=0.8)
+    axes.set_axisbelow(True)
+    return to_png(figure)
+
+
 def _colours(n: int) -> list[str]:
     return [PALETTE[index % len(PALETTE)] for index in range(n)]
 

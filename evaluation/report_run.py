@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 ALL_SITES = "all"
 STAGES = (
-    *("prepare", "plan", "slices", "calibrate", "generator", "segment_real", "sample", "filter", "label", "share"),
-    *("merge", "segment_syn", "finetune", "statistics", "negotiate", "adopt", "fedavg", "fedprox", "fedbn"),
-    *("dsl", "dsl_dataset", "segment_dsl", "evaluate"),
+    *("prepare", "plan", "slices", "calibrate", "generator", "segment_real", "sample", "filter", "audit", "label"),
+    *("share", "check", "merge", "segment_syn", "finetune", "statistics", "negotiate", "adopt"),
+    *("fedavg", "fedprox", "fedbn", "dsl", "dsl_dataset", "segment_dsl", "evaluate"),
 )
 FINETUNE_OF_UNION = "finetune_"  # with the name of a union of sites
 
@@ -158,7 +158,7 @@ def _points(path: Path) -> Iterator[dict[str, Any]]:
 def _manifest_paths(fold_folder: Path) -> list[Path]:
     # share/<site>/manifest.json belongs to the package, not to the stage
     stages = [path for path in fold_folder.rglob("manifest.json") if path.relative_to(fold_folder).parts[0] != "share"]
-    return sorted([*stages, *fold_folder.glob("share/*.stage.json")])
+    return sorted([*stages, *fold_folder.glob("share/*.stage.json"), *fold_folder.glob("check/*/*.stage.json")])
 
 
 def _record(fold: int, path: Path) -> StageRecord | None:

@@ -12,6 +12,7 @@ from common.errors import InputError
 from common.seeds import derive_seed
 from memorization.evidence import CANDIDATES, Evidence, Figure
 from memorization.index import nearest
+from memorization.relabelled import EXCHANGEABLE, p_over_patients, pool_of, squared_distances
 from memorization.resampling import N_RESAMPLES, bootstrap_weights
 from memorization.roc import area_under_curve, levels_of
 
@@ -57,8 +58,6 @@ def _test(cells: Sequence[_Cell]) -> CopyingTest:
 
 def copying_figure(evidence: Evidence) -> Figure:
     """C_T with its interval over resampled held-out patients and generated images, cells kept."""
-    from scipy.stats import norm
-
     cells = _cells(evidence)
     result = _test(cells)
     low, high = percentile_interval(_resampled(evidence, cells), result.c_t)
@@ -68,8 +67,8 @@ def copying_figure(evidence: Evidence) -> Figure:
         high,
         interval="bootstrap over held-out patients and generated images",
         baseline=0.0,
-        p=float(norm.cdf(result.c_t / result.standard_error)),
-        test="generated images are no nearer to training images than held-out ones, one-sided, images independent",
+        p=_p_over_patients(evidence),
+        test=EXCHANGEABLE,
     )
 
 
@@ -81,13 +80,9 @@ def z_score(levels: np.ndarray, generated: np.ndarray, heldout: np.ndarray) -> f
 
 
 def _cells(evidence: Evidence) -> list[_Cell]:
-    from sklearn.cluster import KMeans
-
     train, heldout, generated = _components(evidence.train, evidence.heldout, evidence.generated)
     n_cells = min(N_CELLS, len(np.unique(train, axis=0)))
-    seed = derive_seed(evidence.seed, "copying", "cells") % 2**32
-    means = KMeans(n_cells, n_init=10, random_state=seed).fit(train)
-    labels = [means.predict(side) for side in (train, heldout, generated)]
+    labels = _in_cells(n_cells, evidence.seed, train, train, heldout, generated)
     found = []
     for cell in range(n_cells):
         in_train, in_heldout, in_generated = (np.flatnonzero(label == cell) for label in labels)
@@ -105,14 +100,49 @@ def _cells(evidence: Evidence) -> list[_Cell]:
     return found
 
 
+def _in_cells(n_cells: int, seed: int, fitted_to: np.ndarray, *sides: np.ndarray) -> list[np.ndarray]:
+    """The cell of every image of each side; cells are k-means' on ``fitted_to``."""
+    from sklearn.cluster import KMeans
+
+    means = KMeans(n_cells, n_init=10, random_state=derive_seed(seed, "copying", "cells") % 2**32).fit(fitted_to)
+    return [means.predict(side) for side in sides]
+
+
 def _components(*sides: np.ndarray) -> Sequence[np.ndarray]:
-    """The first 64 principal components of the training images, the first side."""
+    """The first 64 principal components of the first side."""
     from sklearn.decomposition import PCA
 
     if sides[0].shape[1] <= N_COMPONENTS:
         return sides
     fitted = PCA(min(N_COMPONENTS, len(sides[0])), svd_solver="full").fit(sides[0])
     return [fitted.transform(side) for side in sides]
+
+
+def _p_over_patients(evidence: Evidence) -> float:
+    """Of C_T over the cells of all real images, which do not change with the labels."""
+    pool = pool_of(evidence)
+    real, generated = _components(pool.real, pool.generated)
+    n_cells = min(N_CELLS, len(np.unique(real, axis=0)))
+    of_real, of_generated = _in_cells(n_cells, evidence.seed, real, real, generated)
+    tables = []
+    for cell in range(n_cells):
+        a, b = np.flatnonzero(of_real == cell), np.flatnonzero(of_generated == cell)
+        if len(b) > MIN_GENERATED:
+            tables.append((a, squared_distances(real[a], real[a]), squared_distances(real[a], generated[b])))
+
+    def statistic(in_train: np.ndarray) -> float:
+        total, weight = 0.0, 0
+        for members, between, to_generated in tables:
+            trained = in_train[members]
+            if trained.any() and not trained.all():
+                heldout, made = between[np.ix_(trained, ~trained)].min(axis=0), to_generated[trained].min(axis=0)
+                is_made = np.arange(len(heldout) + len(made)) >= len(heldout)
+                levels = levels_of(np.concatenate([heldout, made]))
+                total += len(heldout) * z_score(levels, is_made.astype(float), (~is_made).astype(float))
+                weight += len(heldout)
+        return total / weight if weight else np.nan
+
+    return p_over_patients(pool, statistic, derive_seed(evidence.seed, "copying"))
 
 
 def _weights_of(cell: _Cell) -> tuple[np.ndarray, np.ndarray]:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from common.errors import InputError
+from common.files import sha256_of_file
 from common.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -25,10 +28,14 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Embedder(Protocol):
-    """Images to features; deterministic, and independent of how images fall into batches up to rounding."""
+    """Images to features; deterministic, and independent of how images fall into batches up to rounding.
+
+    ``identity``: JSON-able; equal where the same image has the same features to the last bit.
+    """
 
     name: str
     dimension: int
+    identity: Mapping[str, Any]
 
     def embed(self, images: np.ndarray, progress: Progress = silent) -> np.ndarray:
         """(n, channels, height, width) uint8 or uint16 -> (n, dimension) float32 unit vectors."""
@@ -73,6 +80,8 @@ class NetworkEmbedder:
 
     The whole image is resized to the square, also with OpenCLIP, whose own transform would cut the borders of a
     non-square image off; square images get that transform (bicubic, antialiased). Full float32, also on a GPU.
+    On a CPU images pass the network one by one (batches of 32 take twice the time: their activations leave the cache),
+    on a GPU in batches that are always full, so that an image's features do not depend on its neighbours.
     Grey images are repeated to three channels. Other channel counts are embedded channel by channel and concatenated
     (with equal weight), as no natural-image network takes them.
     """
@@ -93,6 +102,17 @@ class NetworkEmbedder:
         self._network = network.to(device).eval().requires_grad_(False)
         self._mean, self._std = (torch.tensor(values)[:, None, None] for values in normalisation)
         self._interpolation, self._batch_size, self._device = interpolation, batch_size, device
+        self._pass_size = 1 if device == "cpu" else batch_size
+        self.identity: Mapping[str, Any] = {
+            "name": name,
+            "weights": _weights_sha256(self._network),
+            "preprocessing": sha256_of_file(Path(__file__)),
+            "normalisation": normalisation,
+            "device": device,
+            "images a pass": self._pass_size,
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
 
     def embed(self, images: np.ndarray, progress: Progress = silent) -> np.ndarray:
         """(n, channels, height, width) uint8 or uint16 -> (n, dimension) float32 unit vectors."""
@@ -116,14 +136,31 @@ class NetworkEmbedder:
         # TF32 convolutions, torch's default, would move a copy embedded in another batch by more than RESOLUTION_L2
         exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
         with torch.inference_mode(), exact:
-            features: np.ndarray = self._network(pixels.to(self._device)).float().cpu().numpy()
+            passes = [self._pass(part) for part in pixels.split(self._pass_size)]
+        features: np.ndarray = torch.cat(passes).numpy()
         return _unit(features)
+
+    def _pass(self, pixels: torch.Tensor) -> torch.Tensor:
+        from torch.nn import functional as F
+
+        filled = F.pad(pixels, (0, 0) * 3 + (0, self._pass_size - len(pixels)))
+        features: torch.Tensor = self._network(filled.to(self._device))[: len(pixels)].float().cpu()
+        return features
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
     """Rows of length 1; the norm in double precision (the original's was in half precision)."""
     norms = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
     return (features / np.maximum(norms, 1e-12)).astype(np.float32)
+
+
+def _weights_sha256(network: torch.nn.Module) -> str:
+    """Of all parameters and buffers, by name."""
+    content = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(tensor.detach().cpu().numpy().tobytes())
+    return content.hexdigest()
 
 
 def _efficientnet_lite0() -> torch.nn.Module:

@@ -40,9 +40,14 @@ class ExposureSummary:
 
 def exposure_per_patient(evidence: Evidence) -> tuple[PatientExposure, ...]:
     """Every training patient, by name."""
-    owner = np.asarray(evidence.train_patients)
-    closest = owner[nearest(evidence.train, evidence.generated, CANDIDATES)[1][:, 0]]
-    reached = nearest(evidence.generated, evidence.train, CANDIDATES)[0][:, 0]
+    return exposures(evidence.train, evidence.train_patients, evidence.generated)
+
+
+def exposures(train: np.ndarray, patients: Sequence[str], generated: np.ndarray) -> tuple[PatientExposure, ...]:
+    """The same where no image is held out."""
+    owner = np.asarray(patients)
+    closest = owner[nearest(train, generated, CANDIDATES)[1][:, 0]]
+    reached = nearest(generated, train, CANDIDATES)[0][:, 0]
     return tuple(
         PatientExposure(
             str(name), int((owner == name).sum()), int((closest == name).sum()), float(reached[owner == name].min())
@@ -66,12 +71,16 @@ def summarise_exposure(exposures: Sequence[PatientExposure]) -> ExposureSummary:
 
 def exposure_figure(evidence: Evidence) -> Figure:
     """The largest share of generated images nearest to one patient; the baseline is his share of the images."""
-    exposures = exposure_per_patient(evidence)
-    most = max(exposures, key=lambda exposure: exposure.n_nearest)
-    n_generated = len(evidence.generated)
+    return largest_exposure(exposure_per_patient(evidence))
+
+
+def largest_exposure(of_patients: Sequence[PatientExposure]) -> Figure:
+    """The same of exposures that are there already."""
+    most = max(of_patients, key=lambda exposure: exposure.n_nearest)
+    n_generated = sum(exposure.n_nearest for exposure in of_patients)
     return Figure(
         most.n_nearest / n_generated,
         *clopper_pearson(most.n_nearest, n_generated),
         interval="Clopper-Pearson, of that patient's share",
-        baseline=most.n_images / len(evidence.train),
+        baseline=most.n_images / sum(exposure.n_images for exposure in of_patients),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +16,17 @@ from memorization.index import nearest
 
 @dataclass(frozen=True)
 class FilterResult:
-    """``kept`` (m,); ``distances``, ``neighbours`` and ``mirrored`` (m, k), nearest first.
+    """``kept`` (m,); ``distances``, ``neighbours`` and ``mirrored`` (m, k), nearest first; ``features`` (m, d).
 
-    ``neighbours`` counts training images; ``mirrored`` says that the near one was their mirror image.
+    ``neighbours`` counts training images; ``mirrored`` says that the near one was their mirror image. ``features`` are
+    those of the samples.
     """
 
     kept: np.ndarray
     distances: np.ndarray
     neighbours: np.ndarray
     mirrored: np.ndarray
+    features: np.ndarray
 
 
 def filter_samples(
@@ -45,7 +47,13 @@ def filter_samples(
     closest = distances[:, 0]
     kept = closest > threshold_l2 if config.drop_ties else closest >= threshold_l2
     n_references = len(reference_features)
-    return FilterResult(kept, distances, positions % n_references, positions >= n_references)
+    return FilterResult(kept, distances, positions % n_references, positions >= n_references, sample_features)
+
+
+def joined(first: FilterResult, second: FilterResult) -> FilterResult:
+    """The results of two sets of samples against the same images, one after the other."""
+    names = [field.name for field in fields(FilterResult)]
+    return FilterResult(*(np.concatenate([getattr(first, name), getattr(second, name)]) for name in names))
 
 
 def write_scores(path: Path, names: Sequence[str], result: FilterResult, reference_names: Sequence[str]) -> None:

@@ -1,39 +1,151 @@
-"""Exact nearest neighbours: an approximate miss would be a leak."""
+"""Exact nearest neighbours, streamed: an approximate miss would be a leak."""
 
 from __future__ import annotations
 
 import numpy as np
 
-BLOCK = 1024  # queries whose neighbours are compared in double precision at once
+from common.errors import InputError
+
 # below it two unit vectors are the same: an image embedded in two batches comes out 6e-13 apart (float32, CPU), an
 # image of 128 x 100 px and its copy with one pixel changed by one grey level 2e-8 (EfficientNet-lite0)
 RESOLUTION_L2 = 1e-9
+QUERY_BLOCK, REFERENCE_BLOCK = 1024, 10240  # their products take 40 MiB
+MIN_GROUPS = 256  # columns whose minima are taken side by side; fewer are slow
+EXACT_FLOATS = 2**16  # of candidates compared in double precision at once: they stay in a core's cache
 
 
-def nearest(references: np.ndarray, queries: np.ndarray, k: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def nearest(
+    references: np.ndarray,
+    queries: np.ndarray,
+    k: int = 3,
+    *,
+    query_block: int = QUERY_BLOCK,
+    reference_block: int = REFERENCE_BLOCK,
+) -> tuple[np.ndarray, np.ndarray]:
     """Squared L2 distances (m, k), ascending, and reference indices (m, k) of the nearest references.
 
     On unit vectors the distance is 2 - 2 cos. ``k`` shrinks where there are fewer references. Distances below
     ``RESOLUTION_L2`` are 0 exactly, and among equal distances the lowest index comes first: a copy may not stay just
     outside a threshold of 0 (a site with duplicates has one) because it was embedded in another batch.
+
+    The result is that of brute force in double precision, whatever the blocks: products in single precision name the
+    candidates, all within twice the largest possible rounding error of the k-th nearest, and double precision decides.
+    A query that is not finite has distances that are not numbers.
+
+    Raises:
+        InputError: a reference that is not finite; a copy of its image could not be found.
     """
-    import faiss
-
     k = min(k, len(references))
-    index = faiss.IndexFlatL2(references.shape[1])
-    index.add(np.ascontiguousarray(references, np.float32))
-    _, neighbours = index.search(np.ascontiguousarray(queries, np.float32), k)
-    distances = np.empty(neighbours.shape)
-    for start in range(0, len(queries), BLOCK):
-        block = slice(start, start + BLOCK)
-        distances[block] = _exact(references, queries[block], neighbours[block])
-    distances[distances < RESOLUTION_L2] = 0
-    order = np.lexsort((neighbours, distances), axis=1)
-    rows = np.arange(len(queries))[:, None]
-    return distances[rows, order], neighbours[rows, order]
+    _check_finite(references)
+    distances, neighbours = np.full((len(queries), k), np.nan), np.tile(np.arange(k), (len(queries), 1))
+    if not k or not len(queries):
+        return distances, neighbours
+    search = _Search(references, k, min(query_block, len(queries)), reference_block)
+    for start in range(0, len(queries), query_block):
+        block = queries[start : start + query_block]
+        finite = np.flatnonzero(np.isfinite(block).all(axis=1))
+        if len(finite):
+            found = search.nearest(block[finite])
+            distances[start + finite], neighbours[start + finite] = found
+    return distances, neighbours
 
 
-def _exact(references: np.ndarray, queries: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
-    differences = references[neighbours].astype(np.float64) - queries[:, None].astype(np.float64)
-    squared: np.ndarray = np.square(differences).sum(axis=2)
+class _Search:
+    """The references as the search needs them: moved to their mean, where products round least."""
+
+    def __init__(self, references: np.ndarray, k: int, n_queries: int, block: int) -> None:
+        self._references, self._k, self._block = references, k, block
+        self._centre = references.mean(axis=0, dtype=np.float64).astype(np.float32)
+        n, dimension = references.shape
+        self._right = np.empty((n, dimension + 1), np.float32)
+        for start in range(0, n, QUERY_BLOCK):
+            part = slice(start, start + QUERY_BLOCK)
+            centred = references[part] - self._centre.astype(np.float64)
+            self._right[part, :-1], self._right[part, -1] = -2 * centred, np.square(centred).sum(axis=1)
+        self._buffer = np.empty(n_queries * min(n, block), np.float32)
+        self._largest_norm = float(np.sqrt(self._right[:, -1].max()))
+
+    def nearest(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Distances and indices (m, k) of finite queries."""
+        rows, columns = self._candidates(queries)
+        distances = _exact(self._references, queries, rows, columns)
+        distances[distances < RESOLUTION_L2] = 0
+        order = np.lexsort((columns, distances, rows))
+        first = np.searchsorted(rows[order], np.arange(len(queries)))
+        picked = order[first[:, None] + np.arange(self._k)]
+        return distances[picked], columns[picked]
+
+    def _candidates(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of query and reference that hold the k nearest of every query."""
+        left = np.empty((len(queries), queries.shape[1] + 1), np.float32)
+        np.subtract(queries, self._centre, out=left[:, :-1], casting="same_kind")
+        margin = self._margin(np.sqrt(np.einsum("ij,ij->i", left[:, :-1], left[:, :-1])))
+        left[:, -1] = 1
+        bound = np.full((len(queries), self._k), np.inf, np.float32)  # k values of which each query has some below
+        kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        for start in range(0, len(self._right), self._block):
+            # |r|^2 - 2 q r: the distance without |q|^2, which all of a row share
+            right = self._right[start : start + self._block]
+            products = self._buffer[: len(left) * len(right)].reshape(len(left), len(right))
+            np.matmul(left, right.T, out=products)
+            bound, rows, columns = _below(products, bound, margin)
+            kept.append((rows, columns + start, products[rows, columns]))
+        rows, columns, values = (np.concatenate(part) for part in zip(*kept, strict=True))
+        near = values <= bound[rows, -1] + margin[rows]
+        return rows[near], columns[near]
+
+    def _margin(self, norms: np.ndarray) -> np.ndarray:
+        """Twice the error of a product of n + 1 terms in any order of summation, its factors' rounding included."""
+        unit_roundoff = 2.0**-24
+        n_roundings = self._references.shape[1] + 8
+        error = 1.02 * n_roundings * unit_roundoff * (norms + self._largest_norm) ** 2
+        margin: np.ndarray = np.nextafter((2 * error + RESOLUTION_L2).astype(np.float32), np.float32(np.inf))
+        return margin
+
+
+def _below(products: np.ndarray, bound: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The k smallest group minima so far (m, k), and the pairs within ``margin`` of the largest of them.
+
+    Minima of disjoint groups of columns are values of k different columns, so none of the k smallest values is above
+    the k-th smallest minimum; only groups whose minimum is as low are looked into.
+    """
+    k = bound.shape[1]
+    n_groups = max(MIN_GROUPS, k)
+    n_columns = products.shape[1]
+    n_whole = n_columns // n_groups * n_groups
+    minima = np.full((len(products), n_groups), np.inf, np.float32)
+    if n_whole:
+        products[:, :n_whole].reshape(len(products), -1, n_groups).min(axis=1, out=minima)
+    rest = products[:, n_whole:]
+    np.minimum(minima[:, : rest.shape[1]], rest, out=minima[:, : rest.shape[1]])
+    bound = np.partition(np.concatenate([bound, minima], axis=1), k - 1, axis=1)[:, :k]
+    bound.sort(axis=1)
+    limit = bound[:, -1] + margin
+    rows, groups = np.nonzero(minima <= limit[:, None])
+    columns = groups[:, None] + np.arange(0, n_columns, n_groups)
+    inside = columns < n_columns
+    columns = np.minimum(columns, n_columns - 1)
+    pairs, places = np.nonzero((products[rows[:, None], columns] <= limit[rows, None]) & inside)
+    return bound, rows[pairs], columns[pairs, places]
+
+
+def _exact(references: np.ndarray, queries: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+    """Squared distances of pairs in double precision."""
+    squared = np.empty(len(rows))
+    step = max(1, EXACT_FLOATS // references.shape[1])
+    for start in range(0, len(rows), step):
+        pairs = slice(start, start + step)
+        differences = references[columns[pairs]].astype(np.float64)
+        differences -= queries[rows[pairs]]
+        squared[pairs] = np.square(differences, out=differences).sum(axis=1)
     return squared
+
+
+def _check_finite(references: np.ndarray) -> None:
+    n_broken = int((~np.isfinite(references).all(axis=1)).sum()) if len(references) else 0
+    if n_broken:
+        raise InputError(
+            f"the features of {n_broken} of {len(references)} images hold NaN or infinity",
+            where="memorization",
+            fix="look for broken images, or for weights of the embedder that are not what they should be",
+        )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from common.errors import InputError
 from memorization.adversarial_accuracy import privacy_loss_figure
 from memorization.authenticity import authenticity_figure
 from memorization.closest_records import closest_record_figure
@@ -18,6 +19,14 @@ from memorization.membership import membership_figure, true_positive_figure
 
 INFINITY = math.inf
 COLUMNS = ("figure", "what it says", "safer", "bounds", "honest", "formula", "what it cannot say")
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """Why a figure could not be measured, and the way out."""
+
+    reason: str
+    what_would_help: str
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,18 @@ METRICS = (
 def measure_leakage(evidence: Evidence) -> dict[str, Figure]:
     """Every figure of the table by its name."""
     return {metric.name: metric.measure(evidence) for metric in METRICS}
+
+
+def measure_each(evidence: Evidence) -> dict[str, Figure | Unmeasured]:
+    """As ``measure_leakage``; a figure that this evidence does not carry says why."""
+    return {metric.name: _measure(metric, evidence) for metric in METRICS}
+
+
+def _measure(metric: Metric, evidence: Evidence) -> Figure | Unmeasured:
+    try:
+        return metric.measure(evidence)
+    except InputError as error:
+        return Unmeasured(error.problem, error.fix)
 
 
 def markdown_table() -> str:

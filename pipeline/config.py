@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from dataset.about import About
 from dataset.source import SourceConfig
 from federated.dsl.settings import DslSettings
 from memorization.calibration import MemorizationConfig
+from memorization.gates import GatesConfig
 from nnunetv2_mod import PlanSettings, TrainSettings
 
 N_FOLDS = 5
@@ -107,9 +109,15 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """How many images a site samples (``auto``: ten per image the generator saw), and how many at a time."""
+    """How many images a site samples (``auto``: ten per image the generator saw), and how many at a time.
+
+    Those that the filter drops are replaced by others until ``n_images`` passed.
+    """
 
     n_images: int | str = "auto"
+    max_sampled_factor: float = (
+        2.0  # dropped ones and replacements included, at most so many times n_images are sampled
+    )
     batch_size: int | str = "auto"  # of a forward pass; auto: as many as are fast on the device
 
 
@@ -123,11 +131,14 @@ class LabelConfig:
 
 @dataclass(frozen=True)
 class MergeConfig:
-    """Where the pooled set's plan comes from, and what of it validates the pretraining."""
+    """What is pooled, where the pooled set's plan comes from, and what of it validates the pretraining."""
 
     plan_from: str = "synthetic"  # or "real_all", the paper's: it needs pooled real data, which no deployment has
     validation_fraction: float = 0.2
     max_validation_images: int = 2500
+    cross_site_check: bool = (
+        True  # sites compare each other's packages with their own patients; what they name is dropped
+    )
 
 
 @dataclass(frozen=True)
@@ -225,6 +236,7 @@ class ExperimentConfig:
     generator: GeneratorConfig = GeneratorConfig()
     generate: GenerateConfig = GenerateConfig()
     memorization: MemorizationConfig = MemorizationConfig()
+    gates: GatesConfig = GatesConfig()
     label: LabelConfig = LabelConfig()
     merge: MergeConfig = MergeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -317,6 +329,12 @@ def _check_values(config: ExperimentConfig) -> None:
             config.generate.batch_size,
             _auto_or_positive(config.generate.batch_size),
             "auto or a number above 0",
+        ),
+        (
+            "generate.max_sampled_factor",
+            config.generate.max_sampled_factor,
+            1 <= config.generate.max_sampled_factor < math.inf,
+            "1 (nothing is replaced) or more",
         ),
         ("train.nnunet_epochs", config.train.nnunet_epochs, config.train.nnunet_epochs > 0, "a number above 0"),
         ("general.exp_name", config.general.exp_name, "/" not in config.general.exp_name, "a folder name without '/'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 
 from common.seeds import derive_seed
 from common.settings import to_dict
@@ -56,6 +57,8 @@ class _FoldBuilder:
         if config.evaluation.real_all:
             yield from self._pooled_real()
         if config.evaluation.synthetic:
+            if config.merge.cross_site_check:
+                yield from self._checks()
             for union in self.unions:
                 yield from self._shared(union)
         yield from self._federated()
@@ -94,7 +97,12 @@ class _FoldBuilder:
             "train_on": config.generator.train_on,
             "mirrored": mirrored[config.memorization.mirror],
         }
-        sampling = {"name": config.generator.name, **to_dict(config.generate)}
+        sampling = {"name": config.generator.name, "batch_size": config.generate.batch_size}
+        replacing = {
+            **sampling,
+            "max_sampled_factor": config.generate.max_sampled_factor,
+            "seed": self.make.seed("sample", site),  # replacements go on where the sample stage ended
+        }
         sharing = {
             "min_slice_distance_mm": config.data.min_slice_distance_mm,
             "stack_size": config.label.stack_size,
@@ -105,12 +113,25 @@ class _FoldBuilder:
         yield stage(
             "generator", site, {**named, "kimg": config.train.gan.kimg}, {"slices": site, "plan": site}, code=code
         )
-        yield stage("sample", site, sampling, {"generator": site, "slices": site}, code=code)
-        yield stage("filter", site, memorization, {"sample": site, "slices": site, "calibrate": site})
-        yield stage("label", site, {"batch_size": config.label.batch_size}, {"filter": site, "segment_real": site})
         yield stage(
-            "share", site, sharing, {"filter": site, "label": site, "plan": site, "prepare": site, "generator": site}
+            "sample",
+            site,
+            {**sampling, "n_images": config.generate.n_images},
+            {"generator": site, "slices": site},
+            code=code,
         )
+        yield stage(
+            "filter",
+            site,
+            {**memorization, "sampling": replacing},
+            {"sample": site, "slices": site, "calibrate": site, "generator": site},
+            code=code,
+        )
+        judged = {"gates": to_dict(config.gates), "train_on": config.generator.train_on}
+        yield stage("audit", site, judged, {"slices": site, "calibrate": site, "filter": site})
+        yield stage("label", site, {"batch_size": config.label.batch_size}, {"filter": site, "segment_real": site})
+        roles = ("filter", "audit", "label", "plan", "prepare", "generator")
+        yield stage("share", site, sharing, dict.fromkeys(roles, site))
         if config.evaluation.per_site_synthetic:
             yield from self._pooled_synthetic(Union(site, (site,)))
 
@@ -142,8 +163,22 @@ class _FoldBuilder:
             {"plan": ("merge", union.name)},
         )
 
+    def _checks(self) -> Iterator[Stage]:
+        """Every site on every other's package, once that is there: a union's merge waits for its own sites only."""
+        for site, other in permutations(self.sites, 2):
+            yield self.make.stage(
+                "check",
+                site,
+                {"memorization": to_dict(self.config.memorization), "package_of": other},
+                {"package": ("share", other), "calibrate": site, "slices": site, "plan": site},
+                part=other,
+            )
+
     def _merge(self, union: Union) -> Stage:
         inputs = {f"package:{site}": ("share", site) for site in union.sites}
+        if self.config.merge.cross_site_check:
+            for site, other in permutations(union.sites, 2):
+                inputs[f"check:{site}:{other}"] = ("check", f"{site}/{other}")
         if self.config.merge.plan_from == "real_all":
             inputs["plan_all"] = ("plan", ALL)
         settings = {

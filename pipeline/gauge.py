@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from common.image_set import ImageSet
 from common.seeds import derive_seed
 from evaluation.fidelity import frechet_distance, kernel_distance, kernel_interval
 from memorization.embedders import Embedder, build_embedder
+from memorization.embedding_cache import cached
 from memorization.index import RESOLUTION_L2, nearest
 
 log = logging.getLogger(__name__)
@@ -65,8 +67,14 @@ class FeatureGauge:
         device: str = "cpu",
         mirrored: bool = False,
         build: Build = build_embedder,
+        embeddings: Path | None = None,
     ) -> None:
-        """``heldout``: images the generator does not train on; those of training patients are left out."""
+        """The gauge.
+
+        Args:
+            heldout: images the generator does not train on; those of training patients are left out.
+            embeddings: where features of real images are kept, those of other stages too.
+        """
         seen = {entry.patient for entry in training.entries}
         unseen = [i for i, entry in enumerate(heldout.entries) if entry.patient not in seen]
         n_patients = len({heldout.entries[i].patient for i in unseen})
@@ -80,6 +88,7 @@ class FeatureGauge:
         self.training, self.heldout = training, heldout.subset(unseen)
         self.seconds_per_image = SECONDS_PER_IMAGE["cuda" if device.startswith("cuda") else "cpu"]
         self._seed, self._device, self._build, self._mirrored = seed, device, build, mirrored
+        self._embeddings = embeddings
         self._embedder: Embedder | None = None
         self._references: References | None = None
 
@@ -106,18 +115,22 @@ class FeatureGauge:
             scores[KERNEL_HELDOUT], scores[KERNEL_HELDOUT_ERROR] = estimate.value, estimate.standard_error
         return {name: round(value, 9) for name, value in scores.items()}
 
-    def embed(self, images: np.ndarray) -> np.ndarray:
-        """(n, d) features whose squares are 1 on average; unit vectors would make the kernel a linear one."""
+    def embed(self, images: np.ndarray, keep: bool = False) -> np.ndarray:
+        """(n, d) features whose squares are 1 on average; unit vectors would make the kernel a linear one.
+
+        ``keep``: they will be asked for again, by this or another stage.
+        """
         if self._embedder is None:
             self._embedder = self._build(EMBEDDER, batch_size=BATCH_SIZE, device=self._device)
-        features = self._embedder.embed(images).astype(np.float64)
+        embedder = cached(self._embedder, self._embeddings if keep else None)
+        features = embedder.embed(images).astype(np.float64)
         return np.asarray(features * np.sqrt(features.shape[1]))
 
     def _embed_references(self, n_references: int) -> References:
         training, heldout = self._within(n_references)
-        features = self.embed(training.images)
-        views = [features, self.embed(training.images[..., ::-1])] if self._mirrored else [features]
-        index, others = np.concatenate(views), self.embed(heldout.images)
+        features = self.embed(training.images, keep=True)
+        views = [features, self.embed(training.images[..., ::-1], keep=True)] if self._mirrored else [features]
+        index, others = np.concatenate(views), self.embed(heldout.images, keep=True)
         owners = np.array([entry.patient for entry in training.entries])
         if len(heldout):
             distances = _nearest_distances(index, others)

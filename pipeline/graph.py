@@ -41,7 +41,7 @@ class Stage:
     private_to: str | None = None  # the site whose real data it reads; None: only what may cross borders
     code: tuple[str, ...] = ()  # packages and files of the repository its result depends on
     cost: float = 1.0  # expected relative duration, for the order and the time left only
-    leaves_site: bool = False  # its folder is the package itself
+    leaves_site: bool = False  # its folder is what leaves: a package, or an answer about one
     resumable: bool = False  # goes on from its own checkpoint when half written
     environment: Mapping[str, Any] = field(default_factory=dict)  # places on this machine; not part of the result
 

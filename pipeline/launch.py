@@ -25,11 +25,13 @@ from pipeline.skip import skipped_stages
 from pipeline.stage_factory import ALL
 from pipeline.store import Store, check_writable, stage_digests
 from pipeline.tables import format_plan, write_fold_results
+from sharing import Refusal, read_refusal
 
 log = logging.getLogger(__name__)
 
 EXIT_FAILED_STAGE = 1
 EXIT_BAD_INPUT = 2
+EXIT_REFUSED = 3  # all stages are done, and a site's gates refused its export
 
 
 def run_experiment(values: Mapping[str, Any]) -> int:
@@ -64,7 +66,7 @@ def launch(config: ExperimentConfig) -> int:
         result = _run(config, plan, store)
         for fold in config.folds:
             _write_results(store, plan, config, fold)
-    return _conclude(result, store)
+    return _conclude(result, store, plan)
 
 
 def _read_cases(config: ExperimentConfig) -> tuple[Case, ...]:
@@ -162,14 +164,24 @@ def _write_results(store: Store, plan: RunPlan, config: ExperimentConfig, fold: 
     log.info("report: %s", folder / "report.html")
 
 
-def _conclude(result: RunResult, store: Store) -> int:
+def _conclude(result: RunResult, store: Store, plan: RunPlan) -> int:
     for outcome in result.failed:
         log.error("FAILED %s: %s\n  log: %s", outcome.stage_id, outcome.error, outcome.log)
     if result.blocked:
         log.error("not started, because they need it: %s", ", ".join(result.blocked))
     if result.failed:
         log.error("The other stages are finished and stay so. Mend the cause and run the same command again.")
-    return EXIT_FAILED_STAGE if result.failed else 0
+    refused = _refused(store, plan)
+    for stage_id, refusal in refused.items():
+        log.error("REFUSED %s: nothing leaves this site. %s", stage_id, refusal)
+    return EXIT_FAILED_STAGE if result.failed else EXIT_REFUSED if refused else 0
+
+
+def _refused(store: Store, plan: RunPlan) -> dict[str, Refusal]:
+    """Finished stages whose folder would leave a site, and did not pass its gates."""
+    shares = (stage for stage in plan.graph.stages.values() if stage.leaves_site and store.manifest(stage))
+    found = {stage.id: read_refusal(store.folder(stage.id)) for stage in shares}
+    return {stage_id: refusal for stage_id, refusal in found.items() if refusal is not None}
 
 
 @contextmanager

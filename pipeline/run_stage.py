@@ -45,6 +45,7 @@ class StageContext:
     device: str
     progress: Progress
     workers: MakeWorkers = InlineWorkers
+    embeddings: Path | None = None  # features of the site's images, shared by its stages; no result, never sent
 
     @property
     def seed(self) -> int:
@@ -88,6 +89,7 @@ def execute_stage(
                 "cuda" if stage.resources.gpus else "cpu",
                 _progress_writer(store.progress_path(stage)),
                 make_workers,
+                store.embeddings(stage),
             )
             set_threads(max(1, int(stage.worker_resources.cpus)))
             _function(stage.function)(context)

@@ -20,21 +20,30 @@ USUAL_BATCH = 8  # where the machine will choose it
 OTHER_STAGE_S = 5.0
 
 DSL_ROOMS = ("gan", "memorization", "evaluation/fidelity.py")
+SCHEMA_FILES = ("gan/settings.py", "memorization/gates.py", "memorization/leakage.py", "memorization/site_audit.py")
 CODE = {
     "prepare": ("dataset", "pipeline/stages/prepare.py"),
     "plan": ("nnunetv2_mod", "pipeline/stages/prepare.py"),
     "slices": ("dataset", "nnunetv2_mod", "pipeline/stages/prepare.py"),
-    "calibrate": ("memorization", "pipeline/stages/synthesise.py"),
+    "calibrate": ("memorization", "pipeline/site_filter.py", "pipeline/stages/synthesise.py"),
     "generator": (
         *("pipeline/generators.py", "pipeline/gauge.py", "pipeline/stages/synthesise.py"),
-        *("memorization/embedders.py", "memorization/index.py", "evaluation/fidelity.py"),
+        *("memorization/embedders.py", "memorization/embedding_cache.py", "memorization/index.py"),
+        "evaluation/fidelity.py",
     ),
     "sample": ("pipeline/generators.py", "pipeline/stages/synthesise.py"),
-    "filter": ("memorization", "pipeline/stages/synthesise.py"),
+    "filter": (
+        *("memorization", "pipeline/site_filter.py", "pipeline/generators.py", "pipeline/stages/synthesise.py"),
+    ),
+    "audit": ("memorization", "evaluation/fidelity.py", "pipeline/stages/audit.py", "pipeline/stages/synthesise.py"),
     "segment_real": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "label": ("nnunetv2_mod", "dataset/slices.py", "pipeline/stages/segment.py"),
-    "share": ("sharing", "gan/settings.py", "dataset/slices.py", "pipeline/stages/exchange.py"),
-    "merge": ("sharing", "gan/settings.py", "nnunetv2_mod", "pipeline/stages/exchange.py"),
+    "share": ("sharing", *SCHEMA_FILES, "dataset/slices.py", "pipeline/stages/exchange.py"),
+    "check": (
+        *("sharing", "gan/settings.py", "memorization", "dataset", "pipeline/site_filter.py"),
+        *("pipeline/stages/check.py", "pipeline/stages/exchange.py"),
+    ),
+    "merge": ("sharing", *SCHEMA_FILES, "nnunetv2_mod", "pipeline/stages/exchange.py"),
     "segment_syn": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "finetune": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "statistics": ("nnunetv2_mod", "pipeline/stages/federate.py"),
@@ -55,9 +64,11 @@ FUNCTION = {
     "generator": "synthesise:train_generator",
     "sample": "synthesise:sample",
     "filter": "synthesise:filter_copies",
+    "audit": "audit:audit_site",
     "segment_real": "segment:train_segmentation",
     "label": "segment:label",
     "share": "exchange:share",
+    "check": "check:check_package",
     "merge": "exchange:merge",
     "segment_syn": "segment:train_segmentation",
     "finetune": "segment:fine_tune",
@@ -71,7 +82,7 @@ FUNCTION = {
     "evaluate": "score:evaluate",
 }
 TRAININGS = ("generator", "segment_real", "segment_syn", "finetune", "rounds", "dsl", "segment_dsl")
-EMBEDDINGS = ("calibrate", "sample", "filter", "label", "dsl_dataset", "evaluate")
+EMBEDDINGS = ("calibrate", "sample", "filter", "label", "check", "dsl_dataset", "evaluate")
 ACROSS_SITES = ("merge", "segment_syn")  # made of packages: private to no site, whatever their name
 
 
@@ -134,7 +145,7 @@ class StageFactory:
             private_to=site if site in self.sites and kind not in ACROSS_SITES else None,
             code=(*CODE[kind], *code, "common"),
             cost=self._cost_s(kind),
-            leaves_site=kind == "share",
+            leaves_site=kind in ("share", "check"),
             resumable=kind in TRAININGS,
             environment=environment or {},
         )

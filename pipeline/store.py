@@ -49,6 +49,10 @@ class Store:
         """Where a running stage says how far it is."""
         return self._beside(stage, "progress.json")
 
+    def embeddings(self, stage: Stage) -> Path:
+        """Where a site's stages keep features of images (``memorization.embedding_cache``), all folds together."""
+        return self.run / "embeddings" / stage.site
+
     def manifest(self, stage: Stage) -> dict[str, Any] | None:
         """The manifest of a finished stage, or ``None``."""
         path = self.manifest_path(stage)

@@ -1,17 +1,30 @@
 """The package that leaves a site: images, labels, JSON and a card; nothing of a real patient, nothing pickled."""
 
-from sharing.package import PackageFacts, SyntheticCase, write_package, write_raw_cases
+from sharing.drop_list import read_drop_list, write_drop_list
+from sharing.package import PackageFacts, SyntheticCase, read_case, write_package, write_raw_cases
 from sharing.received import Package, verify_package
 from sharing.refusal import PackageError
-from sharing.schema import dataset_json
+from sharing.refused import FailedGate, Refusal, read_refusal, write_refusal
+from sharing.schema import SharedAudit, SharedFigure, SharedGate, dataset_json, rounded
 
 __all__ = [
+    "FailedGate",
     "Package",
     "PackageError",
     "PackageFacts",
+    "Refusal",
+    "SharedAudit",
+    "SharedFigure",
+    "SharedGate",
     "SyntheticCase",
     "dataset_json",
+    "read_case",
+    "read_drop_list",
+    "read_refusal",
+    "rounded",
     "verify_package",
+    "write_drop_list",
     "write_package",
     "write_raw_cases",
+    "write_refusal",
 ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sharing.schema import Manifest
+from common.settings import from_dict
+from memorization.gates import N_LEAKAGE_GATES
+from sharing.schema import Manifest, SharedAudit, SharedGate
 
 CARD = """# Synthetic images of site {site}
 
@@ -40,8 +42,20 @@ images of different patients are to each other.
 | kept | {n_kept} |
 | threshold (squared distance of unit vectors) | {threshold_l2:.6g} |
 
-This filter is evidence, not a guarantee: a copy that the features do not recognise would pass. {guarantee}
+## Why it was allowed to leave
+
+{n_audited} of the kept images were compared with the images trained on and with those of patients the generator never
+saw. A leakage gate refuses where its value is beyond its limit and patients who change sides at random give a value as
+bad with a probability p of at most {level:.2g}. {verdict}
+
+| gate | value | limit | p | |
+| --- | --- | --- | --- | --- |
+{gates}
+
+Filter and gates are evidence, not a guarantee: a copy that the features do not recognise would pass. {guarantee}
 """
+ENFORCED = "Every gate had to pass, and did."
+NOT_ENFORCED = "**The site did not enforce its gates; {failed}.**"
 WITHOUT_PRIVACY = "The generator was trained without differential privacy."
 WITH_PRIVACY = """
 
@@ -52,7 +66,8 @@ AUTO_DELTA = "a tenth of one over the number of training images"
 
 
 def render_card(manifest: Manifest, figures: Mapping[str, Any]) -> str:
-    """``CARD.md`` from the manifest and the figures of the filter."""
+    """``CARD.md`` from the manifest and the figures of ``privacy.json``."""
+    audit = from_dict(SharedAudit, figures["audit"])
     return CARD.format(
         site=manifest.site,
         n_images=manifest.n_images,
@@ -67,8 +82,37 @@ def render_card(manifest: Manifest, figures: Mapping[str, Any]) -> str:
         ],
         written_by=manifest.written_by,
         guarantee=_guarantee(manifest.generator),
+        n_audited=audit.n_audited,
+        level=audit.familywise_level / N_LEAKAGE_GATES,
+        verdict=_verdict(audit),
+        gates=gate_rows(audit.gates),
         **figures,
     )
+
+
+def gate_rows(gates: Sequence[SharedGate]) -> str:
+    """Rows of a Markdown table, one a gate."""
+    return "\n".join(
+        f"| {gate.name} | {_shown(gate.value)} | {gate.limit:g} | {_shown(gate.p)} | {_decision(gate)} |"
+        for gate in gates
+    )
+
+
+def _decision(gate: SharedGate) -> str:
+    if gate.value is None:
+        return "not measurable"
+    return "passed" if gate.passed else "**failed**"
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _verdict(audit: SharedAudit) -> str:
+    if audit.enforced:
+        return ENFORCED
+    failed = ", ".join(gate.name for gate in audit.gates if not gate.passed)
+    return NOT_ENFORCED.format(failed=f"these failed: {failed}" if failed else "all passed")
 
 
 def _guarantee(generator: Mapping[str, Any]) -> str:

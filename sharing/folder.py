@@ -9,6 +9,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -75,6 +76,31 @@ def list_package(folder: Path) -> dict[str, Stamp]:
     return stamps
 
 
+def stamp_of(path: Path) -> Stamp:
+    """Of one file or link itself; nothing is followed."""
+    return _stamp(path.lstat())
+
+
+def list_only(folder: Path, name: str, max_bytes: int) -> Stamp:
+    """The one file that a folder may hold.
+
+    Raises:
+        PackageError: no folder, another file, or none that may be read.
+    """
+    try:
+        with _opened_folder(folder, follow=True) as root:
+            entries = dict(islice(_scan(root), 2))
+    except OSError as error:
+        raise PackageError(folder, [Reason("", f"cannot be read ({error.strerror})", SEND_AGAIN)]) from error
+    status = entries.get(name)
+    if status is None or len(entries) != 1:
+        raise PackageError(folder, [Reason(name, f"is missing, or {shown(sorted(entries))} lie beside it", SEND_AGAIN)])
+    fault = _fault_of_file(status, max_bytes)
+    if fault:
+        raise PackageError(folder, [Reason(name, fault)])
+    return _stamp(status)
+
+
 def examine(folder: Path, name: str, stamp: Stamp, checksum: str | None, check: Callable[[Blocks], T]) -> T:
     """What ``check`` says about a file's blocks; the bytes it sees are those that are hashed.
 
@@ -136,17 +162,20 @@ def _scan(descriptor: int) -> Iterator[tuple[str, os.stat_result]]:
 
 def _fault(name: str, status: os.stat_result) -> str | None:
     """What makes an entry of the folder none of a package."""
-    kind = stat.S_IFMT(status.st_mode)
-    if kind == stat.S_IFDIR and name in (IMAGES, LABELS):
+    if stat.S_ISDIR(status.st_mode) and name in (IMAGES, LABELS):
         return None
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and not _NAME.fullmatch(name):
+        return "is no name of a file in a package"
+    return _fault_of_file(status, _max_bytes(name))
+
+
+def _fault_of_file(status: os.stat_result, max_bytes: int) -> str | None:
+    kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
         return f"is {_KINDS.get(kind, 'no regular file')}, which no package holds"
     if status.st_nlink > 1:
         return f"is one of {status.st_nlink} hard links to the same bytes"
-    if not _NAME.fullmatch(name):
-        return "is no name of a file in a package"
-    limit = _max_bytes(name)
-    return f"has {status.st_size} bytes, more than {limit}" if status.st_size > limit else None
+    return f"has {status.st_size} bytes, more than {max_bytes}" if status.st_size > max_bytes else None
 
 
 def _max_bytes(name: str) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from common.files import atomic_path, sha256_of_file, write_json, write_text
 from common.settings import to_dict
 from sharing.card import render_card
-from sharing.received import verify_package
+from sharing.received import Package, verify_package
 from sharing.refusal import PackageError
 from sharing.schema import (
     CARD,
@@ -53,7 +53,7 @@ class PackageFacts:
     spacing_mm: tuple[float, float, float]  # (through-plane, row, column) of every case
     intensity_space: str  # "source" units of the files, or "normalised"
     generator: Mapping[str, Any]  # its name and settings
-    privacy: Mapping[str, Any]  # figures of the filter
+    privacy: Mapping[str, Any]  # figures of the filter and the audit
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,16 @@ def write_package(folder: Path, cases: Iterable[SyntheticCase], facts: PackageFa
     except PackageError:
         (folder / MANIFEST).unlink()
         raise
+
+
+def read_case(package: Package, case: str) -> np.ndarray:
+    """The image (channels, slices, height, width) of a case of a package that was checked."""
+    files = [package.folder / name for name in package.manifest.images_of(case)]
+    if package.manifest.file_ending == NIFTI:
+        return np.stack([_read_volume(file) for file in files])
+    if package.manifest.rgb:
+        return np.moveaxis(_read_png(files[0]), -1, 0)[:, None]
+    return np.stack([_read_png(file) for file in files])[:, None]
 
 
 def write_raw_cases(folder: Path, cases: Iterable[SyntheticCase], facts: PackageFacts, volumetric: bool) -> RawCases:
@@ -153,6 +163,19 @@ def _write_png(target: Path, array: np.ndarray) -> None:
 
     with atomic_path(target) as temporary:
         Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG")
+
+
+def _read_png(source: Path) -> np.ndarray:
+    from PIL import Image
+
+    with Image.open(source) as image:
+        return np.array(image)
+
+
+def _read_volume(source: Path) -> np.ndarray:
+    import SimpleITK
+
+    return np.asarray(SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(source))))
 
 
 def _write_volume(target: Path, array: np.ndarray, spacing_mm: Sequence[float]) -> None:

@@ -38,8 +38,8 @@ from sharing.schema import (
     PNG,
     SCHEMA_VERSION,
     Fault,
-    FilterFigures,
     Manifest,
+    PrivacyFigures,
     dataset_json,
     faults_of_figures,
     faults_of_manifest,
@@ -135,7 +135,7 @@ def _wrong_names(manifest: Manifest, present: Mapping[str, Stamp]) -> Iterator[R
 def _read_documents(listed: _Listed, manifest: Manifest, here: Sequence[str]) -> None:
     """The other texts: two follow from the manifest, so any difference is refused."""
     content = listed.examine(FIGURES, manifest.files[FIGURES], lambda blocks: parse_json(b"".join(blocks)))
-    figures = _typed(listed, FIGURES, FilterFigures, content)
+    figures = _typed(listed, FIGURES, PrivacyFigures, content)
     listed.refuse(_reasons(FIGURES, faults_of_figures(figures, manifest.n_images)))
     listed.refuse(_telling(FIGURES, content, here))
     dataset = listed.examine(DATASET, manifest.files[DATASET], lambda blocks: parse_json(b"".join(blocks)))

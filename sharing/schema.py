@@ -9,10 +9,13 @@ from typing import Any
 
 from common.settings import from_dict
 from gan.settings import GanSettings
+from memorization.gates import DROPPED_SHARE, GATE_NAMES
+from memorization.leakage import METRICS, Metric
 from sharing.strict_json import strings_of
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST, DATASET, FIGURES, CARD = "manifest.json", "dataset.json", "privacy.json", "CARD.md"
+DROP_LIST, DROP_LIST_VERSION = "drop.json", 1  # what a site answers about another's package
 DOCUMENTS = (DATASET, FIGURES, CARD)  # what the manifest lists besides images and labels
 IMAGES, LABELS = "imagesTr", "labelsTr"
 PNG, NIFTI = ".png", ".nii.gz"
@@ -27,7 +30,11 @@ MAX_CHANNELS = 16
 MAX_LABEL_ID = 255  # labels are uint8
 MAX_SPACING_MM = 10_000.0  # nnU-Net writes 999 for images without a third axis
 MAX_DISTANCE_L2 = 4.001  # squared, between unit vectors, with rounding
+MAX_FIGURE = 1e9  # of a measure of leakage
+FIGURE_DIGITS = 4  # figures leave a site rounded
 MAX_LIST_LENGTH = 32  # of a generator's setting; one entry a resolution
+
+MAX_CASE_NAME_CHARS = 64 + 5 + 9  # a site, "_syn_", a number
 
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,32}")
@@ -82,8 +89,41 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class FilterFigures:
-    """``privacy.json``: totals of the filter against copies."""
+class SharedFigure:
+    """A figure of leakage; all numbers are None where the site could not measure it."""
+
+    name: str
+    value: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+
+
+@dataclass(frozen=True)
+class SharedGate:
+    """A gate's decision; ``value`` is None where there was nothing to decide on, ``p`` where there is no test."""
+
+    name: str
+    value: float | None
+    limit: float
+    p: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class SharedAudit:
+    """The site's audit without what tells how many images and patients it has."""
+
+    n_audited: int  # kept images that the figures look at
+    enforced: bool
+    familywise_level: float
+    figures: tuple[SharedFigure, ...]
+    gates: tuple[SharedGate, ...]
+
+
+@dataclass(frozen=True)
+class PrivacyFigures:
+    """``privacy.json``: totals of the filter against copies, and the audit that let the package out."""
 
     embedder: str
     calibration: str
@@ -92,6 +132,12 @@ class FilterFigures:
     n_sampled: int
     n_kept: int
     n_dropped: int
+    audit: SharedAudit
+
+
+def is_site_name(name: str) -> bool:
+    """Whether a site may be called so."""
+    return bool(_SITE.fullmatch(name))
 
 
 def is_case_name(name: str, site: str) -> bool:
@@ -116,7 +162,7 @@ def faults_of_manifest(manifest: Manifest) -> Iterator[Fault]:
     names, ids = [*manifest.channel_names, *manifest.labels], list(manifest.labels.values())
     checks: list[tuple[str, object, bool, str]] = [
         ("written_by", manifest.written_by, bool(_PROGRAM.fullmatch(manifest.written_by)), "autoshare and its version"),
-        ("site", manifest.site, bool(_SITE.fullmatch(manifest.site)), "1 to 64 letters, digits, and _ . -"),
+        ("site", manifest.site, is_site_name(manifest.site), "1 to 64 letters, digits, and _ . -"),
         ("n_cases", manifest.n_cases, 1 <= manifest.n_cases <= manifest.n_images, "1 to the number of images"),
         ("images and labels of pixels", n_px, n_px <= MAX_PACKAGE_PX, f"at most {MAX_PACKAGE_PX} pixels in all"),
         ("image_size_px", manifest.image_size_px, min(height, width) >= 1, "pixels, at least 1"),
@@ -145,8 +191,8 @@ def faults_of_manifest(manifest: Manifest) -> Iterator[Fault]:
     yield from (("files", sum_, "a SHA-256 in 64 hexadecimal digits") for sum_ in bad_sums)
 
 
-def faults_of_figures(figures: FilterFigures, n_images: int) -> Iterator[Fault]:
-    """Values that no filter writes, or that contradict the number of images shared."""
+def faults_of_figures(figures: PrivacyFigures, n_images: int) -> Iterator[Fault]:
+    """Values that no filter and no audit writes, or that contradict the number of images shared."""
     checks: list[tuple[str, object, bool, str]] = [
         ("embedder", figures.embedder, bool(_WORD.fullmatch(figures.embedder)), "a name"),
         ("calibration", figures.calibration, bool(_WORD.fullmatch(figures.calibration)), "a name"),
@@ -162,6 +208,61 @@ def faults_of_figures(figures: FilterFigures, n_images: int) -> Iterator[Fault]:
         ),
     ]
     yield from ((key, value, wanted) for key, value, holds, wanted in checks if not holds)
+    audit = figures.audit
+    if not 1 <= audit.n_audited <= figures.n_kept:
+        yield "audit.n_audited", audit.n_audited, "1 to n_kept"
+    yield from faults_of_audit(audit)
+    if audit.enforced:
+        failed = (gate.name for gate in audit.gates if not gate.passed)
+        yield from (("audit.gates", name, "passed, where gates are enforced") for name in failed)
+    share = next((gate for gate in audit.gates if gate.name == DROPPED_SHARE), None)
+    if share is not None and not _is_share(share, figures):
+        yield "audit.gates", share.value, "n_dropped / n_sampled, and passed as its limit says"
+
+
+def faults_of_audit(audit: SharedAudit) -> Iterator[Fault]:
+    """Names and numbers that no audit writes."""
+    if not 0 < audit.familywise_level < 1:
+        yield "audit.familywise_level", audit.familywise_level, "between 0 and 1"
+    expected = tuple(metric.name for metric in METRICS)
+    for key, found, names in (("figures", audit.figures, expected), ("gates", audit.gates, GATE_NAMES)):
+        given = tuple(one.name for one in found)
+        if given != names:
+            yield f"audit.{key}", given, "those of this release, in their order"
+            return
+    for figure, metric in zip(audit.figures, METRICS, strict=True):
+        yield from _faults_of_figure(figure, metric)
+    for gate in audit.gates:
+        numbers = [gate.limit] if gate.value is None else [gate.limit, gate.value]
+        if not all(abs(number) <= MAX_FIGURE for number in numbers) or not _is_p(gate.p):
+            yield f"audit.gates, {gate.name}", (*numbers, gate.p), f"numbers within {MAX_FIGURE:g} and p from 0 to 1"
+
+
+def _faults_of_figure(figure: SharedFigure, metric: Metric) -> Iterator[Fault]:
+    where, numbers = f"audit.figures, {figure.name}", (figure.low, figure.value, figure.high)
+    present = [number for number in numbers if number is not None]
+    if not present and figure.p is None:
+        return
+    lower, upper = max(metric.lower, -MAX_FIGURE), min(metric.upper, MAX_FIGURE)
+    if len(present) < len(numbers) or not lower <= present[0] <= present[1] <= present[2] <= upper:
+        yield where, numbers, f"low, value and high in this order, from {lower:g} to {upper:g}"
+    if not _is_p(figure.p):
+        yield where, figure.p, "a p from 0 to 1"
+
+
+def _is_p(p: float | None) -> bool:
+    return p is None or 0 <= p <= 1
+
+
+def _is_share(gate: SharedGate, figures: PrivacyFigures) -> bool:
+    """Whether the gate says what the filter's totals say."""
+    share = figures.n_dropped / max(1, figures.n_sampled)
+    return rounded(share) == gate.value and gate.passed == (share <= gate.limit)
+
+
+def rounded(value: float | None) -> float | None:
+    """To the digits that leave a site."""
+    return None if value is None else float(f"{value:.{FIGURE_DIGITS}g}")
 
 
 def telling_texts(content: Any, names_of_here: Sequence[str]) -> Iterator[tuple[str, str]]:

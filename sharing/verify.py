@@ -9,8 +9,10 @@ from pathlib import Path
 
 from sharing.received import Package, verify_package
 from sharing.refusal import PackageError
+from sharing.refused import read_refusal
 from sharing.schema import CARD, DATASET, FIGURES, MANIFEST
 
+EXIT_REFUSED = 3
 CHECKED = f"""  folder: no links, special files, hidden or other files, empty folders; sizes and numbers within bounds
   {MANIFEST}, {FIGURES}: known schema, keys, types and bounds; no paths, no hashes but those of the files
   {DATASET}, {CARD}: what follows from the manifest, to the byte
@@ -20,7 +22,7 @@ CHECKED = f"""  folder: no links, special files, hidden or other files, empty fo
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check one package; 0 with what was checked, 1 with a line a reason on stderr."""
+    """Check one package: 0 with what was checked, 1 with a line a reason, 3 where its site refused to export it."""
     parser = argparse.ArgumentParser(
         prog="python -m sharing.verify", description="Check a package of synthetic images."
     )
@@ -30,6 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     try:
+        refusal = read_refusal(chosen.package)
+        if refusal is not None:
+            reasons = "".join(f"  {gate}\n" for gate in refusal.failed)
+            sys.stderr.write(f"{chosen.package}: no package; site {refusal.site} refused to export it:\n{reasons}")
+            return EXIT_REFUSED
         package = verify_package(chosen.package, written_here=chosen.written_here)
     except PackageError as error:
         sys.stderr.write(f"{error}\n")

@@ -12,9 +12,26 @@ from typing import Any
 import numpy as np
 
 from common.files import json_text, sha256_of_file
-from common.settings import to_dict
+from common.settings import from_dict, to_dict
 from gan.settings import GanConfig, GanSettings
-from sharing import PackageFacts, SyntheticCase, write_package
+from memorization.gates import EVIDENCE, GATE_NAMES
+from memorization.leakage import METRICS
+from sharing import FailedGate, PackageFacts, Refusal, SharedAudit, SyntheticCase, write_package, write_refusal
+
+
+def audit_of(failed: tuple[str, ...] = (), share: float = 0.2) -> dict[str, Any]:
+    """Of four kept images, ``share`` of all dropped; gates are enforced unless some failed."""
+    measured = [metric.name for metric in METRICS]
+    limits = {"dropped share": (share, 0.5, None), EVIDENCE: (6.0, 1.0, None)}
+    gates = [(name, *limits.get(name, (0.0, 0.5, 0.7)), name not in failed) for name in GATE_NAMES]
+    return {
+        "n_audited": 4,
+        "enforced": not failed,
+        "familywise_level": 0.05,
+        "figures": [{"name": name, "value": 0.4, "low": 0.3, "high": 0.5, "p": None} for name in measured],
+        "gates": [dict(zip(("name", "value", "limit", "p", "passed"), gate)) for gate in gates],
+    }
+
 
 PRIVACY = {
     "embedder": "efficientnet_lite0",
@@ -24,6 +41,7 @@ PRIVACY = {
     "n_sampled": 5,
     "n_kept": 4,
     "n_dropped": 1,
+    "audit": audit_of(),
 }
 ONE_STAGE = ((1, 1),)
 GENERATOR = {"name": "stylegan2", **to_dict(GanSettings(GanConfig(), (12, 20), 1, ONE_STAGE, ((3, 3),), 4.0, 500, 0.2))}
@@ -38,6 +56,12 @@ def cases(n_channels: int, dtype: type = np.uint8, site: str = "A") -> list[Synt
     images = rng.integers(0, np.iinfo(dtype).max, (4, n_channels, 1, 12, 20), dtype=dtype)
     labels = rng.integers(0, 2, (4, 1, 12, 20), dtype=np.uint8)
     return [SyntheticCase(f"{site}_syn_{i}", image, label) for i, (image, label) in enumerate(zip(images, labels))]
+
+
+def write_refused(folder: Path) -> None:
+    """What stands in the place of a package of the site that ``folder`` is named after."""
+    audit = from_dict(SharedAudit, {**audit_of(("C_T",)), "enforced": True})
+    write_refusal(folder, Refusal(folder.name, audit, (FailedGate("C_T", "-9 is beyond its limit", "more patients"),)))
 
 
 def write_volumes(folder: Path) -> None:

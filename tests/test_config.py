@@ -13,6 +13,7 @@ import pipeline.entry  # noqa: F401  (stores the schema that the experiments sta
 from common.errors import InputError
 from gan.settings import GanConfig
 from memorization.calibration import MemorizationConfig
+from memorization.gates import GatesConfig
 from pipeline.config import ClusterConfig, DataConfig, ExperimentConfig, GeneratorConfig, experiment_config
 from pipeline.launch import launch
 
@@ -25,6 +26,7 @@ MIRRORED = {
     "data": DataConfig,
     "generator": GeneratorConfig,
     "memorization": MemorizationConfig,
+    "gates": GatesConfig,
     "cluster": ClusterConfig,
 }
 GROUP_FILES = sorted(path for group in MIRRORED for path in (CONFIG / group).glob("*.yaml"))
@@ -156,13 +158,13 @@ def test_all_folds_are_one_graph():
 
 
 PAPER = {
-    "nnunet/qata_000": ("site A: about 2523 kimg, about 25230 images", "47 stages, 47 to do"),
-    "nnunet/polyp_000": ("site B: about 490 kimg, about 4900 images", "47 stages, 47 to do"),
-    "nnunet/cervix_000": ("site A: about 3600 kimg, about 36000 images", "47 stages, 47 to do"),
+    "nnunet/qata_000": ("site A: about 2523 kimg, about 25230 images", "51 stages, 51 to do"),
+    "nnunet/polyp_000": ("site B: about 490 kimg, about 4900 images", "51 stages, 51 to do"),
+    "nnunet/cervix_000": ("site A: about 3600 kimg, about 36000 images", "51 stages, 51 to do"),
     "federated/qata_00": ("fedavg: 1000 rounds, each 1 x 250 iterations a site", "23 stages, 23 to do"),
     "federated/polyp_00": ("fedavg: 1000 rounds, each 1 x 250 iterations a site", "23 stages, 23 to do"),
     "federated/cervix_00": ("fedavg: 1000 rounds, each 1 x 250 iterations a site", "23 stages, 23 to do"),
-    "scaling/qata_001": ("2: A B; 4: A B C D; all: A B C D E F G H", "401 stages, 401 to do"),
+    "scaling/qata_001": ("2: A B; 4: A B C D; all: A B C D E F G H", "465 stages, 465 to do"),
 }
 
 
@@ -202,3 +204,17 @@ def test_the_default_generators_yaml_is_the_dataclass_one_to_one():
 def test_the_default_filters_yaml_states_the_dataclass_defaults():
     values = yaml.safe_load((CONFIG / "memorization" / "offline.yaml").read_text())
     assert values == {key: getattr(MemorizationConfig(), key) for key in values}
+
+
+def test_the_gates_yaml_is_the_dataclass_one_to_one():
+    """What a data protection officer reads there is what decides."""
+    assert yaml.safe_load((CONFIG / "gates" / "default.yaml").read_text()) == dataclasses.asdict(GatesConfig())
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["familywise_level=0", "familywise_level=.nan", "min_measured=7", "max_dropped_share=1.5", "min_c_t=.inf"],
+)
+def test_limits_that_no_gate_can_have_are_refused(override):
+    with pytest.raises(InputError, match=f"gates.{override.partition('=')[0]}"):
+        composed("demo", f"gates.{override}")

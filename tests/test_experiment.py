@@ -83,7 +83,10 @@ def test_validation_patients_reach_neither_the_generator_nor_the_synthetic_image
 def test_the_pooled_plan_comes_from_packages_alone(tiny_run: Path) -> None:
     """D29: the original took plan and fingerprint of pooled real data, which no deployment has."""
     merged = manifests(tiny_run)["fold_0/merge/all/manifest.json"]
-    assert set(merged["inputs"]) == {"package:A", "package:B"} and merged["settings"]["plan_from"] == "synthetic"
+    assert (
+        set(merged["inputs"]) == {"package:A", "package:B", "check:A:B", "check:B:A"}
+        and merged["settings"]["plan_from"] == "synthetic"
+    )
 
 
 def test_seeds_of_samples_differ_between_sites(tiny_run: Path) -> None:
@@ -99,7 +102,7 @@ def test_seeds_of_samples_differ_between_sites(tiny_run: Path) -> None:
 def test_the_same_command_again_runs_no_stage(tiny_run: Path) -> None:
     before = {name: (tiny_run / name).stat().st_mtime_ns for name in manifests(tiny_run)}
     again = run_tiny(cwd=tiny_run.parent.parent)
-    assert again.returncode == 0 and "39 stages, 0 to do" in again.stdout
+    assert again.returncode == 0 and "43 stages, 0 to do" in again.stdout
     assert {name: (tiny_run / name).stat().st_mtime_ns for name in manifests(tiny_run)} == before
 
 
@@ -164,6 +167,32 @@ def test_a_failing_site_stops_only_what_needs_it(tiny_run: Path, tmp_path: Path)
     for words in ("FAILED fold_0/label/B", "label-B.log", "fold_0/merge/all"):
         assert words in ended.stdout, ended.stdout[-2000:]
     verify_package(run / "fold_0" / "share" / "A")
+
+
+def test_a_site_whose_gates_refuse_leaves_no_package_and_the_others_go_on(tiny_run: Path, tmp_path: Path) -> None:
+    """Site B's filter is made to say that it dropped most of what was sampled."""
+    shutil.copytree(tiny_run.parent.parent, tmp_path / "copy", symlinks=True)
+    run = tmp_path / "copy" / "runs" / "tiny"
+    for site in "AB":
+        path = run / f"fold_0/filter/{site}/filter.json"
+        figures = json.loads(path.read_text())
+        n_dropped = 4 * figures["n_kept"] if site == "B" else 0
+        path.write_text(json.dumps(figures | {"n_dropped": n_dropped, "n_sampled": figures["n_kept"] + n_dropped}))
+    enforced = ("gates.enforce=true", "gates.min_measured=0")
+    ended = run_tiny(*enforced, cwd=tmp_path / "copy")
+    assert ended.returncode == 3, ended.stdout[-2000:]
+    assert "REFUSED fold_0/share/B" in ended.stdout and "dropped share" in ended.stdout
+    refused = run / "fold_0" / "share" / "B"
+    assert sorted(path.name for path in refused.iterdir()) == ["REFUSED.md", "refused.json"]
+    assert "site B refused to export" in (run / "fold_0" / "logs" / "share-B.log").read_text()
+    verify_package(run / "fold_0" / "share" / "A")
+    audit = json.loads((run / "fold_0/share/A/privacy.json").read_text())["audit"]
+    assert audit["enforced"] and all(gate["passed"] for gate in audit["gates"])
+    images = sorted(path.name for path in run.glob("fold_0/merge/all/raw/*/imagesTr/*"))
+    assert images and all(name.startswith("A_syn_") for name in images)
+    assert "Refused: nothing leaves this site" in (run / "fold_0" / "report.html").read_text()
+    again = run_tiny(*enforced, cwd=tmp_path / "copy")
+    assert again.returncode == 3 and "43 stages, 0 to do" in again.stdout and "REFUSED fold_0/share/B" in again.stdout
 
 
 def test_a_second_process_on_the_same_experiment_is_refused(tiny_run: Path) -> None:

@@ -55,7 +55,7 @@ def test_features_that_are_no_numbers_are_never_kept() -> None:
         assert not filter_samples(references, -references, float("nan"), config).kept.any()
 
 
-@pytest.mark.parametrize("n_queries", [1, 64])  # faiss has two code paths
+@pytest.mark.parametrize("n_queries", [1, 64])
 def test_among_equal_distances_the_lowest_index_comes_first(n_queries: int) -> None:
     rng = np.random.default_rng(1)
     image = unit(rng.normal(size=(1, DIMENSION)))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from packages import cases, facts, write_volumes
+from packages import audit_of, cases, facts, write_volumes
 from skimage import io
 
 from pipeline.stages.exchange import split_synthetic
@@ -44,6 +45,16 @@ def test_nothing_but_images_labels_json_and_the_card_is_in_a_package(tmp_path: P
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".png", ".json", ".md"}
     for path in tmp_path.rglob("*.png"):
         assert not io.imread(path).dtype.hasobject and b"tEXt" not in path.read_bytes()
+
+
+def test_the_card_says_which_gates_were_passed_and_which_were_not_enforced(tmp_path: Path) -> None:
+    write_package(tmp_path / "passed", cases(1), facts(), volumetric=False)
+    audit = {"audit": audit_of(("C_T", "FLD gap"))}
+    write_package(tmp_path / "failed", cases(1), replace(facts(), privacy=facts().privacy | audit), volumetric=False)
+    passed, failed = ((tmp_path / name / "CARD.md").read_text() for name in ("passed", "failed"))
+    assert "Every gate had to pass, and did." in passed and "**failed**" not in passed
+    assert "did not enforce its gates; these failed: C_T, FLD gap" in failed
+    assert "| C_T | 0 | 0.5 | 0.7 | **failed** |" in failed
 
 
 def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:

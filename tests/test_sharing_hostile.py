@@ -19,7 +19,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from packages import GENERATOR, cases, chunk, edit, facts, png, put, replace_text, sign, write_volumes
+from packages import GENERATOR, audit_of, cases, chunk, edit, facts, png, put, replace_text, sign, write_volumes
 
 import sharing.folder
 import sharing.received
@@ -61,6 +61,21 @@ def generator(**changes: object) -> Mutation:
 
 def figures(**changes: object) -> Mutation:
     return lambda folder: edit(folder, "privacy.json", lambda content: content.update(changes))
+
+
+def audit(**changes: object) -> Mutation:
+    return figures(audit={**audit_of(), **changes})
+
+
+def figure(position: int = 1, **changes: object) -> Mutation:
+    """Of leakage; the second is a share."""
+    whole = audit_of()["figures"]
+    return audit(figures=[one | (changes if i == position else {}) for i, one in enumerate(whole)])
+
+
+def gate(position: int = 1, **changes: object) -> Mutation:
+    whole = audit_of()["gates"]
+    return audit(gates=[one | (changes if i == position else {}) for i, one in enumerate(whole)])
 
 
 def text(name: str, old: str, new: str) -> Mutation:
@@ -158,7 +173,7 @@ def dicom(folder: Path) -> None:
 
 def more_images(folder: Path) -> None:
     """Every text says so; only the files do not."""
-    figures(n_kept=9, n_sampled=10)(folder)
+    figures(n_kept=9, n_sampled=10, audit=audit_of(share=0.1))(folder)
     manifest(n_images=9)(folder)
     told, counted = (json.loads((folder / name).read_text()) for name in ("manifest.json", "privacy.json"))
     put(folder, "CARD.md", render_card(from_dict(Manifest, told), counted).encode())
@@ -266,6 +281,26 @@ IMAGES_REFUSED: dict[str, tuple[Mutation, str, str]] = {  # mutation, file that 
     "negative figure": (figures(threshold_l2=-1.0), "privacy.json", "threshold_l2 -1.0"),
     "figures that do not add up": (figures(n_dropped=3), "privacy.json", "n_sampled 5"),
     "figures of other images": (figures(n_kept=3, n_sampled=4), "privacy.json", "n_kept 3"),
+    "no audit": (lambda folder: edit(folder, "privacy.json", lambda c: c.pop("audit")), "privacy.json", "'audit'"),
+    "key in the audit": (audit(n_train_patients=12), "privacy.json", "audit.n_train_patients"),
+    "audit of more images than kept": (audit(n_audited=5), "privacy.json", "n_audited 5"),
+    "audit of no image": (audit(n_audited=0), "privacy.json", "n_audited 0"),
+    "level of a sure thing": (audit(familywise_level=1.0), "privacy.json", "familywise_level 1.0"),
+    "word for truth": (audit(enforced="yes"), "privacy.json", "audit.enforced takes bool"),
+    "fewer figures": (audit(figures=[]), "privacy.json", "audit.figures"),
+    "figure by a patient's name": (figure(name="John Doe"), "privacy.json", "John Doe"),
+    "share above 1": (figure(value=1.5, high=2.0), "privacy.json", "closest-record share"),
+    "value outside its interval": (figure(value=0.2), "privacy.json", "closest-record share"),
+    "value without an interval": (figure(low=None), "privacy.json", "closest-record share"),
+    "figure without end": (figure(3, high=1e300), "privacy.json", "C_T"),
+    "p above 1": (figure(p=2.0), "privacy.json", "a p from 0 to 1"),
+    "fewer gates": (audit(gates=audit_of()["gates"][:-1]), "privacy.json", "audit.gates"),
+    "gate of its own": (gate(name="mine"), "privacy.json", "mine"),
+    "gate without end": (gate(limit=-1e300), "privacy.json", "audit.gates"),
+    "gate with p below 0": (gate(p=-0.1), "privacy.json", "audit.gates"),
+    "gate that failed": (gate(passed=False), "privacy.json", "passed, where gates are enforced"),
+    "other share dropped": (gate(0, value=0.1), "privacy.json", "n_dropped / n_sampled"),
+    "share beyond its limit passed": (gate(0, limit=0.1), "privacy.json", "n_dropped / n_sampled"),
     "key in dataset.json": (
         lambda folder: edit(folder, "dataset.json", lambda content: content.update(reference="x")),
         "dataset.json",

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from packages import cases, facts, write_volumes
+from packages import audit_of, cases, facts, write_refused, write_volumes
 
 from common.errors import InputError
-from common.files import write_text
+from common.files import json_text, write_text
 from common.progress import silent
 from pipeline.graph import Stage
 from pipeline.run_stage import StageContext
 from pipeline.stages import exchange
 from sharing import Package, PackageError, verify_package, write_package
+from sharing.verify import main
 
 SETTINGS = {
     "dataset_name": "Dataset900_pool",
@@ -75,6 +79,74 @@ def test_a_package_in_anothers_place_is_refused(context, tmp_path):
     shutil.rmtree(tmp_path / "B")
     shutil.copytree(tmp_path / "A", tmp_path / "B")
     with pytest.raises(InputError, match="a package of site A"):
+        exchange.merge(context)
+
+
+def refuse(folder: Path) -> None:
+    shutil.rmtree(folder)
+    write_refused(folder)
+
+
+def test_a_refused_site_is_left_out_by_name_and_the_others_are_pooled(context, tmp_path, caplog):
+    refuse(tmp_path / "B")
+    exchange.merge(context)
+    assert len(pooled(context)) == 8 and not [name for name in pooled(context) if "/B_" in name]
+    assert "site B refused to export: C_T: -9 is beyond its limit; what would help: more patients" in caplog.text
+
+
+def test_a_pool_of_refused_sites_alone_is_refused_with_the_way_out(context, tmp_path):
+    refuse(tmp_path / "A")
+    refuse(tmp_path / "B")
+    with pytest.raises(InputError, match=r"every site refused.*A, B"):
+        exchange.merge(context)
+
+
+def test_the_command_says_who_refused_and_why(tmp_path, context, capsys):
+    refuse(tmp_path / "B")
+    assert main([str(tmp_path / "B")]) == 3
+    assert "site B refused to export it" in (said := capsys.readouterr().err) and "C_T: -9" in said
+    assert "| C_T | 0 | 0.5 | 0.7 | **failed** |" in (tmp_path / "B" / "REFUSED.md").read_text()
+
+
+def rewritten(**changes: object) -> Callable[[Path], object]:
+    def mutate(folder: Path) -> None:
+        content = json.loads((folder / "refused.json").read_text()) | changes
+        (folder / "refused.json").write_text(json_text(content))
+
+    return mutate
+
+
+def linked(folder: Path) -> None:
+    shutil.move(folder / "refused.json", folder.parent / "elsewhere")
+    (folder / "refused.json").symlink_to(folder.parent / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("mutate", "words"),
+    [
+        (rewritten(site="../A"), "names no site"),
+        (rewritten(failed=[]), "no gate that failed"),
+        (rewritten(schema_version=99), "schema_version 99"),
+        (rewritten(patients=["Doe"]), "patients"),
+        (rewritten(failed=[{"name": "C_T", "reason": "\x1b[2J", "what_would_help": ""}]), "control character"),
+        (rewritten(failed=[{"name": "mine", "reason": "", "what_would_help": ""}]), "no gate that failed"),
+        (rewritten(audit={**audit_of(), "familywise_level": 2.0}), r"familywise_level 2\.0"),
+        (lambda folder: os.truncate(folder / "refused.json", 2**20), "is no file of at most"),
+        (linked, "is no file of at most"),
+    ],
+)
+def test_a_refusal_that_no_site_writes_is_refused(context, tmp_path, mutate, words):
+    refuse(tmp_path / "B")
+    mutate(tmp_path / "B")
+    with pytest.raises(PackageError, match=words):
+        exchange.merge(context)
+    assert not context.out.exists()
+
+
+def test_a_package_with_a_refusal_slipped_in_is_no_package_and_no_refusal(context, tmp_path):
+    """A refusal beside a manifest would let a sender choose who sees which."""
+    (tmp_path / "B" / "refused.json").write_text("{}")
+    with pytest.raises(PackageError, match="no name of a file in a package"):
         exchange.merge(context)
 
 

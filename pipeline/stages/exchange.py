@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,22 +15,53 @@ from common.files import read_json, write_json
 from common.image_set import ImageSet, load_image_set
 from common.plan import Plan, load_plan
 from common.progress import Progress
+from common.settings import from_dict, to_dict
+from memorization.site_audit import REFUSED, SiteAudit
 from nnunetv2_mod import PlanSettings, adopt_plan, plan_dataset
 from pipeline.run_stage import StageContext
 from pipeline.stages.prepare import raw_dataset
 from pipeline.stages.segment import UNUSED_SPACING, shared_images
-from sharing import Package, PackageFacts, SyntheticCase, dataset_json, verify_package, write_package
+from sharing import (
+    FailedGate,
+    Package,
+    PackageFacts,
+    Refusal,
+    SharedAudit,
+    SharedFigure,
+    SharedGate,
+    SyntheticCase,
+    dataset_json,
+    read_drop_list,
+    read_refusal,
+    rounded,
+    verify_package,
+    write_package,
+    write_refusal,
+)
+
+log = logging.getLogger(__name__)
 
 Normalisation = tuple[tuple[float, float], ...]
 PACKAGE = "package:"  # role of an input, before the site's name
+CHECK = "check:"  # before the name of the site that checked, and that of the package's site
 PRIVATE_GENERATOR_KEYS = ("n_images",)  # how many real images a site has is its own business
 
 
 def share(context: StageContext) -> None:
-    """Write the site's package: kept synthetic images and their labels, a minimal manifest, figures, a card."""
+    """Write the site's package: kept synthetic images and their labels, a minimal manifest, figures, a card.
+
+    Where the site's audit refuses, write the refusal in its place.
+    """
+    audit = from_dict(SiteAudit, read_json(context.inputs["audit"] / "audit.json"))
+    if audit.verdict == REFUSED:
+        failed = tuple(FailedGate(gate.name, gate.reason, gate.what_would_help) for gate in audit.failed)
+        refusal = Refusal(context.stage.site, shared_audit(audit), failed)
+        log.error("%s", refusal)
+        write_refusal(context.out, refusal)
+        return
     kept = load_image_set(context.inputs["filter"])
     labels = np.load(context.inputs["label"] / "labels.npy", mmap_mode="r")
-    hounsfield = _ct_normalisation(load_plan(context.inputs["plan"] / "plans.json"))
+    hounsfield = ct_normalisation(load_plan(context.inputs["plan"] / "plans.json"))
     dataset_json = read_json(raw_dataset(context.inputs["prepare"]) / "dataset.json")
     generator = read_json(context.inputs["generator"] / "settings.json")
     settings = context.stage.settings
@@ -37,7 +69,7 @@ def share(context: StageContext) -> None:
         **what_images_are(kept, hounsfield, dataset_json, settings["min_slice_distance_mm"]),
         site=context.stage.site,
         generator={key: value for key, value in generator.items() if key not in PRIVATE_GENERATOR_KEYS},
-        privacy=_privacy(read_json(context.inputs["filter"] / "filter.json")),
+        privacy=_privacy(read_json(context.inputs["filter"] / "filter.json"), audit),
     )
     cases = synthetic_cases(context.stage.site, kept, labels, hounsfield, settings["stack_size"], context.progress)
     write_package(context.out, cases, facts, kept.info.volumetric)
@@ -56,11 +88,28 @@ def what_images_are(
     }
 
 
-def _privacy(figures: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in figures.items() if key != "n_references"}
+def _privacy(figures: dict[str, Any], audit: SiteAudit) -> dict[str, Any]:
+    kept = {key: value for key, value in figures.items() if key != "n_references"}
+    return {**kept, "audit": to_dict(shared_audit(audit))}
 
 
-def _ct_normalisation(plan: Plan) -> Normalisation:
+def shared_audit(audit: SiteAudit) -> SharedAudit:
+    """What of an audit may leave: no number of real images or patients, no baseline (it holds both), few digits."""
+    return SharedAudit(
+        n_audited=audit.n_audited,
+        enforced=audit.enforced,
+        familywise_level=audit.familywise_level,
+        figures=tuple(
+            SharedFigure(one.name, rounded(one.value), rounded(one.low), rounded(one.high), rounded(one.p))
+            for one in audit.figures
+        ),
+        gates=tuple(
+            SharedGate(gate.name, rounded(gate.value), gate.limit, rounded(gate.p), gate.passed) for gate in audit.gates
+        ),
+    )
+
+
+def ct_normalisation(plan: Plan) -> Normalisation:
     """Mean and deviation by which nnU-Net normalised CT, by channel; empty for other images."""
     if any(scheme != "CTNormalization" for scheme in plan.normalization_schemes):
         return ()
@@ -94,26 +143,57 @@ def _to_source_units(images: np.ndarray, hounsfield: Normalisation) -> np.ndarra
 
 
 def merge(context: StageContext) -> None:
-    """Verify every package, then pool them and plan the pool; reads nothing of a site but what its manifest names.
+    """Verify every package, then pool what no other site wants dropped, and plan the pool.
+
+    Sites that refused to export are left out. Nothing of a site is read but its refusal, what its manifest names, and
+    its answers about the others' packages.
 
     With ``plan_from=real_all`` the plan comes from pooled real data, for parity with the paper (D29).
     """
     settings = context.stage.settings
     target = context.out / "raw" / settings["dataset_name"]
     roles = sorted(role for role in context.inputs if role.startswith(PACKAGE))
-    packages = {role.removeprefix(PACKAGE): verify_package(context.inputs[role]) for role in roles}
+    folders = _without_refused({role.removeprefix(PACKAGE): context.inputs[role] for role in roles}, target)
+    packages = {site: verify_package(folder) for site, folder in folders.items()}
     _check_agreement(packages, target)
-    for package in packages.values():
-        _link_package(package, target)
-    pooled = {site: (package.manifest.cases, package.manifest.n_images) for site, package in packages.items()}
+    kept = {site: _cases_kept(context, package) for site, package in packages.items()}
+    if not any(kept.values()):
+        raise InputError(
+            f"other sites named every case of {', '.join(kept)}: none is left to pool",
+            where=target,
+            fix="see the log for how many each site named, and leave out one that names every case (data.sites)",
+        )
+    for site, package in packages.items():
+        _link_package(package, kept[site], target)
+    pooled = {
+        site: (kept[site], round(package.manifest.n_images * len(kept[site]) / package.manifest.n_cases))
+        for site, package in packages.items()
+        if kept[site]
+    }
     splits = split_synthetic(pooled, settings, context.seed)
-    _write_pooled_json(target, list(packages.values()))
+    _write_pooled_json(target, list(packages.values()), sum(len(cases) for cases in kept.values()))
     write_json(target.parent / "splits.json", splits)
     if settings["plan_from"] == "real_all":
         plans = read_json(context.inputs["plan_all"] / "plans.json")
         adopt_plan(target, plans, context.out, splits, context.progress)
     else:
         plan_dataset(target, context.out, context.settings(PlanSettings, "plan"), splits, context.progress)
+
+
+def _cases_kept(context: StageContext, package: Package) -> list[str]:
+    """The cases of a package that no other site named; each answer is checked before it is used."""
+    dropped: set[str] = set()
+    for role, folder in context.inputs.items():
+        if role.startswith(CHECK) and role.endswith(f":{package.manifest.site}"):
+            checked_by = role.removeprefix(CHECK).removesuffix(f":{package.manifest.site}")
+            named = read_drop_list(folder, checked_by, package)
+            log.info("site %s names %d of %d cases of %s", checked_by, len(named), *_size(package))
+            dropped |= named
+    return [case for case in package.manifest.cases if case not in dropped]
+
+
+def _size(package: Package) -> tuple[int, str]:
+    return package.manifest.n_cases, package.manifest.site
 
 
 def split_synthetic(
@@ -139,9 +219,23 @@ def split_synthetic(
     return splits
 
 
-def _link_package(package: Package, target: Path) -> None:
+def _without_refused(folders: Mapping[str, Path], target: Path) -> dict[str, Path]:
+    refused = {site: refusal for site, folder in folders.items() if (refusal := read_refusal(folder)) is not None}
+    for site, refusal in refused.items():
+        log.warning("left out of the pool: %s", Refusal(site, refusal.audit, refusal.failed))
+    left = {site: folder for site, folder in folders.items() if site not in refused}
+    if not left:
+        raise InputError(
+            f"every site refused to export its synthetic images: {', '.join(refused)}",
+            where=target,
+            fix="read share/<site>/REFUSED.md: each gate says what would help",
+        )
+    return left
+
+
+def _link_package(package: Package, cases: Sequence[str], target: Path) -> None:
     """Link the images and labels that were verified, by the names that were verified."""
-    for case in package.manifest.cases:
+    for case in cases:
         for name in (*package.manifest.images_of(case), package.manifest.labels_of(case)):
             link = target / name
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -164,7 +258,6 @@ def _check_agreement(packages: Mapping[str, Package], target: Path) -> None:
                 )
 
 
-def _write_pooled_json(target: Path, packages: Sequence[Package]) -> None:
+def _write_pooled_json(target: Path, packages: Sequence[Package], n_cases: int) -> None:
     first = packages[0].manifest
-    n_cases = sum(package.manifest.n_cases for package in packages)
     write_json(target / "dataset.json", dataset_json(first.channel_names, first.labels, n_cases, first.file_ending))

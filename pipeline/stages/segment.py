@@ -50,8 +50,9 @@ def label(context: StageContext) -> None:
         images = shared_images(kept.subset(list(range(start, min(start + batch_size, len(kept))))))
         blocks.append(_label_block(model, images, kept))
         context.progress(start + len(images), len(kept), "images")
+    labels = np.concatenate(blocks) if blocks else np.empty((0, *kept.images.shape[2:]), np.uint8)
     with atomic_path(context.out / "labels.npy") as temporary, temporary.open("wb") as stream:
-        np.save(stream, np.concatenate(blocks), allow_pickle=False)
+        np.save(stream, labels, allow_pickle=False)
 
 
 def shared_images(images: ImageSet) -> np.ndarray:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from common.errors import InputError
 from common.files import read_json, write_json
 from common.image_set import ImageEntry, ImageSet, load_image_set, save_image_set
 from common.plan import load_plan
 from common.seeds import derive_seed
-from common.settings import from_dict, to_dict
+from common.settings import to_dict
 from memorization.calibration import Calibration, MemorizationConfig, calibrate
-from memorization.embedders import Embedder, build_embedder
-from memorization.filter import filter_samples, write_scores
+from memorization.filter import FilterResult, joined, write_scores
 from memorization.pictures import draw_histogram, draw_nearest_pairs
 from pipeline.config import IMAGES_PER_TRAINING_IMAGE
 from pipeline.gauge import FeatureGauge
 from pipeline.generators import find_generator
 from pipeline.run_stage import StageContext
+from pipeline.site_filter import SiteFilter, load_site_filter, site_embedder
+
+log = logging.getLogger(__name__)
 
 N_SPLITS = {"train": ("train",), "train_and_val": ("train", "val")}
 HELD_OUT: dict[str, tuple[str, ...]] = {"train": ("val",), "train_and_val": ()}  # never the fold's test patients
@@ -37,6 +40,7 @@ def train_generator(context: StageContext) -> None:
         context.seed,
         context.device,
         generator.sees_mirrored(settings["settings"]),
+        embeddings=context.embeddings,
     )
     resolved = generator.train(
         images.images,
@@ -55,16 +59,31 @@ def train_generator(context: StageContext) -> None:
 def sample(context: StageContext) -> None:
     """Sample images whose seeds follow from site, fold and experiment (the original's were 0, 1, 2, ... everywhere)."""
     settings = context.stage.settings
-    trained = context.inputs["generator"]
-    n_trained_on = read_json(trained / "settings.json")["n_images"]
+    n_trained_on = read_json(context.inputs["generator"] / "settings.json")["n_images"]
     n_images = settings["n_images"] if settings["n_images"] != "auto" else IMAGES_PER_TRAINING_IMAGE * n_trained_on
-    seeds = [derive_seed(context.seed, index) for index in range(int(n_images))]
-    images = find_generator(settings["name"]).sample(
-        trained, seeds, _number_or_none(settings["batch_size"]), context.device, context.progress
-    )
-    width = len(str(len(seeds) - 1))
-    entries = tuple(ImageEntry(f"{context.stage.site}_syn_{i:0{width}d}", seed=seed) for i, seed in enumerate(seeds))
-    save_image_set(context.out, ImageSet(images, entries, load_image_set(context.inputs["slices"]).info))
+    draw = _Draw(settings["name"], settings["batch_size"], context.seed, len(str(int(n_images) - 1)))
+    save_image_set(context.out, draw(context, range(int(n_images))))
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """Draws the images of a site by their numbers: a number says the seed, whichever stage asks and when."""
+
+    generator: str
+    batch_size: int | str
+    seed: int
+    n_digits: int
+
+    def __call__(self, context: StageContext, numbers: range) -> ImageSet:
+        seeds = [derive_seed(self.seed, number) for number in numbers]
+        images = find_generator(self.generator).sample(
+            context.inputs["generator"], seeds, _number_or_none(self.batch_size), context.device, context.progress
+        )
+        entries = tuple(
+            ImageEntry(f"{context.stage.site}_syn_{number:0{self.n_digits}d}", seed=seed)
+            for number, seed in zip(numbers, seeds, strict=True)
+        )
+        return ImageSet(images, entries, load_image_set(context.inputs["slices"]).info)
 
 
 def _number_or_none(setting: int | str) -> int | None:
@@ -89,36 +108,55 @@ def calibrate_threshold(context: StageContext) -> None:
 
 
 def filter_copies(context: StageContext) -> None:
-    """Drop samples too close to an image the generator saw; the record of every image stays at the site."""
+    """Drop samples too close to an image the generator saw and sample others in their place.
+
+    The record of every image, also of the dropped ones, stays at the site. Where none passes, the audit refuses.
+    """
     settings = context.stage.settings
-    config = context.settings(MemorizationConfig, "memorization")
-    calibration = from_dict(Calibration, read_json(context.inputs["calibrate"] / "calibration.json"))
-    samples = load_image_set(context.inputs["sample"])
-    slices = load_image_set(context.inputs["slices"])
-    indices = [i for i, entry in enumerate(slices.entries) if entry.split in N_SPLITS[settings["train_on"]]]
-    references = slices.subset(indices)
-    features = np.load(context.inputs["calibrate"] / "features.npy")[indices]
-    mirrored_file = context.inputs["calibrate"] / "features_mirrored.npy"
-    mirrored = np.load(mirrored_file)[indices] if mirrored_file.is_file() else None
-    embedded = _embedder(context, config).embed(samples.images, context.progress)
-    result = filter_samples(features, embedded, calibration.threshold_l2, config, mirrored)
+    own = load_site_filter(
+        *(context.inputs["calibrate"], context.inputs["slices"], settings, N_SPLITS[settings["train_on"]]),
+        context.device,
+        context.embeddings,
+    )
+    samples, result = _replace_dropped(context, load_image_set(context.inputs["sample"]), own)
     kept = np.flatnonzero(result.kept)
-    if not len(kept):
-        raise InputError(
-            f"all {len(samples)} synthetic images were dropped as too close to real ones",
-            where=context.out,
-            fix="train the generator on more patients or for fewer kimg (train.gan.kimg)",
-        )
     write_scores(
         context.out / "scores.csv",
         [entry.name for entry in samples.entries],
         result,
-        [entry.name for entry in references.entries],
+        [entry.name for entry in own.references.entries],
     )
-    draw_histogram(context.out / "histogram.png", calibration, result.distances[:, 0])
-    draw_nearest_pairs(context.out / "nearest_pairs.png", samples, references, result)
-    write_json(context.out / "filter.json", _figures(calibration, config, len(samples), len(kept)))
+    draw_histogram(context.out / "histogram.png", own.calibration, result.distances[:, 0])
+    draw_nearest_pairs(context.out / "nearest_pairs.png", samples, own.references, result)
+    write_json(context.out / "filter.json", _figures(own.calibration, own.config, len(samples), len(kept)))
+    np.save(context.out / "features.npy", result.features[kept])  # the audit looks at them again
     save_image_set(context.out, samples.subset(kept))
+
+
+def _replace_dropped(context: StageContext, samples: ImageSet, own: SiteFilter) -> tuple[ImageSet, FilterResult]:
+    """All samples and their verdicts, until as many passed as were asked for or the limit is reached.
+
+    Each round draws as many as are missing: of more, some might pass that nobody asked for. At a pass rate of 95 %
+    that is 1.05 images drawn for each one kept, in as many rounds as their number has digits.
+    """
+    sampling = context.stage.settings["sampling"]
+    n_asked = len(samples)
+    limit = int(sampling["max_sampled_factor"] * n_asked)
+    draw = _Draw(sampling["name"], sampling["batch_size"], sampling["seed"], len(str(n_asked - 1)))
+    result = own.judge(samples.images, context.progress)
+    while (n_missing := n_asked - int(result.kept.sum())) and len(samples) < limit:
+        n_sampled = len(samples)
+        others = draw(context, range(n_sampled, min(n_sampled + n_missing, limit)))
+        images = np.concatenate([samples.images, others.images])
+        samples = ImageSet(images, (*samples.entries, *others.entries), samples.info)
+        result = joined(result, own.judge(others.images, context.progress))
+    if n_missing:
+        log.warning(
+            "%d of the %d images asked for passed the filter, of %d sampled; more are not sampled "
+            "(generate.max_sampled_factor=%g)",
+            *(n_asked - n_missing, n_asked, len(samples), sampling["max_sampled_factor"]),
+        )
+    return samples, result
 
 
 def _figures(calibration: Calibration, config: MemorizationConfig, n_sampled: int, n_kept: int) -> dict[str, Any]:
@@ -135,13 +173,9 @@ def _figures(calibration: Calibration, config: MemorizationConfig, n_sampled: in
     }
 
 
-def _embedder(context: StageContext, config: MemorizationConfig) -> Embedder:
-    return build_embedder(config.embedder, batch_size=config.batch_size, device=context.device, weights=config.weights)
-
-
 def _embed_real(
     context: StageContext, slices: ImageSet, config: MemorizationConfig, mirrored: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    embedder = _embedder(context, config)
+    embedder = site_embedder(config, context.device, context.embeddings)
     features = embedder.embed(slices.images, context.progress)
     return features, embedder.embed(slices.images[..., ::-1], context.progress) if mirrored else None

@@ -1,0 +1,194 @@
+"""What a site's figures must be before its synthetic images may leave: every gate is one function in ``GATES``.
+
+A leakage gate refuses where its figure lies beyond its limit *and* chance does not explain it: p over relabelled
+patients is at most ``familywise_level`` over the number of leakage gates (Bonferroni, since all figures come from the
+same images). So the leakage gates together refuse an honest site with a probability of at most ``familywise_level``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+from common.errors import InputError
+from memorization.evidence import Figure
+from memorization.leakage import Unmeasured
+
+MORE_PATIENTS = "give the site more patients"
+LESS_COPYING = (
+    "train the generator on more patients or for fewer kimg (train.gan.kimg), or drop more (memorization.percentile)"
+)
+DROPPED_SHARE = "dropped share"
+EVIDENCE = "leakage tests measured"
+
+
+@dataclass(frozen=True)
+class GatesConfig:
+    """The limits (``config/gates/*.yaml``). Figures and their units: docs/leakage.md."""
+
+    enforce: bool = True  # false: the package is written all the same, and says which gates failed
+    familywise_level: float = 0.05  # probability that the leakage gates together refuse an honest site
+    min_measured: int = 1  # leakage gates that must be measurable; a site with fewer has no evidence
+    max_dropped_share: float = 0.5  # of the sampled images: a generator of which more are copies is not trusted
+    max_closest_record_share: float = 0.5
+    min_auth_pct_over_heldout: float = 0.0  # AuthPct minus that of the held-out images
+    min_c_t: float = -3.0
+    max_frechet_gap: float = 0.0
+    min_fld_gap: float = 0.0
+    max_membership_auc: float = 0.02  # over the control
+
+    def __post_init__(self) -> None:
+        allowed = {
+            "familywise_level": (0 < self.familywise_level < 1, "a number between 0 and 1"),
+            "min_measured": (0 <= self.min_measured <= N_LEAKAGE_GATES, f"0 to {N_LEAKAGE_GATES}"),
+            "max_dropped_share": (0 <= self.max_dropped_share <= 1, "0 to 1"),
+            "max_closest_record_share": (0 <= self.max_closest_record_share <= 1, "0 to 1"),
+            "min_auth_pct_over_heldout": (-100 <= self.min_auth_pct_over_heldout <= 100, "-100 to 100"),
+            "max_membership_auc": (-1 <= self.max_membership_auc <= 1, "-1 to 1"),
+        }
+        for field in fields(self):
+            value = getattr(self, field.name)
+            holds, wanted = allowed.get(field.name, (True, ""))
+            if not (math.isfinite(value) and holds):
+                raise InputError(
+                    f"{value!r} is not allowed", where=f"gates.{field.name}", fix=f"use {wanted or 'a finite number'}"
+                )
+
+
+@dataclass(frozen=True)
+class AuditedFigures:
+    """What the gates look at."""
+
+    n_sampled: int
+    n_dropped: int
+    n_train_patients: int
+    n_heldout_patients: int
+    leakage: Mapping[str, Figure | Unmeasured]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One decision. ``value`` is None where it could not be measured, ``p`` and ``level`` where there is no test."""
+
+    name: str
+    value: float | None
+    safer: str  # "lower" or "higher" values
+    limit: float
+    passed: bool
+    reason: str
+    what_would_help: str = ""
+    p: float | None = None
+    level: float | None = None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether it had anything to decide on."""
+        return self.value is not None
+
+
+def judge(figures: AuditedFigures, config: GatesConfig) -> tuple[Gate, ...]:
+    """Every gate, and last whether there was evidence enough to judge by."""
+    gates = tuple(gate(figures, config) for gate in GATES)
+    return (*gates, _evidence_gate(gates, config))
+
+
+def dropped_share(figures: AuditedFigures, config: GatesConfig) -> Gate:
+    """Of the sampled images; the filter cannot be trusted to find every copy of a generator that mostly copies.
+
+    Where it dropped all, no limit lets them pass.
+    """
+    share, limit = figures.n_dropped / figures.n_sampled, config.max_dropped_share
+    reason = f"{figures.n_dropped} of {figures.n_sampled} synthetic images were too close to real ones"
+    passed = share <= limit and figures.n_dropped < figures.n_sampled
+    return Gate(DROPPED_SHARE, share, "lower", limit, passed, reason, "" if passed else LESS_COPYING)
+
+
+def closest_record_share(figures: AuditedFigures, config: GatesConfig) -> Gate:
+    """Synthetic images lie nearer to the images trained on than to others."""
+    return _leakage_gate("closest-record share", "lower", config.max_closest_record_share, figures, config)
+
+
+def auth_pct(figures: AuditedFigures, config: GatesConfig) -> Gate:
+    """Synthetic images are less often authentic than held-out images; 50 holds in many dimensions only."""
+    limit = config.min_auth_pct_over_heldout
+    return _leakage_gate("AuthPct", "higher", limit, figures, config, over_baseline=True)
+
+
+def c_t(figures: AuditedFigures, config: GatesConfig) -> Gate:
+    """Data copying, cell by cell."""
+    return _leakage_gate("C_T", "higher", config.min_c_t, figures, config)
+
+
+def frechet_gap(figures: AuditedFigures, config: GatesConfig) -> Gate:
+    """The generated distribution is nearer to the images trained on."""
+    return _leakage_gate("Fréchet gap", "lower", config.max_frechet_gap, figures, config)
+
+
+def fld_gap(figures: AuditedFigures, config: GatesConfig) -> Gate:
+    """The images trained on are likelier."""
+    return _leakage_gate("FLD gap", "higher", config.min_fld_gap, figures, config)
+
+
+def membership_auc(figures: AuditedFigures, config: GatesConfig) -> Gate:
+    """The best attack finds who was trained on; one half of the held-out patients is its reference."""
+    n_others = figures.n_heldout_patients - figures.n_heldout_patients // 2
+    return _leakage_gate("membership AUC", "lower", config.max_membership_auc, figures, config, n_others=n_others)
+
+
+LEAKAGE_GATES = (closest_record_share, auth_pct, c_t, frechet_gap, fld_gap, membership_auc)
+N_LEAKAGE_GATES = len(LEAKAGE_GATES)
+GATES: tuple[Callable[[AuditedFigures, GatesConfig], Gate], ...] = (dropped_share, *LEAKAGE_GATES)
+GATE_NAMES = (  # what a package may name (sharing/schema.py)
+    *(DROPPED_SHARE, "closest-record share", "AuthPct", "C_T", "Fréchet gap", "FLD gap", "membership AUC"),
+    EVIDENCE,
+)
+
+
+def _leakage_gate(
+    name: str,
+    safer: str,
+    limit: float,
+    figures: AuditedFigures,
+    config: GatesConfig,
+    *,
+    over_baseline: bool = False,
+    n_others: int | None = None,
+) -> Gate:
+    level = config.familywise_level / N_LEAKAGE_GATES
+    n_others = figures.n_heldout_patients if n_others is None else n_others
+    figure = _testable(figures.leakage[name], level, math.comb(figures.n_train_patients + n_others, n_others))
+    if isinstance(figure, Unmeasured):
+        reason = f"not measurable: {figure.reason}"
+        return Gate(name, None, safer, limit, True, reason, figure.what_would_help, None, level)
+    value = figure.value - (figure.baseline if over_baseline else 0.0)
+    is_beyond, is_chance = value > limit if safer == "lower" else value < limit, figure.p > level
+    passed = not is_beyond or is_chance
+    tested = f"p = {figure.p:.2g}, {'above' if is_chance else 'at most'} {level:.2g}"
+    reason = f"{value:.3g} is beyond its limit {limit:g}; {tested}" if is_beyond else "within its limit"
+    return Gate(name, value, safer, limit, passed, reason, "" if passed else LESS_COPYING, figure.p, level)
+
+
+def _testable(figure: Figure | Unmeasured, level: float, n_labellings: int) -> Figure | Unmeasured:
+    """The figure, unless no p of it could ever be small enough: a gate that cannot refuse says nothing."""
+    if isinstance(figure, Unmeasured):
+        return figure
+    if math.isnan(figure.p):
+        return Unmeasured("too few images in every cell", "generate more images (generate.n_images)")
+    if n_labellings * level < 1:
+        return Unmeasured(f"with so few patients no p is below {1 / n_labellings:.2g}", MORE_PATIENTS)
+    return figure
+
+
+def _evidence_gate(gates: tuple[Gate, ...], config: GatesConfig) -> Gate:
+    """Without a single test that could have refused, nothing speaks for the site."""
+    of_leakage = [gate for gate in gates if gate.level is not None]
+    n_measured = sum(gate.is_measured for gate in of_leakage)
+    passed = n_measured >= config.min_measured
+    reason = f"{n_measured} of {N_LEAKAGE_GATES} leakage figures can be tested"
+    if passed:
+        return Gate(EVIDENCE, float(n_measured), "higher", float(config.min_measured), True, reason)
+    missing = next(gate for gate in of_leakage if not gate.is_measured)
+    help_ = f"{missing.what_would_help}; or, knowing that nothing was tested, gates.enforce=false"
+    reason = f"{reason} ({missing.reason.removeprefix('not measurable: ')})"
+    return Gate(EVIDENCE, float(n_measured), "higher", float(config.min_measured), False, reason, help_)

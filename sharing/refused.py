@@ -1,0 +1,103 @@
+"""What stands in a package's place where the site's gates refused it: the figures, the reasons, and what would help."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from common.files import write_json, write_text
+from common.settings import from_dict, to_dict
+from memorization.gates import GATE_NAMES
+from sharing.card import gate_rows
+from sharing.folder import examine, stamp_of
+from sharing.refusal import SAME_RELEASE, PackageError, Reason, RefusedFileError, shown
+from sharing.schema import MANIFEST, SCHEMA_VERSION, SharedAudit, faults_of_audit, is_site_name
+from sharing.strict_json import MAX_JSON_BYTES, parse_json
+
+REFUSED, REFUSED_CARD = "refused.json", "REFUSED.md"
+CARD = """# Site {site} shares nothing
+
+The site's gates refused the export of its synthetic images. This folder holds no image and is no package.
+
+{reasons}
+
+| gate | value | limit | p | |
+| --- | --- | --- | --- | --- |
+{gates}
+
+{way_out}
+"""
+NOT_ENFORCED = (
+    "To share all the same, on the site's own responsibility: `gates.enforce=false`. "
+    "The package then says which gates failed."
+)
+NOTHING_KEPT = "The filter dropped every image: there is nothing to share, whether gates are enforced or not."
+
+
+@dataclass(frozen=True)
+class FailedGate:
+    """Why a gate refused, and the way out."""
+
+    name: str
+    reason: str
+    what_would_help: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}; what would help: {self.what_would_help}"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """``refused.json``."""
+
+    site: str
+    audit: SharedAudit
+    failed: tuple[FailedGate, ...]
+    schema_version: int = SCHEMA_VERSION
+    written_by: str = ""
+
+    def __str__(self) -> str:
+        return f"site {self.site} refused to export: " + "; ".join(str(gate) for gate in self.failed)
+
+
+def write_refusal(folder: Path, refusal: Refusal) -> None:
+    """Write ``refused.json`` and ``REFUSED.md`` into the empty ``folder``."""
+    reasons = "\n".join(f"- {gate}" for gate in refusal.failed)
+    way_out = NOT_ENFORCED if refusal.audit.n_audited else NOTHING_KEPT
+    card = CARD.format(site=refusal.site, reasons=reasons, gates=gate_rows(refusal.audit.gates), way_out=way_out)
+    write_text(folder / REFUSED_CARD, card)
+    write_json(folder / REFUSED, {**to_dict(refusal), "written_by": f"autoshare {version('autoshare')}"})
+
+
+def read_refusal(folder: Path) -> Refusal | None:
+    """The refusal in a stranger's folder, or None where there is none or a manifest stands beside it.
+
+    Raises:
+        PackageError: a refusal that our writer would not have written.
+    """
+    if not (folder / REFUSED).is_symlink() and not (folder / REFUSED).exists():
+        return None
+    if (folder / MANIFEST).exists():
+        return None  # whoever checks it as a package finds a file that no package holds
+    try:
+        stamp = stamp_of(folder / REFUSED)
+        if not stat.S_ISREG((folder / REFUSED).lstat().st_mode) or stamp.n_bytes > MAX_JSON_BYTES:
+            raise RefusedFileError(f"is no file of at most {MAX_JSON_BYTES} bytes")
+        content = examine(folder, REFUSED, stamp, None, lambda blocks: parse_json(b"".join(blocks)))
+        refusal = from_dict(Refusal, content)
+    except RefusedFileError as error:
+        raise PackageError(folder, [Reason(REFUSED, error.problem, error.fix)]) from error
+    except TypeError as error:
+        raise PackageError(folder, [Reason(REFUSED, shown(str(error)), SAME_RELEASE)]) from error
+    faults = [f"has {key} {shown(value)}; it must be {wanted}" for key, value, wanted in faults_of_audit(refusal.audit)]
+    if refusal.schema_version != SCHEMA_VERSION:
+        faults.insert(0, f"has schema_version {shown(refusal.schema_version)}, not {SCHEMA_VERSION}")
+    if not is_site_name(refusal.site) or not refusal.failed or {gate.name for gate in refusal.failed} - {*GATE_NAMES}:
+        faults.append("names no site, or no gate that failed")
+    if not all(text.isprintable() for gate in refusal.failed for text in (gate.reason, gate.what_would_help)):
+        faults.append("holds a control character")
+    if faults:
+        raise PackageError(folder, [Reason(REFUSED, fault) for fault in faults])
+    return refusal

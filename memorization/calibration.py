@@ -18,6 +18,7 @@ from memorization.index import nearest
 
 log = logging.getLogger(__name__)
 
+RULES = ("fused", "percentile")
 CALIBRATIONS = ("cross_fit", "paper_half")
 MIRRORS = ("auto", "always", "never")
 PAPER_SEED = 42  # of the original's half split
@@ -28,9 +29,10 @@ N_RESAMPLES = 1000
 class MemorizationConfig:
     """The filter's rule (``config/memorization/*.yaml``)."""
 
+    rule: str = "fused"  # p-values of registration and embedder together; "percentile": the embedder's distance alone
     embedder: str = "efficientnet_lite0"
     weights: str | None = None  # a local file, for openclip
-    percentile: float = 5.0  # of real-to-real distances between patients
+    percentile: float = 5.0  # of honest images as alike as what is dropped
     calibration: str = "cross_fit"  # or "paper_half"
     drop_ties: bool = True  # drop at the threshold itself too; the paper's comparison is strict
     mirror: str = "auto"  # mirrored real images in the index: where the generator saw them; "always"; "never"
@@ -38,6 +40,7 @@ class MemorizationConfig:
 
     def __post_init__(self) -> None:
         for key, value, allowed in (
+            ("rule", self.rule, RULES),
             ("calibration", self.calibration, CALIBRATIONS),
             ("mirror", self.mirror, MIRRORS),
         ):
@@ -45,6 +48,12 @@ class MemorizationConfig:
                 raise InputError(f"{value!r} is not allowed", where=f"memorization.{key}", fix=f"use one of {allowed}")
         if not 0 <= self.percentile <= 100:
             raise InputError(f"{self.percentile} is no percentile", where="memorization.percentile", fix="use 0 to 100")
+        if self.rule == "fused" and (self.calibration, self.drop_ties) != ("cross_fit", True):
+            raise InputError(
+                "the fused rule is calibrated patient by patient and drops at a tie",
+                where="memorization",
+                fix="leave calibration=cross_fit and drop_ties=true, or set rule=percentile",
+            )
         if self.batch_size < 1:
             raise InputError(f"{self.batch_size} images", where="memorization.batch_size", fix="use 1 or more")
 

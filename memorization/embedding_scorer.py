@@ -23,21 +23,29 @@ class EmbeddingScorer:
     def index(self, references: np.ndarray) -> EmbeddedReferences:
         """Embed (n, channels, height, width), and mirrored too."""
         views = [references, references[..., ::-1]] if self._mirrored else [references]
-        return EmbeddedReferences(self._embedder, np.stack([self._embedder.embed(view) for view in views]))
+        features = np.stack([self._embedder.embed(view) for view in views])
+        return EmbeddedReferences(self._embedder, EmbeddedFeatures(features))
 
 
 class EmbeddedReferences:
-    """``features`` (views, n, d)."""
+    """References by their features."""
 
-    def __init__(self, embedder: Embedder, features: np.ndarray) -> None:
-        self._embedder, self._features = embedder, features.astype(np.float64)
+    def __init__(self, embedder: Embedder, features: EmbeddedFeatures) -> None:
+        self._embedder, self._features = embedder, features
 
     def compare(self, images: np.ndarray, excluded: np.ndarray | None = None, progress: Progress = silent) -> Likeness:
         """The nearest reference of every image."""
-        return self.compare_features(self._embedder.embed(images, progress), excluded)
+        return self._features.compare(self._embedder.embed(images, progress), excluded)
 
-    def compare_features(self, features: np.ndarray, excluded: np.ndarray | None = None) -> Likeness:
-        """The same for images that are embedded already, (m, d) unit vectors."""
+
+class EmbeddedFeatures:
+    """``features`` (views, n, d) unit vectors: an image's nearest view counts."""
+
+    def __init__(self, features: np.ndarray) -> None:
+        self._features = features.astype(np.float64)
+
+    def compare(self, features: np.ndarray, excluded: np.ndarray | None = None) -> Likeness:
+        """The nearest reference of every image, (m, d) unit vectors."""
         values, nearest = [np.zeros((0, 1))], [np.zeros((0, 1), np.int64)]
         for start in range(0, len(features), BLOCK):
             block = slice(start, start + BLOCK)

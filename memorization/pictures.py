@@ -48,28 +48,44 @@ def draw_histogram(path: Path, calibration: Calibration, sample_distances: np.nd
 
 
 @STYLE
+def draw_p_values(path: Path, result: FilterResult, level: float) -> None:
+    """The samples' p-values; those of honest images are spread evenly, copies pile up at the left."""
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    n_samples = len(result.p_values)
+    axes.hist(result.p_values, bins=20, range=(0, 1), weights=np.full(n_samples, 100 / max(1, n_samples)).tolist())
+    axes.axhline(5, color="0.4", linestyle=":", label="honest images, expected")
+    axes.axvline(level, color="C3", label=f"level {level:.3g}: {np.mean(~result.kept):.1%} dropped")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("p: share of real images at least as alike one of another patient")
+    axes.set_ylabel("synthetic images (%)")
+    axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
+
+
+@STYLE
 def draw_nearest_pairs(
     path: Path, samples: ImageSet, references: ImageSet, result: FilterResult, n_pairs: int = 8
 ) -> None:
-    """The samples closest to a training image, each above that image, closest first, with distance and verdict.
+    """The samples most alike a training image, each above that image, with p-value, verdict and what sees it.
 
     The sheet shows real patients' images: it stays at the site. Images of other than 1 or 3 channels: the first.
     """
-    closest = np.argsort(result.distances[:, 0], kind="stable")[:n_pairs]
+    closest = np.lexsort((result.distances[:, 0], result.p_values))[:n_pairs]
     figure = Figure(figsize=(1.5 * max(2, len(closest)), 3.6), layout="constrained")
     axes = figure.subplots(2, len(closest), squeeze=False)
     for column, row in enumerate(closest):
-        real = references.images[result.neighbours[row, 0]]
-        real = real[..., ::-1] if result.mirrored[row, 0] else real
+        real = references.images[result.originals[row]]
         for axis, image in zip(axes[:, column], (samples.images[row], real), strict=True):
             axis.imshow(displayed(image), cmap="gray", vmin=0, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
         verdict = "kept" if result.kept[row] else "dropped"
-        axes[0, column].set_title(f"{result.distances[row, 0]:.3g}\n{verdict}", fontsize=8)
-        axes[1, column].set_xlabel("mirrored" if result.mirrored[row, 0] else "", fontsize=8)
+        axes[0, column].set_title(f"p {result.p_values[row]:.3g}\n{verdict}", fontsize=8)
+        axes[1, column].set_xlabel(str(result.seen_by[row]).replace(", ", "\n"), fontsize=7)
     axes[0, 0].set_ylabel("synthetic")
-    axes[1, 0].set_ylabel("nearest real")
+    axes[1, 0].set_ylabel("most alike, real")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
 

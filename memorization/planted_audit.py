@@ -141,7 +141,7 @@ def audit_paper_rule(
     scorer = EmbeddingScorer(embedder, mirrored=False)
     compared = compare(images, patients, [scorer], n_copies, seed, kinds, progress)
     features = embedder.embed(images[_indexed(np.asarray(patients), seed)])
-    paper = MemorizationConfig(calibration="paper_half", drop_ties=False, mirror="never")
+    paper = MemorizationConfig(rule="percentile", calibration="paper_half", drop_ties=False, mirror="never")
 
     def rule(positions: np.ndarray) -> Decision:
         owners = [str(name) for name in compared.calibration_patients[positions]]

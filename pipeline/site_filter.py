@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,19 @@ from common.image_set import ImageSet, load_image_set
 from common.progress import Progress, silent
 from common.settings import from_dict
 from memorization.calibration import Calibration, MemorizationConfig
+from memorization.conformal import attainable_level
 from memorization.embedders import Embedder, build_embedder
 from memorization.embedding_cache import cached
-from memorization.filter import FilterResult, filter_samples
+from memorization.filter import FilterResult, filter_samples, judged_by_likeness, with_ranks
+from memorization.fused import FUSED_STATISTICS, FusedIndex
 
 
 @dataclass(frozen=True)
 class SiteFilter:
-    """What the images are compared with, and by which rule."""
+    """What the images are compared with, and by which rule.
+
+    Under the fused rule ``honest`` (n, statistics) is the likeness of the site's images to those of other patients.
+    """
 
     config: MemorizationConfig
     calibration: Calibration
@@ -29,11 +35,27 @@ class SiteFilter:
     features: np.ndarray  # of the references
     mirrored: np.ndarray | None  # of their mirror images, where those count
     embedder: Embedder
+    honest: np.ndarray | None = None
 
     def judge(self, images: np.ndarray, progress: Progress = silent) -> FilterResult:
         """Which of the images (n, channels, height, width) are too close to a reference."""
         embedded = self.embedder.embed(images, progress)
-        return filter_samples(self.features, embedded, self.calibration.threshold_l2, self.config, self.mirrored)
+        result = filter_samples(self.features, embedded, self.calibration.threshold_l2, self.config, self.mirrored)
+        if self.honest is None:
+            return with_ranks(result, self.calibration.distances)
+        likeness = self.index.compare(images, embedded, progress=progress)
+        return judged_by_likeness(result, self.honest, likeness, FUSED_STATISTICS, self.config.percentile / 100)
+
+    @property
+    def level(self) -> float:
+        """The share of honest images that may be dropped."""
+        asked = self.config.percentile / 100
+        return asked if self.honest is None else attainable_level(asked, len(self.honest))
+
+    @cached_property
+    def index(self) -> FusedIndex:
+        """The references, ready for the fused rule."""
+        return FusedIndex(self.references.images, self.features, self.mirrored)
 
 
 def load_site_filter(
@@ -55,7 +77,7 @@ def load_site_filter(
     config = from_dict(MemorizationConfig, settings["memorization"], "memorization")
     images = load_image_set(slices)
     indices = [i for i, entry in enumerate(images.entries) if entry.split in splits]
-    mirrored = calibrated / "features_mirrored.npy"
+    mirrored, honest = calibrated / "features_mirrored.npy", calibrated / "likeness.npy"
     return SiteFilter(
         config,
         from_dict(Calibration, read_json(calibrated / "calibration.json")),
@@ -63,6 +85,7 @@ def load_site_filter(
         np.load(calibrated / "features.npy")[indices],
         np.load(mirrored)[indices] if mirrored.is_file() else None,
         site_embedder(config, device, embeddings),
+        np.load(honest) if honest.is_file() else None,
     )
 
 

@@ -60,8 +60,8 @@ def _facts(config: ExperimentConfig, sites: Sequence[str], cases: Sequence[Case]
     if config.evaluation.synthetic:
         lines += [f"generator   {config.generator.name}, {text}" for text in _generator_lengths(config, sites, cases)]
         lines.append(
-            f"filter      {config.memorization.embedder}, percentile {config.memorization.percentile:g} "
-            f"({config.memorization.calibration})"
+            f"filter      {config.memorization.rule}, {config.memorization.embedder}, "
+            f"percentile {config.memorization.percentile:g} ({config.memorization.calibration})"
         )
     for strategy in config.federated.strategies:
         lines.append(f"federated   {strategy}: {strategy_in_words(config, strategy)}")

@@ -31,16 +31,14 @@ The folder is an nnU-Net raw dataset: put it under `nnUNet_raw` as `DatasetXXX_N
 
 ## What was done against copies of patients
 
-Every generated image was compared with every training image of the site ({embedder} features, mirrored images
-included where the generator saw them), and dropped where it was at least as close as the closest {percentile:g} % of
-images of different patients are to each other.
+{rule}
 
 | | |
 | --- | --- |
 | generated | {n_sampled} |
 | dropped | {n_dropped} |
 | kept | {n_kept} |
-| threshold (squared distance of unit vectors) | {threshold_l2:.6g} |
+| threshold (squared distance of unit vectors) | {threshold} |
 
 ## Why it was allowed to leave
 
@@ -54,6 +52,13 @@ bad with a probability p of at most {level:.2g}. {verdict}
 
 Filter and gates are evidence, not a guarantee: a copy that the features do not recognise would pass. {guarantee}
 """
+FUSED = """Every generated image was laid over every training image of the site, shifted, turned, mirrored and
+scaled, to see whether it repeats it or a part of it, and compared by {embedder} features. It was dropped where it was
+at least as alike as the {percentile:g} % most alike images of different patients are to each other; or, at a site of
+few images, as the one most alike."""
+PERCENTILE = """Every generated image was compared with every training image of the site ({embedder} features, mirrored
+images included where the generator saw them), and dropped where it was at least as close as the closest
+{percentile:g} % of images of different patients are to each other."""
 ENFORCED = "Every gate had to pass, and did."
 NOT_ENFORCED = "**The site did not enforce its gates; {failed}.**"
 WITHOUT_PRIVACY = "The generator was trained without differential privacy."
@@ -86,7 +91,9 @@ def render_card(manifest: Manifest, figures: Mapping[str, Any]) -> str:
         level=audit.familywise_level / N_LEAKAGE_GATES,
         verdict=_verdict(audit),
         gates=gate_rows(audit.gates),
-        **figures,
+        rule={"fused": FUSED, "percentile": PERCENTILE}[figures["rule"]].format(**figures),
+        threshold="none" if figures["threshold_l2"] is None else f"{figures['threshold_l2']:.6g}",
+        **{key: figures[key] for key in ("n_sampled", "n_dropped", "n_kept")},
     )
 
 

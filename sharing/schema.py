@@ -9,6 +9,7 @@ from typing import Any
 
 from common.settings import from_dict
 from gan.settings import GanSettings
+from memorization.calibration import RULES
 from memorization.gates import DROPPED_SHARE, GATE_NAMES
 from memorization.leakage import METRICS, Metric
 from sharing.strict_json import strings_of
@@ -125,10 +126,11 @@ class SharedAudit:
 class PrivacyFigures:
     """``privacy.json``: totals of the filter against copies, and the audit that let the package out."""
 
+    rule: str
     embedder: str
     calibration: str
     percentile: float
-    threshold_l2: float  # squared distance of unit vectors
+    threshold_l2: float | None  # squared distance of unit vectors; the fused rule has none
     n_sampled: int
     n_kept: int
     n_dropped: int
@@ -191,13 +193,20 @@ def faults_of_manifest(manifest: Manifest) -> Iterator[Fault]:
     yield from (("files", sum_, "a SHA-256 in 64 hexadecimal digits") for sum_ in bad_sums)
 
 
+def _is_threshold(figures: PrivacyFigures) -> bool:
+    if figures.threshold_l2 is None:
+        return figures.rule == "fused"
+    return figures.rule == "percentile" and 0 <= figures.threshold_l2 <= MAX_DISTANCE_L2
+
+
 def faults_of_figures(figures: PrivacyFigures, n_images: int) -> Iterator[Fault]:
     """Values that no filter and no audit writes, or that contradict the number of images shared."""
     checks: list[tuple[str, object, bool, str]] = [
         ("embedder", figures.embedder, bool(_WORD.fullmatch(figures.embedder)), "a name"),
         ("calibration", figures.calibration, bool(_WORD.fullmatch(figures.calibration)), "a name"),
         ("percentile", figures.percentile, 0 <= figures.percentile <= 100, "0 to 100"),
-        ("threshold_l2", figures.threshold_l2, 0 <= figures.threshold_l2 <= MAX_DISTANCE_L2, f"0 to {MAX_DISTANCE_L2}"),
+        ("rule", figures.rule, figures.rule in RULES, f"one of {RULES}"),
+        ("threshold_l2", figures.threshold_l2, _is_threshold(figures), f"0 to {MAX_DISTANCE_L2}, null if fused"),
         ("n_dropped", figures.n_dropped, figures.n_dropped >= 0, "0 or more"),
         ("n_kept", figures.n_kept, figures.n_kept == n_images, f"the manifest's n_images, {n_images}"),
         (

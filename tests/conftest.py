@@ -50,6 +50,7 @@ TINY = (
     "--config-name=demo",
     "general.exp_name=tiny",
     "cluster=inline",
+    "memorization=percentile",
     "data.phantom.size_px=32",
     "data.phantom.n_patients=6",
     "data.phantom.images_per_patient=[1,1]",

@@ -34,6 +34,7 @@ def audit_of(failed: tuple[str, ...] = (), share: float = 0.2) -> dict[str, Any]
 
 
 PRIVACY = {
+    "rule": "percentile",
     "embedder": "efficientnet_lite0",
     "calibration": "cross_fit",
     "percentile": 5.0,

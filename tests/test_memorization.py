@@ -20,7 +20,7 @@ from memorization.filter import filter_samples, write_scores
 from memorization.index import nearest
 from memorization.pictures import draw_histogram, draw_nearest_pairs
 
-PAPER = MemorizationConfig(calibration="paper_half", drop_ties=False, mirror="never")
+PAPER = MemorizationConfig(rule="percentile", calibration="paper_half", drop_ties=False, mirror="never")
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_no_patient_is_compared_with_himself(counts: list[int], n_references: in
     number = {name: i for i, name in enumerate(sorted(set(patients)))}
     features[:] = np.eye(1, 3, dtype=np.float32)  # every image of every patient looks the same ...
     features[:, 1] = [1e-3 * number[name] for name in patients]  # ... up to a mark that tells the patient
-    found = calibrate(features, patients, n_references, MemorizationConfig(calibration=rule), seed=1)
+    found = calibrate(features, patients, n_references, MemorizationConfig(rule="percentile", calibration=rule), seed=1)
     assert min(found.distances) > 0  # a shared patient would be at distance 0
     if rule == "cross_fit":
         assert found.n_queries == len(patients) and found.n_references <= n_references
@@ -226,6 +226,8 @@ def test_scores_and_pairs_name_the_nearest_real_image(tmp_path: Path, n_channels
     write_scores(tmp_path / "scores.csv", names, result, names)
     draw_nearest_pairs(tmp_path / "pairs.png", image_set, image_set, result)
     lines = (tmp_path / "scores.csv").read_text().splitlines()
-    assert lines[0].startswith("name,kept,nearest_1,mirrored_1,distance_l2_1") and len(lines) == 5
-    assert lines[1].startswith("image0,0,image0,0,0.0")
+    assert (
+        lines[0].startswith("name,kept,p_value,original,seen_by,nearest_1,mirrored_1,distance_l2_1") and len(lines) == 5
+    )
+    assert lines[1].startswith("image0,0,nan,image0,efficientnet_lite0,image0,0,0.0")
     assert (tmp_path / "pairs.png").stat().st_size > 1000

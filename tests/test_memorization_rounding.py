@@ -11,7 +11,7 @@ from memorization.embedders import build_embedder
 from memorization.filter import filter_samples
 from memorization.index import nearest
 
-PAPER = MemorizationConfig(calibration="paper_half", drop_ties=False, mirror="never")
+PAPER = MemorizationConfig(rule="percentile", calibration="paper_half", drop_ties=False, mirror="never")
 DIMENSION = 16
 
 

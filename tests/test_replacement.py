@@ -47,9 +47,10 @@ class DropsSome(SiteFilter):
         n = len(images)
         distances = np.full((n, 1), 0.5)
         first = images[:, 0, 0, 0]
-        return FilterResult(
-            ~type(self).drops(first), distances, np.zeros((n, 1), int), distances > 1, first[:, None].astype(float)
-        )
+        kept, nobody = ~type(self).drops(first), np.zeros((n, 1), int)
+        p_values, seen_by = np.where(kept, 0.5, 0.01), np.full(n, "first pixel")
+        features = first[:, None].astype(float)
+        return FilterResult(kept, p_values, nobody[:, 0], seen_by, distances, nobody, distances > 1, features)
 
 
 @pytest.fixture

@@ -88,8 +88,11 @@ def what_images_are(
     }
 
 
+TELL_HOW_MANY = ("n_references", "level")  # at a small site the level is one over the number of its images
+
+
 def _privacy(figures: dict[str, Any], audit: SiteAudit) -> dict[str, Any]:
-    kept = {key: value for key, value in figures.items() if key != "n_references"}
+    kept = {key: value for key, value in figures.items() if key not in TELL_HOW_MANY}
     return {**kept, "audit": to_dict(shared_audit(audit))}
 
 

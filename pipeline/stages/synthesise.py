@@ -13,9 +13,10 @@ from common.image_set import ImageEntry, ImageSet, load_image_set, save_image_se
 from common.plan import load_plan
 from common.seeds import derive_seed
 from common.settings import to_dict
-from memorization.calibration import Calibration, MemorizationConfig, calibrate
+from memorization.calibration import MemorizationConfig, calibrate
 from memorization.filter import FilterResult, joined, write_scores
-from memorization.pictures import draw_histogram, draw_nearest_pairs
+from memorization.fused import honest_likeness
+from memorization.pictures import draw_histogram, draw_nearest_pairs, draw_p_values
 from pipeline.config import IMAGES_PER_TRAINING_IMAGE
 from pipeline.gauge import FeatureGauge
 from pipeline.generators import find_generator
@@ -105,6 +106,30 @@ def calibrate_threshold(context: StageContext) -> None:
     np.save(context.out / "features.npy", features)
     if mirrored is not None:
         np.save(context.out / "features_mirrored.npy", mirrored)
+    if config.rule == "fused":
+        _calibrate_fused(context, slices, features, mirrored, config)
+
+
+def _calibrate_fused(
+    context: StageContext,
+    slices: ImageSet,
+    features: np.ndarray,
+    mirrored: np.ndarray | None,
+    config: MemorizationConfig,
+) -> None:
+    """Likeness between the site's patients; duplicates between patients are named and do not calibrate."""
+    indexed = np.array([entry.split in N_SPLITS[context.stage.settings["train_on"]] for entry in slices.entries])
+    patients = np.array([entry.patient for entry in slices.entries])
+    honest = honest_likeness(slices.images, features, mirrored, patients, indexed, context.progress)
+    np.save(context.out / "likeness.npy", honest.values)
+    names = [entry.name for entry in slices.entries]
+    pairs = [[names[image], names[other]] for image, other in honest.duplicates]
+    write_json(context.out / "duplicates.json", {"pairs": pairs})
+    if pairs:
+        log.warning("%d images are duplicates of another patient's and do not calibrate: %s", len(pairs), pairs[:5])
+    level, lowest = config.percentile / 100, 1 / (len(honest.values) + 1)
+    if lowest > level:
+        log.warning("%d images allow no level below %.3f; %.3f was asked for", len(honest.values), lowest, level)
 
 
 def filter_copies(context: StageContext) -> None:
@@ -126,9 +151,9 @@ def filter_copies(context: StageContext) -> None:
         result,
         [entry.name for entry in own.references.entries],
     )
-    draw_histogram(context.out / "histogram.png", own.calibration, result.distances[:, 0])
+    _draw_histogram(context, own, result)
     draw_nearest_pairs(context.out / "nearest_pairs.png", samples, own.references, result)
-    write_json(context.out / "filter.json", _figures(own.calibration, own.config, len(samples), len(kept)))
+    write_json(context.out / "filter.json", _figures(own, len(samples), len(kept)))
     np.save(context.out / "features.npy", result.features[kept])  # the audit looks at them again
     save_image_set(context.out, samples.subset(kept))
 
@@ -159,14 +184,24 @@ def _replace_dropped(context: StageContext, samples: ImageSet, own: SiteFilter) 
     return samples, result
 
 
-def _figures(calibration: Calibration, config: MemorizationConfig, n_sampled: int, n_kept: int) -> dict[str, Any]:
+def _draw_histogram(context: StageContext, own: SiteFilter, result: FilterResult) -> None:
+    path = context.out / "histogram.png"
+    if own.honest is None:
+        draw_histogram(path, own.calibration, result.distances[:, 0])
+    else:
+        draw_p_values(path, result, own.level)
+
+
+def _figures(own: SiteFilter, n_sampled: int, n_kept: int) -> dict[str, Any]:
     """The aggregate figures that may leave with the package: no name, no single distance."""
     return {
-        "embedder": config.embedder,
-        "calibration": config.calibration,
-        "percentile": config.percentile,
-        "threshold_l2": calibration.threshold_l2,
-        "n_references": calibration.n_references,
+        "rule": own.config.rule,
+        "embedder": own.config.embedder,
+        "calibration": own.config.calibration,
+        "percentile": own.config.percentile,
+        "level": own.level,
+        "threshold_l2": own.calibration.threshold_l2 if own.honest is None else None,
+        "n_references": own.calibration.n_references,
         "n_sampled": n_sampled,
         "n_kept": n_kept,
         "n_dropped": n_sampled - n_kept,

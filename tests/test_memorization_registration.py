@@ -1,0 +1,111 @@
+"""Copies are found under changes nobody told the search about, at the right original, and the alignment is exact."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from memorization.conformal import p_values
+from memorization.planted import KINDS, plant
+from memorization.registration.alignment import align
+from memorization.registration.maps import SIZE_PX, grey, middle_map, warped
+from memorization.registration.part_search import PartSearch
+from memorization.registration.poses import Poses, symmetries
+from memorization.registration.scorer import RegistrationScorer
+
+N_REFERENCES, N_HONEST = 10, 6
+BY_NAME = {kind.name: kind for kind in KINDS}
+
+
+def textures(n: int, seed: int, size: int = SIZE_PX) -> np.ndarray:
+    """Random images with structure at several scales, as uint8 (n, 1, size, size)."""
+    rng = np.random.default_rng(seed)
+    images = sum(
+        weight * ndimage.gaussian_filter(rng.standard_normal((n, size, size)), (0, sigma, sigma), mode="wrap") * sigma
+        for sigma, weight in ((1, 1.0), (3, 2.0), (8, 3.0))
+    )
+    low, high = images.min((1, 2), keepdims=True), images.max((1, 2), keepdims=True)
+    return np.rint(255 * (images - low) / (high - low)).astype(np.uint8)[:, None]
+
+
+@pytest.fixture(scope="module")
+def site():
+    """References, their index, honest images, and the honest likeness between references."""
+    references = textures(N_REFERENCES, seed=1)
+    index = RegistrationScorer().index(references)
+    honest = index.compare(references, np.eye(N_REFERENCES, dtype=bool)).values
+    return references, index, textures(N_HONEST, seed=2), honest
+
+
+@pytest.mark.parametrize("kind", BY_NAME)
+def test_a_copy_is_more_alike_its_original_than_any_honest_image(site, kind: str) -> None:
+    references, index, others, honest = site
+    for strength in BY_NAME[kind].strengths:
+        copies = plant(BY_NAME[kind], strength, references[:2], others[:2], seed=3)
+        found = index.compare(copies)
+        assert (p_values(honest, found.values) == 1 / (N_REFERENCES + 1)).all(), strength
+
+
+def test_kinds_that_are_on_no_list_are_found_too(site) -> None:
+    """A swirl, every second column gone, a solarised image, a grid of holes, and a mirrored half of it."""
+    references, index, _, honest = site
+    image = references[0, 0].astype(float)
+    line = np.arange(SIZE_PX) - (SIZE_PX - 1) / 2
+    rows, columns = np.meshgrid(line, line, indexing="ij")
+    angle = 0.5 * np.exp(-(np.hypot(rows, columns) / 20))
+    place = [np.cos(angle) * rows - np.sin(angle) * columns, np.sin(angle) * rows + np.cos(angle) * columns]
+    swirl = ndimage.map_coordinates(image, [axis + (SIZE_PX - 1) / 2 for axis in place], order=1, mode="nearest")
+    halved = np.repeat(image[:, ::2], 2, axis=1)
+    solarised = np.where(image > 170, 340 - image, image)
+    holes = np.where((rows.astype(int) % 16 < 4) & (columns.astype(int) % 16 < 4), 0, image)
+    half = np.where(columns < 0, image[:, ::-1], 128)
+    unseen = np.stack([swirl, halved, solarised, holes, half])[:, None].clip(0, 255).astype(np.uint8)
+    found = index.compare(unseen)
+    assert (p_values(honest, found.values) == 1 / (N_REFERENCES + 1)).all()
+
+
+def test_honest_images_spread_over_the_levels(site) -> None:
+    _, index, others, honest = site
+    p = p_values(honest, index.compare(others).values)
+    assert p.max() > 0.3 and np.mean(p <= 1 / (N_REFERENCES + 1)) <= 0.5
+
+
+def test_the_likeness_does_not_depend_on_what_else_is_compared(site) -> None:
+    references, index, others, _ = site
+    together = index.compare(np.concatenate([others, references]))
+    alone = np.concatenate([index.compare(image[None]).values for image in others])
+    np.testing.assert_allclose(together.values[: len(others)], alone, atol=2e-3)
+
+
+def test_images_of_the_same_patient_are_left_out(site) -> None:
+    references, index, _, _ = site
+    found = index.compare(references[:3], np.arange(3)[:, None] == np.arange(N_REFERENCES))
+    assert (found.nearest != np.arange(3)[:, None]).all()
+
+
+@pytest.mark.parametrize("symmetry", range(8))
+def test_a_part_is_found_under_every_symmetry_and_sign_at_its_exact_shift(symmetry: int) -> None:
+    references = textures(4, seed=5)
+    pixels = grey(references)
+    matrix = symmetries()[symmetry]
+    posed, _ = warped(pixels[2:3], matrix.T[None], torch.zeros(1, 2), SIZE_PX)  # the copy
+    query = (1 - posed if symmetry % 2 else posed).roll((3, -5), (2, 3))
+    best = PartSearch(pixels).votes(query, 0, 1, None)
+    assert best.reference.tolist() == [2] and best.sign.tolist() == [-1.0 if symmetry % 2 else 1.0]
+    seen, inside = warped(query, best.matrix, best.shift, SIZE_PX)
+    difference = ((seen - (1 - pixels[2] if symmetry % 2 else pixels[2])).abs() * inside)[:, :, 8:-8, 8:-8]
+    assert difference.mean() < 1e-3
+
+
+def test_alignment_recovers_an_affine_map_and_ignores_what_is_covered() -> None:
+    pixels = grey(textures(1, seed=6))
+    matrix = torch.tensor([[[0.98, 0.09], [-0.12, 1.07]]])
+    copy, _ = warped(pixels, matrix, torch.tensor([[0.04, -0.03]]), SIZE_PX)
+    copy[:, :, :24, :30] = 0.5
+    start = Poses(torch.zeros(1).long(), torch.zeros(1).long(), torch.ones(1), torch.eye(2)[None], torch.zeros(1, 2))
+    found, agreement = align(middle_map(copy), middle_map(pixels), start, 16)
+    inverse = torch.linalg.inv(matrix)
+    np.testing.assert_allclose(found.matrix.numpy(), inverse.numpy(), atol=0.02)
+    assert agreement > 0.5

@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import permutations
 from pathlib import Path
 
 from common.seeds import derive_seed
@@ -35,11 +36,11 @@ N_PERTURBED, SPREAD = 5, 0.3  # runs whose real durations are off by up to this 
 
 TRAIN, EMBED, LIGHT = Resources(4, 1), Resources(2, 0.5), Resources(2, 0)  # as config/cluster/gpu.yaml
 HOURS = {"generator": 6.0, "segment_real": 6.0, "segment_syn": 6.0, "finetune": 6.0}
-HOURS |= {"sample": 0.5, "calibrate": 0.2, "filter": 0.2, "label": 0.2, "evaluate": 0.1}
+HOURS |= {"sample": 0.5, "calibrate": 0.2, "filter": 0.2, "label": 0.2, "check": 0.2, "evaluate": 0.1}
 HOURS_LIGHT = 0.05
 GROWS = {"generator", "sample", "calibrate", "filter", "label"}  # with the number of images of the site
 RESOURCES = dict.fromkeys(("generator", "segment_real", "segment_syn", "finetune"), TRAIN)
-RESOURCES |= dict.fromkeys(("sample", "calibrate", "filter", "label", "evaluate"), EMBED)
+RESOURCES |= dict.fromkeys(("sample", "calibrate", "filter", "label", "check", "evaluate"), EMBED)
 
 SITE_INPUTS = {  # of the stages each site has; a pair is a stage of another site
     "prepare": (),
@@ -49,9 +50,10 @@ SITE_INPUTS = {  # of the stages each site has; a pair is a stage of another sit
     "calibrate": ("slices",),
     "generator": ("slices", "plan"),
     "sample": ("generator", "slices"),
-    "filter": ("sample", "slices", "calibrate"),
+    "filter": ("sample", "slices", "calibrate", "generator"),
+    "audit": ("slices", "calibrate", "filter"),
     "label": ("filter", "segment_real"),
-    "share": ("filter", "label", "plan", "prepare", "generator"),
+    "share": ("filter", "audit", "label", "plan", "prepare", "generator"),
     "finetune": ("prepare", ("segment_syn", ALL)),
 }
 
@@ -93,11 +95,19 @@ def _fold(fold: int, sizes: list[float]) -> Iterator[Stage]:
     yield _stage("prepare", fold, ALL, [_id(fold, "prepare", site) for site in sites])
     yield _stage("plan", fold, ALL, [_id(fold, "prepare", ALL)])
     yield _stage("segment_real", fold, ALL, [_id(fold, "plan", ALL)])
-    yield _stage("merge", fold, ALL, [_id(fold, "share", site) for site in sites])
+    checks = list(_checks(fold, sites))
+    yield from checks
+    yield _stage("merge", fold, ALL, [*(_id(fold, "share", site) for site in sites), *(stage.id for stage in checks)])
     yield _stage("segment_syn", fold, ALL, [_id(fold, "merge", ALL)])
     evaluated = list(_evaluated(fold, sites))
     yield from evaluated
     yield _stage("report", fold, ALL, [stage.id for stage in evaluated])
+
+
+def _checks(fold: int, sites: str) -> Iterator[Stage]:
+    for site, other in permutations(sites, 2):
+        inputs = [_id(fold, "share", other), *(_id(fold, name, site) for name in ("calibrate", "slices", "plan"))]
+        yield _stage("check", fold, site, inputs, part=other)
 
 
 def _evaluated(fold: int, sites: str) -> Iterator[Stage]:

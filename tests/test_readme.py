@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 from packages import cases, facts
 from PIL import Image
 
+from common.image_set import ImageEntry, ImageSet, save_image_set
 from pipeline.launch import run_experiment
 from sharing import write_package
 
@@ -26,6 +27,7 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
 MODULES = {"dataset.check", "dataset.export_table", "dataset.prepare", "evaluation.report", "federated.benchmark"}
+MODULES |= {"memorization.audit"}
 MODULES |= {"gan.benchmark", "gan.sample", "gan.throughput", "pipeline.generator_study", "sharing.verify"}
 LINK = re.compile(r"\]\(([^)#:]+)(#[\w-]+)?\)")
 
@@ -238,6 +240,23 @@ def test_verify_command_checks_a_package(words, tmp_path):
     ended = run([sys.executable, *words[1:]], tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert f"site {site}, 4 images" in ended.stdout and not ended.stderr
+
+
+@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "memorization.audit"], ids=ids)
+def test_audit_command_writes_its_tables_and_pictures(words, tmp_path, monkeypatch, capsys):
+    """With one copy of each kind."""
+    from test_memorization_registration import textures
+
+    import memorization.audit
+
+    monkeypatch.chdir(tmp_path)
+    images = textures(12, seed=1, size=32)
+    entries = tuple(ImageEntry(f"image{i}", patient=f"patient{i}") for i in range(12))
+    save_image_set(tmp_path / words[words.index("--site-images") + 1], ImageSet(images, entries))
+    assert memorization.audit.main([*words[3:], "--copies", "1"]) == 0
+    assert "| quarter turns |" in capsys.readouterr().out
+    out = tmp_path / words[words.index("--out") + 1]
+    assert {path.name for path in out.iterdir()} == {"audit.json", "audit.md", "recall.png", "copies.png"}
 
 
 @pytest.mark.parametrize("words", [words for words in COMMANDS if words[0] == "make"], ids=ids)

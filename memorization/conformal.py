@@ -60,9 +60,11 @@ def _median_and_spread(calibration: np.ndarray, queries: np.ndarray) -> tuple[np
 
 
 def _order_statistic(ordered: np.ndarray, queries: np.ndarray, quantile: float) -> np.ndarray:
-    """The smallest of ``n + 1`` values with at least this share at or below it, the last value being the query's."""
+    """The smallest of ``n + 1`` values with at least this share at or below it, the last value being the query's.
+
+    Never the largest: at a small site a copy would be its own measure, and no copy would stand out.
+    """
     n = len(ordered)
-    rank = max(1, int(np.ceil(quantile * (n + 1) - 1e-9)))
+    rank = max(1, min(n, int(np.ceil(quantile * (n + 1) - 1e-9))))
     low = ordered[rank - 2] if rank >= 2 else np.full(ordered.shape[1], -np.inf)
-    high = ordered[rank - 1] if rank <= n else np.full(ordered.shape[1], np.inf)
-    return np.clip(queries, low, high)
+    return np.clip(queries, low, ordered[rank - 1])

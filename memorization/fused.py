@@ -58,8 +58,10 @@ def honest_likeness(
     positions = np.flatnonzero(indexed)
     index = FusedIndex(images[positions], features[positions], None if mirrored is None else mirrored[positions])
     same_patient = patients[:, None] == patients[positions][None]
-    likeness = index.compare(images, features, same_patient, progress)
+    queries = np.flatnonzero(~same_patient.all(axis=1))  # the only patient of an index has nobody to be compared with
+    likeness = index.compare(images[queries], features[queries], same_patient[queries], progress)
     column = 1 + DUPLICATE_OF
     is_duplicate = likeness.values[:, column] >= -np.log(1 - DUPLICATE_CORRELATION)
-    pairs = [(int(row), int(positions[likeness.nearest[row, column]])) for row in np.flatnonzero(is_duplicate)]
+    duplicates = np.flatnonzero(is_duplicate)
+    pairs = [(int(queries[row]), int(positions[likeness.nearest[row, column]])) for row in duplicates]
     return HonestLikeness(likeness.values[~is_duplicate], tuple(pairs))

@@ -35,7 +35,7 @@ def test_the_p_value_is_the_rank_by_brute_force(table: np.ndarray) -> None:
     together = np.sort(table, axis=0)
     n = len(table)
     median = together[int(np.ceil(0.5 * n - 1e-9)) - 1]
-    spread = np.maximum(together[int(np.ceil(0.9 * n - 1e-9)) - 1] - median, 1e-3)
+    spread = np.maximum(together[min(n - 1, int(np.ceil(0.9 * n - 1e-9))) - 1] - median, 1e-3)
     score = max((query - median) / spread)
     expected = (1 + sum(max((row - median) / spread) >= score for row in honest)) / n
     assert p_values(honest, table[-1:])[0] == pytest.approx(expected)
@@ -68,6 +68,12 @@ def test_a_site_too_small_for_its_level_still_drops_what_is_more_alike_than_ever
     assert attainable_level(0.05, 8) == pytest.approx(1 / 9)
     assert p_values(honest, np.array([[9.0]]))[0] <= attainable_level(0.05, 8)
     assert p_values(honest, np.array([[0.5]]))[0] > attainable_level(0.05, 8)
+
+
+def test_a_copy_stands_out_at_a_site_of_a_handful_of_images() -> None:
+    """It must not be its own measure of spread."""
+    honest = np.array([[0.0, 5.0], [1.0, 4.0], [2.0, 6.0], [3.0, 7.0]])
+    assert p_values(honest, np.array([[90.0, 80.0]]))[0] == 1 / 5
 
 
 def test_one_telling_statistic_is_enough_among_many_that_say_nothing() -> None:

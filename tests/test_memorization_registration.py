@@ -92,7 +92,7 @@ def test_a_part_is_found_under_every_symmetry_and_sign_at_its_exact_shift(symmet
     matrix = symmetries()[symmetry]
     posed, _ = warped(pixels[2:3], matrix.T[None], torch.zeros(1, 2), SIZE_PX)  # the copy
     query = (1 - posed if symmetry % 2 else posed).roll((3, -5), (2, 3))
-    best = PartSearch(pixels).votes(query, 0, 1, None)
+    best = PartSearch(pixels).votes(query, 0, 1, torch.arange(4))
     assert best.reference.tolist() == [2] and best.sign.tolist() == [-1.0 if symmetry % 2 else 1.0]
     seen, inside = warped(query, best.matrix, best.shift, SIZE_PX)
     difference = ((seen - (1 - pixels[2] if symmetry % 2 else pixels[2])).abs() * inside)[:, :, 8:-8, 8:-8]

@@ -42,44 +42,49 @@ class PartSearch:
     def __init__(self, pixels: torch.Tensor) -> None:
         from torch.nn import functional as F
 
-        self.n_references = len(pixels)
         self._side = GRID - CELL + 1
-        cells = F.unfold(_map(pixels), CELL).permute(0, 2, 1).reshape(-1, CELL * CELL)
-        self._cells = _standard(_unit(cells))
-        self._columns = self._cells.values.T.contiguous()
+        cells = F.unfold(_map(pixels), CELL).permute(0, 2, 1)
+        standard = _standard(_unit(cells.reshape(-1, CELL * CELL)))
+        self._values = standard.values.view(cells.shape)
+        self._form, self._sign = standard.form.view(len(pixels), -1), standard.sign.view(len(pixels), -1)
         self._forms = _forms()
         self._relative = _relative_forms(self._forms)
 
-    def votes(self, pixels: torch.Tensor, query: int, n_poses: int, others: torch.Tensor | None) -> Poses:
-        """The best poses of one image (1, 1, 64, 64); fewer, also none, where nothing matches."""
+    def votes(self, pixels: torch.Tensor, query: int, n_poses: int, chosen: torch.Tensor) -> Poses:
+        """The best poses of one image (1, 1, 64, 64) over the ``chosen`` references; none where nothing matches."""
         import torch
 
         cells, middle, scale = _query_cells(pixels)
         standard = _standard(cells)
-        response = standard.values @ self._columns
-        if others is not None:
-            response.view(len(response), self.n_references, -1)[:, ~others] = 0
-        row, column, value = _above(response)
-        form = self._relative[standard.form[row], self._cells.form[column]]
-        negative = (value * standard.sign[row] * self._cells.sign[column] < 0).long()
+        row, column, value = _above(standard.values @ self._values[chosen].flatten(0, 1).T)
+        form = self._relative[standard.form[row], self._form[chosen].flatten()[column]]
+        negative = (value * standard.sign[row] * self._sign[chosen].flatten()[column] < 0).long()
         reference, place = column // self._side**2, column % self._side**2
         in_frame = torch.einsum("bji,bj->bi", self._forms[form], middle[row])  # the inverse is the transpose
         shift = _middles(place, self._side) - in_frame
         binned = (shift * (GRID - 1) / 2 / BIN).round().long() + SPAN // 2
         kind = (scale[row] * 2 + negative) * len(self._forms) + form
-        key = (kind * self.n_references + reference) * SPAN**2 + binned[:, 1] * SPAN + binned[:, 0]
+        key = (kind * len(chosen) + reference) * SPAN**2 + binned[:, 1] * SPAN + binned[:, 0]
         key, member = key.unique(return_inverse=True)
         excess = (value.abs() - LEAST_CORRELATION) / (1 - LEAST_CORRELATION)
         best = _sum_over_cells(member, row, len(cells), excess, len(key)).topk(min(n_poses, len(key))).indices
         total = torch.zeros(len(key)).index_add_(0, member, excess)
         mean = torch.zeros(len(key), 2).index_add_(0, member, shift * excess[:, None]) / total[:, None]
-        chosen, reference = key[best] // SPAN**2 // self.n_references, key[best] // SPAN**2 % self.n_references
-        factor = torch.tensor((1.0, *SCALES))[chosen // len(self._forms) // 2]
-        matrix = factor[:, None, None] * self._forms[chosen % len(self._forms)]
-        sign = 1.0 - 2.0 * (chosen // len(self._forms) % 2)
+        kind, reference = key[best] // SPAN**2 // len(chosen), chosen[key[best] // SPAN**2 % len(chosen)]
+        factor = torch.tensor((1.0, *SCALES))[kind // len(self._forms) // 2]
+        matrix = factor[:, None, None] * self._forms[kind % len(self._forms)]
+        sign = 1.0 - 2.0 * (kind // len(self._forms) % 2)
         moved_px = (mean[best] * SIZE_PX / 2).round()  # a pasted part moves by whole pixels; alignment does the rest
         shift = -torch.einsum("bij,bj->bi", matrix, moved_px * 2 / (SIZE_PX - 1))
         return Poses(torch.full_like(reference, query), reference, sign, matrix, shift)
+
+
+def coarse_cells(pixels: torch.Tensor) -> torch.Tensor:
+    """(n, cells, CELL * CELL) in standard form, of a grid of ``STRIDE`` samples."""
+    from torch.nn import functional as F
+
+    cells = F.unfold(_map(pixels), CELL, stride=STRIDE).permute(0, 2, 1)
+    return _standard(_unit(cells.reshape(-1, CELL * CELL))).values.view(cells.shape)
 
 
 def _map(pixels: torch.Tensor) -> torch.Tensor:

@@ -28,8 +28,8 @@ class PlaceSearch:
         self._cells = _cells(pixels)
         self._symmetries = symmetries()
 
-    def votes(self, pixels: torch.Tensor, query: int, n_poses: int, others: torch.Tensor | None) -> list[Poses]:
-        """The ``n_poses`` best of one image (1, 1, 64, 64) by either look."""
+    def votes(self, pixels: torch.Tensor, query: int, n_poses: int, allowed: torch.Tensor) -> list[Poses]:
+        """The ``n_poses`` best of one image (1, 1, 64, 64) by either look, of the references ``allowed`` (n,)."""
         import torch
 
         n_symmetries = len(self._symmetries)
@@ -38,13 +38,11 @@ class PlaceSearch:
         thumbnails = _thumbnails(seen) @ self._thumbnails.T  # (8, n)
         local = torch.einsum("scd,ncd->snc", _cells(seen), self._cells)
         agreeing = (local.abs() - LEAST_CORRELATION).clamp_min(0) * local.sign()
-        return [self._best(alike, query, n_poses, others) for alike in (thumbnails, agreeing.sum(2))]
+        return [self._best(alike * allowed, query, n_poses) for alike in (thumbnails, agreeing.sum(2))]
 
-    def _best(self, alike: torch.Tensor, query: int, n_poses: int, others: torch.Tensor | None) -> Poses:
+    def _best(self, alike: torch.Tensor, query: int, n_poses: int) -> Poses:
         import torch
 
-        if others is not None:
-            alike = alike * others
         best = alike.abs().flatten().topk(min(n_poses, alike.numel())).indices
         turn, reference = best // alike.shape[1], best % alike.shape[1]
         sign = torch.where(alike.flatten()[best] < 0, -1.0, 1.0)

@@ -14,6 +14,7 @@ from memorization.registration.maps import grey, low_map, middle_map
 from memorization.registration.part_search import PartSearch
 from memorization.registration.place_search import PlaceSearch
 from memorization.registration.poses import Poses, joined
+from memorization.registration.shortlist import Shortlist
 from memorization.registration.whole_search import WholeSearch
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class RegisteredReferences:
 
     def __init__(self, references: np.ndarray) -> None:
         pixels = grey(references)
+        self._n_references, self._shortlist = len(pixels), Shortlist(pixels)
         self._low, self._middle = low_map(pixels), middle_map(pixels)
         self._whole, self._parts, self._place = WholeSearch(pixels), PartSearch(pixels), PlaceSearch(pixels)
         self._agreement = Agreement(pixels)
@@ -54,17 +56,20 @@ class RegisteredReferences:
         with torch.inference_mode():
             for start in range(0, len(images), BATCH):
                 block = slice(start, start + BATCH)
-                others = None if excluded is None else torch.from_numpy(~excluded[block])
-                blocks.append(self._compare(grey(images[block]), others))
+                pixels = grey(images[block])
+                allowed = torch.ones(len(pixels), self._n_references, dtype=torch.bool)
+                if excluded is not None:
+                    allowed = torch.from_numpy(~excluded[block])
+                blocks.append(self._compare(pixels, allowed))
                 progress(min(start + BATCH, len(images)), len(images), "images")
         if not blocks:
             return Likeness(np.zeros((0, len(NAMES))), np.zeros((0, len(NAMES)), np.int64))
         return Likeness(*(np.concatenate(part) for part in zip(*blocks, strict=True)))
 
-    def _compare(self, pixels: torch.Tensor, others: torch.Tensor | None) -> tuple[np.ndarray, np.ndarray]:
+    def _compare(self, pixels: torch.Tensor, allowed: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
-        poses = self._poses(pixels, others)
+        poses = self._poses(pixels, allowed)
         values = self._agreement.measure(pixels[poses.query], poses).to(torch.float64)
         best = torch.zeros(len(pixels), values.shape[1], dtype=values.dtype)
         nearest = torch.zeros(len(pixels), values.shape[1], dtype=torch.int64)
@@ -74,17 +79,17 @@ class RegisteredReferences:
             nearest[query] = poses.reference[own][position]
         return best.numpy(), nearest.numpy()
 
-    def _poses(self, pixels: torch.Tensor, others: torch.Tensor | None) -> Poses:
+    def _poses(self, pixels: torch.Tensor, allowed: torch.Tensor) -> Poses:
         """Candidates of every image, as they were found and aligned."""
         whole: list[Poses] = []
         in_place: list[Poses] = []
         parts: list[Poses] = []
         for query in range(len(pixels)):
-            allowed = None if others is None else others[query]
             one = pixels[query : query + 1]
-            whole.append(self._whole.votes(one, query, N_VOTED, allowed))
-            in_place += self._place.votes(one, query, N_IN_PLACE, allowed)
-            parts.append(self._parts.votes(one, query, N_PARTS_VOTED, allowed))
+            chosen = self._shortlist.choose(one, allowed[query])
+            whole.append(self._whole.votes(one, query, N_VOTED, chosen))
+            in_place += self._place.votes(one, query, N_IN_PLACE, allowed[query])
+            parts.append(self._parts.votes(one, query, N_PARTS_VOTED, chosen))
         voted = joined(whole)
         aligned, agreement = align(low_map(pixels)[voted.query], self._low[voted.reference], voted, N_STEPS)
         good = aligned.at(_best_of_each(voted.query, agreement, N_ALIGNED))

@@ -26,24 +26,21 @@ class WholeSearch:
     def __init__(self, pixels: torch.Tensor) -> None:
         from torch.nn import functional as F
 
-        self.n_references = len(pixels)
-        cells = F.unfold(halved(low_map(pixels)), CELL)  # (n, CELL * CELL, positions)
+        self._cells = _unit(F.unfold(halved(low_map(pixels)), CELL), 1)  # (n, CELL * CELL, positions)
         self._side = GRID - CELL + 1
-        self._cells = _unit(cells, 1).permute(1, 0, 2).reshape(CELL * CELL, -1).contiguous()
         self._turns = orientations()
 
-    def votes(self, pixels: torch.Tensor, query: int, n_poses: int, others: torch.Tensor | None) -> Poses:
-        """The ``n_poses`` best of one image (1, 1, 64, 64); ``others`` (n,) are the references that may be chosen."""
+    def votes(self, pixels: torch.Tensor, query: int, n_poses: int, chosen: torch.Tensor) -> Poses:
+        """The ``n_poses`` best of one image (1, 1, 64, 64) over the ``chosen`` references."""
         import torch
 
-        voted = [self._at_scale(pixels, scale) for scale in SCALES]
+        cells = self._cells[chosen].permute(1, 0, 2)
+        voted = [self._at_scale(pixels, scale, cells) for scale in SCALES]
         strength = torch.stack([part[0] for part in voted])  # (scales, 2, turns, n)
         places = torch.stack([part[1] for part in voted])
-        if others is not None:
-            strength[..., ~others] = -1
         best = strength.flatten().topk(min(n_poses, strength.numel())).indices
         n_turns, n_references = strength.shape[2:]
-        reference, turn = best % n_references, best // n_references % n_turns
+        reference, turn = chosen[best % n_references], best // n_references % n_turns
         negative = best // (n_references * n_turns) % 2
         scale = torch.tensor(SCALES)[best // (2 * n_references * n_turns)]
         span = 2 * self._side - 1
@@ -53,16 +50,16 @@ class WholeSearch:
         shift = -torch.einsum("bij,bj->bi", matrix, samples * (SIZE_PX // GRID) * 2 / (SIZE_PX - 1))
         return Poses(torch.full_like(reference, query), reference, 1.0 - 2.0 * negative, matrix, shift)
 
-    def _at_scale(self, pixels: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    def _at_scale(self, pixels: torch.Tensor, scale: float, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Strongest votes (2, turns, n), as it is and as a negative, and the place of the shift they are for."""
         import torch
 
         n_turns, starts = len(self._turns), _starts(scale)
         rows, weight = _query_cells(*_posed(pixels, scale, self._turns), starts)
-        response = rows.reshape(-1, CELL * CELL) @ self._cells
-        response = response.mul_(response.abs()).view(n_turns, -1, self.n_references, self._side, self._side)
+        response = rows.reshape(-1, CELL * CELL) @ cells.flatten(1)
+        response = response.mul_(response.abs()).view(n_turns, -1, cells.shape[1], self._side, self._side)
         span = 2 * self._side - 1
-        votes = torch.zeros(n_turns, self.n_references, span, span)
+        votes = torch.zeros(n_turns, cells.shape[1], span, span)
         for cell, (top, left) in enumerate((top, left) for top in starts for left in starts):
             at = self._side - 1 - top, self._side - 1 - left
             votes[:, :, at[0] : at[0] + self._side, at[1] : at[1] + self._side] += response[:, cell]

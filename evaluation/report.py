@@ -57,8 +57,8 @@ LEFT_OUT_WHERE_ABSENT = {  # a run of baselines alone trains no generator, a run
     True: ("generator", "segment_syn", "finetune", "segment_dsl"),
 }
 FILTER_PICTURES = {
-    "histogram.png": "distances to the nearest real image; the line is the threshold",
-    "nearest_pairs.png": "synthetic images beside their nearest real images",
+    "histogram.png": "how alike real images the synthetic ones are; the line is the limit",
+    "nearest_pairs.png": "the synthetic images most alike a real one, each above that one",
 }
 
 

@@ -20,7 +20,7 @@ CEILING = 1e-3  # -log(1 - correlation) ends here: 1 - 1e-3 and 1 are one
 CELLS = 16  # local correlations are taken on 16 x 16 places
 LEAST_FRAME = 0.3  # a mean over less of the frame than this counts as over this much
 FULL_FRAME = 0.5  # a correlation over less of the frame than this is worth less
-BLURRED_PX = (0.0, 3.0)  # the reference is also tried blurred, against a copy that is
+BLURRED_PX = (1.0, 2.0, 3.5)  # the references are also tried blurred, against a copy that is
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,7 @@ class Agreement:
 
     def __init__(self, pixels: torch.Tensor) -> None:
         self._bands = [_of(pixels, b) for b in BANDS]
-        self._blurred = [
-            [_of(smooth(pixels, sigma), b) for sigma in BLURRED_PX[1:]] if b.half_size else [] for b in BANDS
-        ]
+        self._blurred = [[_of(smooth(pixels, sigma), b) for sigma in BLURRED_PX] for b in BANDS]
 
     def of_a_part(self, queries: torch.Tensor, poses: Poses) -> torch.Tensor:
         """(n,) local correlation of the best small part in fine detail: which poses of parts are worth aligning."""

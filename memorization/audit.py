@@ -8,6 +8,7 @@ many honest images it drops. The folder holds PNG, JPEG or TIFF images, or is an
 from __future__ import annotations
 
 import argparse
+import csv
 import logging
 import re
 import sys
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     chosen = _parser().parse_args(arguments)
     try:
-        images, patients = read_site_images(chosen.site_images, chosen.patient, chosen.size_px)
+        images, patients = read_site_images(chosen.site_images, chosen.patient, chosen.size_px, chosen.patients)
         audits = _audit(chosen, images, patients)
     except InputError as error:
         log.error("%s", error)
@@ -51,14 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def read_site_images(folder: Path, patient: str, size_px: int) -> tuple[np.ndarray, list[str]]:
+def read_site_images(
+    folder: Path, patient: str, size_px: int, table: Path | None = None
+) -> tuple[np.ndarray, list[str]]:
     """Images (n, channels, size, size) and the patient of each.
 
     Args:
         patient: regular expression whose first group, in a file's name without ending, is the patient.
+        table: CSV instead, with a header, file names in its first column and patients in its second.
 
     Raises:
-        InputError: no images, one that cannot be read, or a name in which the expression finds no patient.
+        InputError: no images, one that cannot be read, or one whose patient is not found.
     """
     if (folder / "index.json").is_file():
         stored = load_image_set(folder)
@@ -70,7 +74,9 @@ def read_site_images(folder: Path, patient: str, size_px: int) -> tuple[np.ndarr
     channels = {image.shape[0] for image in images}
     if len(channels) > 1:
         raise InputError("grey and colour images together", where=folder, fix="give images of one kind")
-    return np.stack(images), [_patient(path, patient) for path in files]
+    if table is None:
+        return np.stack(images), [_patient(path, patient) for path in files]
+    return np.stack(images), _from_table(table, files)
 
 
 def _audit(chosen: argparse.Namespace, images: np.ndarray, patients: Sequence[str]) -> list[FilterAudit]:
@@ -124,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--site-images", type=Path, required=True, help="folder of images, or an image set")
     parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures; stays at the site")
     parser.add_argument("--patient", default="(.+)", help="regular expression: its first group is the patient")
+    parser.add_argument("--patients", type=Path, help="CSV instead: file names, then patients, below a header")
     parser.add_argument("--size-px", type=int, default=128, help="images of files are resized to this square")
     parser.add_argument("--level", type=float, default=0.05, help="of honest images that may be dropped")
     parser.add_argument("--copies", type=int, default=8, help="of every kind and strength")
@@ -144,6 +151,15 @@ def _read(path: Path, size_px: int) -> np.ndarray:
     except (OSError, UnidentifiedImageError) as error:
         raise InputError(f"cannot be read as an image ({error})", where=path, fix="repair or remove it") from error
     return np.moveaxis(array, -1, 0) if array.ndim == 3 else array[None]
+
+
+def _from_table(table: Path, files: Sequence[Path]) -> list[str]:
+    with table.open(newline="", encoding="utf-8") as stream:
+        patients = {row[0]: row[1] for row in list(csv.reader(stream))[1:] if len(row) > 1}
+    missing = [path.name for path in files if path.name not in patients]
+    if missing:
+        raise InputError(f"no patient for {missing[0]} ({len(missing)} files)", where=table, fix="add rows for them")
+    return [patients[path.name] for path in files]
 
 
 def _patient(path: Path, expression: str) -> str:

@@ -83,7 +83,7 @@ def test_a_killed_driver_resumes_in_its_round_with_the_same_result(federated_run
     )
     run = tmp_path / "runs" / "tiny_federated"
     state = run / "fold_0/fedavg/all/hub/hub_state.json"
-    give_up = time.monotonic() + 300
+    give_up = time.monotonic() + 900
     while not state.is_file() and process.poll() is None and time.monotonic() < give_up:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -123,7 +123,7 @@ def test_a_site_whose_process_is_killed_is_left_out_of_that_round_and_comes_back
     )
     stage = tmp_path / "runs/tiny_federated/fold_0/fedavg/all"
     state = stage / "hub/hub_state.json"
-    give_up = time.monotonic() + 300
+    give_up = time.monotonic() + 900
     while not state.is_file() and process.poll() is None and time.monotonic() < give_up:
         time.sleep(0.05)
     if state.is_file():

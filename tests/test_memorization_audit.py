@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from scipy.stats import beta
 
+from common.errors import InputError
 from common.progress import Progress, silent
 from memorization.audit import main, read_site_images
 from memorization.likeness import Likeness
@@ -96,3 +97,9 @@ def test_a_folder_of_files_is_read_with_the_patients_in_their_names(tmp_path: Pa
         Image.fromarray(noise(1)[0, 0]).save(tmp_path / f"{name}.png")
     images, patients = read_site_images(tmp_path, "(.+)_[0-9]+", 12)
     assert images.shape == (3, 1, 12, 12) and patients == ["anna", "anna", "bert"]
+    table = tmp_path / "patients.csv"
+    table.write_text("file,patient,age\nanna_1.png,p1,4\nanna_2.png,p2,5\n")
+    with pytest.raises(InputError, match=r"bert_1\.png"):
+        read_site_images(tmp_path, "", 12, table)
+    table.write_text(table.read_text() + "bert_1.png,p2,6\n")
+    assert read_site_images(tmp_path, "", 12, table)[1] == ["p1", "p2", "p2"]

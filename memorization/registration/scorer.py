@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
 BATCH = 16  # images whose poses are aligned together
-N_VOTED, N_ALIGNED = 16, 3  # whole images: poses that are first aligned coarsely, and that go on
+N_VOTED, N_ALIGNED = 32, 6  # whole images: poses that are first aligned coarsely, and that go on
 N_IN_PLACE = 2  # by either look
 N_PARTS_VOTED, N_PARTS = 24, 4
 N_STEPS = 8

@@ -22,7 +22,7 @@ MIN_GENERATED = 20  # a cell counts where more generated images fell
 
 
 @dataclass(frozen=True)
-class _Cell:
+class Cell:
     """Distances to the cell's training images: levels (n + m,), of which ``is_generated``; positions in both sets."""
 
     levels: np.ndarray
@@ -31,38 +31,17 @@ class _Cell:
     generated: np.ndarray
 
 
-@dataclass(frozen=True)
-class CopyingTest:
-    """C_T, its standard error under independence, and how many cells were used."""
-
-    c_t: float
-    standard_error: float
-    n_cells: int
-
-
-def copying_test(evidence: Evidence) -> CopyingTest:
-    """C_T = sum over cells of P_n(cell) Z_U(cell) / sum of P_n(cell), cells with enough generated images only.
+def copying_figure(evidence: Evidence) -> Figure:
+    """C_T with its interval over resampled held-out patients and generated images, cells kept.
 
     Raises:
         InputError: no cell holds held-out images and more than 20 generated ones.
     """
-    return _test(_cells(evidence))
-
-
-def _test(cells: Sequence[_Cell]) -> CopyingTest:
-    weights = np.array([len(cell.heldout) for cell in cells], float)
-    weights /= weights.sum()
-    scores = [z_score(cell.levels, *_weights_of(cell)) for cell in cells]
-    return CopyingTest(float(weights @ scores), float(np.sqrt(np.square(weights).sum())), len(cells))
-
-
-def copying_figure(evidence: Evidence) -> Figure:
-    """C_T with its interval over resampled held-out patients and generated images, cells kept."""
-    cells = _cells(evidence)
-    result = _test(cells)
-    low, high = percentile_interval(_resampled(evidence, cells), result.c_t)
+    cells = usable_cells(evidence)
+    value = c_t(cells)
+    low, high = percentile_interval(_resampled(evidence, cells), value)
     return Figure(
-        result.c_t,
+        value,
         low,
         high,
         interval="bootstrap over held-out patients and generated images",
@@ -72,6 +51,13 @@ def copying_figure(evidence: Evidence) -> Figure:
     )
 
 
+def c_t(cells: Sequence[Cell]) -> float:
+    """Sum over cells of P_n(cell) Z_U(cell) / sum of P_n(cell)."""
+    weights = np.array([len(cell.heldout) for cell in cells], float)
+    scores = [z_score(cell.levels, *_weights_of(cell)) for cell in cells]
+    return float(weights @ scores / weights.sum())
+
+
 def z_score(levels: np.ndarray, generated: np.ndarray, heldout: np.ndarray) -> float:
     """Z_U = (U - (nm / 2 - 1 / 2)) / sqrt(nm (n + m + 1) / 12), U the pairs whose generated image is farther off."""
     n, m = heldout.sum(), generated.sum()
@@ -79,7 +65,8 @@ def z_score(levels: np.ndarray, generated: np.ndarray, heldout: np.ndarray) -> f
     return float((u - (n * m / 2 - 0.5)) / np.sqrt(n * m * (n + m + 1) / 12))
 
 
-def _cells(evidence: Evidence) -> list[_Cell]:
+def usable_cells(evidence: Evidence) -> list[Cell]:
+    """The k-means cells of the training images with held-out and enough generated images."""
     train, heldout, generated = _components(evidence.train, evidence.heldout, evidence.generated)
     n_cells = min(N_CELLS, len(np.unique(train, axis=0)))
     labels = _in_cells(n_cells, evidence.seed, train, train, heldout, generated)
@@ -90,7 +77,7 @@ def _cells(evidence: Evidence) -> list[_Cell]:
             queries = np.concatenate([heldout[in_heldout], generated[in_generated]])
             distances = nearest(train[in_train], queries, CANDIDATES)[0][:, 0]
             is_generated = np.arange(len(queries)) >= len(in_heldout)
-            found.append(_Cell(levels_of(distances), is_generated, in_heldout, in_generated))
+            found.append(Cell(levels_of(distances), is_generated, in_heldout, in_generated))
     if not found:
         raise InputError(
             f"no cell has held-out images and more than {MIN_GENERATED} of {len(generated)} generated ones",
@@ -145,11 +132,11 @@ def _p_over_patients(evidence: Evidence) -> float:
     return p_over_patients(pool, statistic, derive_seed(evidence.seed, "copying"))
 
 
-def _weights_of(cell: _Cell) -> tuple[np.ndarray, np.ndarray]:
+def _weights_of(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
     return cell.is_generated.astype(float), (~cell.is_generated).astype(float)
 
 
-def _resampled(evidence: Evidence, cells: Sequence[_Cell]) -> np.ndarray:
+def _resampled(evidence: Evidence, cells: Sequence[Cell]) -> np.ndarray:
     """C_T of every resample; a cell that lost one of its sides has no say in it."""
     seed, m = derive_seed(evidence.seed, "copying"), len(evidence.generated)
     of_heldout = bootstrap_weights(evidence.heldout_patients, N_RESAMPLES, derive_seed(seed, "heldout")).astype(float)
@@ -158,7 +145,7 @@ def _resampled(evidence: Evidence, cells: Sequence[_Cell]) -> np.ndarray:
     return np.array([value for value in values if not np.isnan(value)])
 
 
-def _resample(cells: Sequence[_Cell], heldout: np.ndarray, generated: np.ndarray) -> float:
+def _resample(cells: Sequence[Cell], heldout: np.ndarray, generated: np.ndarray) -> float:
     total, weight = 0.0, 0.0
     for cell in cells:
         positive, negative = np.zeros(len(cell.levels)), np.zeros(len(cell.levels))

@@ -85,6 +85,13 @@ def test_images_of_the_same_patient_are_left_out(site) -> None:
     assert (found.nearest != np.arange(3)[:, None]).all()
 
 
+def test_images_of_the_same_patient_are_left_out_where_nothing_agrees_at_all() -> None:
+    """All scores are equal then, and the first of equals is the image itself."""
+    flat = np.full((3, 1, SIZE_PX, SIZE_PX), 90, np.uint8)
+    found = RegistrationScorer().index(flat).compare(flat, np.eye(3, dtype=bool))
+    assert (found.nearest != np.arange(3)[:, None]).all()
+
+
 @pytest.mark.parametrize("symmetry", range(8))
 def test_a_part_is_found_under_every_symmetry_and_sign_at_its_exact_shift(symmetry: int) -> None:
     references = textures(4, seed=5)

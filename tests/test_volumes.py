@@ -10,7 +10,8 @@ import pytest
 import SimpleITK
 from conftest import run_tiny
 
-from common.image_set import load_image_set
+from common.image_set import ImageEntry, ImageSet, ImageSetInfo, Intensity, load_image_set
+from pipeline.stages.exchange import what_images_are
 
 N_COARSE, HEIGHT, WIDTH = 7, 36, 32  # slices along the coarse axis, and their size
 COARSE_MM = 3.0
@@ -82,3 +83,11 @@ def test_federated_baselines_run_on_volumes_too(run: Path) -> None:
 def test_volumes_are_scored_in_their_own_geometry(run: Path) -> None:
     predictions = np.load(next((run / "fold_0/evaluate/A").glob("real-A/predictions.npz")))
     assert {predictions[name].shape for name in predictions.files} == {(HEIGHT, WIDTH, N_COARSE)}
+
+
+def test_shared_pixels_have_the_spacing_of_the_plan_though_slices_were_shrunk() -> None:
+    """The scale is undone before sharing; the spacing of the shrunk slices would make every organ twice as large."""
+    info = ImageSetInfo(Intensity("source", (0.0,), (255.0,)), scale=0.5, spacing_mm=(1.0, 1.6), volumetric=True)
+    kept = ImageSet(np.zeros((1, 1, 8, 8), np.uint8), (ImageEntry("A_syn_0"),), info)
+    stated = what_images_are(kept, (), {"channel_names": {"0": "T2"}, "labels": {"background": 0, "organ": 1}}, 4.0)
+    assert stated["spacing_mm"] == (4.0, 0.5, 0.8)

@@ -38,12 +38,13 @@ class PlaceSearch:
         thumbnails = _thumbnails(seen) @ self._thumbnails.T  # (8, n)
         local = torch.einsum("scd,ncd->snc", _cells(seen), self._cells)
         agreeing = (local.abs() - LEAST_CORRELATION).clamp_min(0) * local.sign()
-        return [self._best(alike * allowed, query, n_poses) for alike in (thumbnails, agreeing.sum(2))]
+        return [self._best(alike, query, n_poses, allowed) for alike in (thumbnails, agreeing.sum(2))]
 
-    def _best(self, alike: torch.Tensor, query: int, n_poses: int) -> Poses:
+    def _best(self, alike: torch.Tensor, query: int, n_poses: int, allowed: torch.Tensor) -> Poses:
         import torch
 
-        best = alike.abs().flatten().topk(min(n_poses, alike.numel())).indices
+        strength = torch.where(allowed, alike.abs(), -1.0)  # below 0, what nothing agrees with
+        best = strength.flatten().topk(min(n_poses, alike.numel())).indices
         turn, reference = best // alike.shape[1], best % alike.shape[1]
         sign = torch.where(alike.flatten()[best] < 0, -1.0, 1.0)
         return Poses(

@@ -78,12 +78,15 @@ def share(context: StageContext) -> None:
 def what_images_are(
     kept: ImageSet, hounsfield: Normalisation, dataset_json: Mapping[str, Any], min_slice_distance_mm: float
 ) -> dict[str, Any]:
-    """Channels, labels, spacing and intensities of synthetic images, as fields of ``PackageFacts``."""
+    """Channels, labels, spacing and intensities of synthetic images, as fields of ``PackageFacts``.
+
+    The spacing is that of the shared pixels, on which the site's scale is undone.
+    """
     through_plane_mm = min_slice_distance_mm if kept.info.volumetric else UNUSED_SPACING
     return {
         "channel_names": tuple(dataset_json["channel_names"][str(i)] for i in range(kept.images.shape[1])),
         "labels": {name: value for name, value in dataset_json["labels"].items() if value != 0},
-        "spacing_mm": (through_plane_mm, *kept.info.spacing_mm),
+        "spacing_mm": (through_plane_mm, *(spacing * kept.info.scale for spacing in kept.info.spacing_mm)),
         "intensity_space": "normalised" if kept.info.volumetric and not hounsfield else "source",
     }
 

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import flop_registry
 
 from common.files import write_json
 from common.settings import from_dict
-from gan.memory import keep_freed_memory
+from common.memory import keep_freed_memory
 from gan.phases import Phases
 from gan.privacy import Mechanism
 from gan.settings import GanConfig

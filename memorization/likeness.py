@@ -41,3 +41,8 @@ def joined(parts: Sequence[Likeness]) -> Likeness:
     return Likeness(
         np.concatenate([part.values for part in parts], 1), np.concatenate([part.nearest for part in parts], 1)
     )
+
+
+def stacked(parts: Sequence[Likeness]) -> Likeness:
+    """The images of several comparisons one after the other."""
+    return Likeness(np.concatenate([part.values for part in parts]), np.concatenate([part.nearest for part in parts]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from memorization.registration.maps import SIZE_PX, band, halved, smooth, warped
+from memorization.registration.maps import SIZE_PX, band, displaced, halved, smooth, warped
 from memorization.registration.poses import Poses
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ CEILING = 1e-3  # -log(1 - correlation) ends here: 1 - 1e-3 and 1 are one
 CELLS = 16  # local correlations are taken on 16 x 16 places
 LEAST_FRAME = 0.3  # a mean over less of the frame than this counts as over this much
 FULL_FRAME = 0.5  # a correlation over less of the frame than this is worth less
+LEAST_LEFT = 0.25  # of a band's energy, however much noise there seems to be
 BLURRED_PX = (1.0, 2.0, 3.5)  # the references are also tried blurred, against a copy that is
 
 
@@ -36,6 +37,11 @@ class Band:
     shares: tuple[float, ...]
     half_size: bool
 
+    @property
+    def name(self) -> str:
+        """As statistics are called."""
+        return f"{self.fine_px:g} to {self.coarse_px:g} px"
+
 
 BANDS = (
     Band(0.0, 1.0, 9, (0.04, 0.1, 0.25, 0.5, 1.0), False),
@@ -44,10 +50,17 @@ BANDS = (
     Band(2.5, 6.0, 19, (0.5, 1.0), True),
 )
 PART_BAND = BANDS[0]
-NAMES = tuple(
-    [f"{b.fine_px:g} to {b.coarse_px:g} px, best {100 * share:g} %" for b in BANDS for share in b.shares]
-    + [f"{b.fine_px:g} to {b.coarse_px:g} px, frame{how}" for b in BANDS for how in ("", ", flattened")]
-)
+NOISY_BANDS = BANDS[1:]  # what white noise leaves of them can be told from the finest
+BENT_BANDS = tuple(Band(b.fine_px, b.coarse_px, b.window_px, (0.5, 1.0), b.half_size) for b in BANDS[:3])
+
+
+def _names(bands: tuple[Band, ...], after: str = "") -> list[str]:
+    places = [f"{b.name}, best {100 * share:g} %{after}" for b in bands for share in b.shares]
+    return places + [f"{b.name}, frame{how}{after}" for b in bands for how in ("", ", flattened")]
+
+
+POSED_NAMES = (*_names(BANDS), *(f"{b.name}, frame, noise taken off" for b in NOISY_BANDS))
+NAMES = (*POSED_NAMES, *_names(BENT_BANDS, ", bent"))
 
 
 class Agreement:
@@ -56,6 +69,7 @@ class Agreement:
     def __init__(self, pixels: torch.Tensor) -> None:
         self._bands = [_of(pixels, b) for b in BANDS]
         self._blurred = [[_of(smooth(pixels, sigma), b) for sigma in BLURRED_PX] for b in BANDS]
+        self._gains = [_gain(b) for b in BANDS]
 
     def of_a_part(self, queries: torch.Tensor, poses: Poses) -> torch.Tensor:
         """(n,) local correlation of the best small part in fine detail: which poses of parts are worth aligning."""
@@ -65,25 +79,88 @@ class Agreement:
         return _of_best(best * _at_places(inside), best, PART_BAND.shares[0])
 
     def measure(self, queries: torch.Tensor, poses: Poses) -> torch.Tensor:
-        """(n, len(NAMES)) of ``-log(1 - correlation)``, larger is more alike; ``queries`` (n, 1, 64, 64) as posed."""
+        """(n, len(POSED_NAMES)) of ``-log(1 - correlation)``, larger is more alike; ``queries`` (n, 1, 64, 64)."""
         import torch
 
         seen, inside = warped(queries, poses.matrix, poses.shift, SIZE_PX)
-        sign = poses.sign[:, None, None, None]
+        values = torch.cat([self._in_bands(seen, inside, poses, BANDS), self._without_noise(seen, inside, poses)], 1)
+        return _as_likeness(values, poses)
+
+    def measure_bent(self, queries: torch.Tensor, poses: Poses, field: torch.Tensor) -> torch.Tensor:
+        """(n, the others of NAMES) after displacements (n, 2, 64, 64) in px."""
+        seen, inside = displaced(queries, poses.matrix, poses.shift, field)
+        return _as_likeness(self._in_bands(seen, inside, poses, BENT_BANDS), poses)
+
+    def _in_bands(
+        self, seen: torch.Tensor, inside: torch.Tensor, poses: Poses, bands: tuple[Band, ...]
+    ) -> torch.Tensor:
+        import torch
+
         local: list[torch.Tensor] = []
         frame: list[torch.Tensor] = []
-        for number, b in enumerate(BANDS):
+        for number, b in enumerate(bands):
             valid = halved(inside) if b.half_size else inside
-            detail = _of(seen, b) * sign * valid
-            reference = self._bands[number][poses.reference]
-            best = _best_local(detail, reference, b)
+            detail = _of(seen, b) * poses.sign[:, None, None, None] * valid
+            best = _best_local(detail, self._bands[number][poses.reference], b)
             places = _at_places(valid)
             local += [_of_best(best * places, places, share) for share in b.shares]
-            candidates = [reference, *(blurred[poses.reference] for blurred in self._blurred[number])]
-            frame += _over_frame(detail, candidates, valid, b)
-        values = torch.stack([*local, *frame], 1)
-        values = -torch.log((1 - values).clamp_min(CEILING))
-        return torch.where(poses.plausible[:, None] & torch.isfinite(values), values, torch.zeros(()))
+            frame += _over_frame(detail, self._candidates(number, poses), valid, b)
+        return torch.stack([*local, *frame], 1)
+
+    def _candidates(self, number: int, poses: Poses) -> list[torch.Tensor]:
+        """A band of the references, as they are and blurred."""
+        return [self._bands[number][poses.reference], *(part[poses.reference] for part in self._blurred[number])]
+
+    def _without_noise(self, seen: torch.Tensor, inside: torch.Tensor, poses: Poses) -> torch.Tensor:
+        """(n, len(NOISY_BANDS)): correlation over the frame less the energy of white noise.
+
+        What the reference does not explain of the finest detail is taken for noise, whose share of every other band
+        follows; an honest image has little energy there, and gains little.
+        """
+        import torch
+
+        finest = _of(seen, BANDS[0]) * inside
+        unexplained = torch.stack([_unexplained(finest, r * inside) for r in self._candidates(0, poses)]).amin(0)
+        corrected = []
+        for number, b in enumerate(NOISY_BANDS, start=1):
+            valid = halved(inside) if b.half_size else inside
+            detail = _of(seen, b) * poses.sign[:, None, None, None] * valid
+            energy = detail.square().sum((1, 2, 3))
+            noise = unexplained * self._gains[number] / self._gains[0] * valid.sum((1, 2, 3))
+            left = (energy - noise).clamp_min(LEAST_LEFT * energy).clamp_min(1e-12)
+            gained = (energy / left).sqrt()
+            covered = _covered(valid)
+            alike = torch.stack([_correlation(detail, r, valid) for r in self._candidates(number, poses)]).amax(0)
+            corrected.append((alike * gained).clamp_max(1) * covered)
+        return torch.stack(corrected, 1)
+
+
+def _as_likeness(correlations: torch.Tensor, poses: Poses) -> torch.Tensor:
+    import torch
+
+    values = -torch.log((1 - correlations).clamp_min(CEILING))
+    return torch.where(poses.plausible[:, None] & torch.isfinite(values), values, torch.zeros(()))
+
+
+def _unexplained(detail: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """(n,): mean square over the whole frame of what is left of the detail after the reference is fitted to it."""
+    slope = (detail * reference).sum((1, 2, 3)) / (reference.square().sum((1, 2, 3)) + 1e-12)
+    left: torch.Tensor = (detail - slope[:, None, None, None] * reference).square().mean((1, 2, 3))
+    return left
+
+
+def _gain(b: Band) -> float:
+    """Mean square of white noise of unit variance in this band."""
+    import torch
+
+    impulse = torch.zeros(1, 1, SIZE_PX, SIZE_PX)
+    impulse[..., SIZE_PX // 2, SIZE_PX // 2] = 1
+    kept = _of(impulse, b)
+    return float(kept.square().sum()) * (4 if b.half_size else 1)
+
+
+def _covered(valid: torch.Tensor) -> torch.Tensor:
+    return (valid.mean((1, 2, 3)) / FULL_FRAME).clamp_max(1)
 
 
 def _of(pixels: torch.Tensor, b: Band) -> torch.Tensor:
@@ -140,7 +217,7 @@ def _over_frame(
     """Correlation over the frame, as it is and with local size divided out; the best of the references."""
     import torch
 
-    covered = (valid.mean((1, 2, 3)) / FULL_FRAME).clamp_max(1)
+    covered = _covered(valid)
     plain = [_correlation(detail, reference, valid) for reference in references]
     flat = _flattened(detail, b)
     even = [_correlation(flat, _flattened(reference, b), valid) for reference in references]

@@ -84,11 +84,32 @@ def warped(x: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor, size: int
     Returns:
         (n, c, size, size), and where the image was (n, 1, size, size), 0 or 1.
     """
+    return _sampled(x, places_of(size).expand(len(x), -1, -1, -1), matrix, shift)
+
+
+def displaced(
+    x: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor, field: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same at ``matrix (u + field) + shift``; ``field`` (n, 2, size, size), (x, y) in samples."""
+    size = field.shape[-1]
+    return _sampled(x, places_of(size) + field.permute(0, 2, 3, 1) * 2 / (size - 1), matrix, shift)
+
+
+def places_of(size: int) -> torch.Tensor:
+    """(size, size, 2): places (x, y) with the borders at -1 and 1."""
     import torch
-    from torch.nn import functional as F
 
     line = torch.linspace(-1, 1, size)
     rows, columns = torch.meshgrid(line, line, indexing="ij")
-    grid = torch.einsum("bij,hwj->bhwi", matrix, torch.stack([columns, rows], -1)) + shift[:, None, None]
+    return torch.stack([columns, rows], -1)
+
+
+def _sampled(
+    x: torch.Tensor, places: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+    from torch.nn import functional as F
+
+    grid = torch.einsum("bij,bhwj->bhwi", matrix, places) + shift[:, None, None]
     inside = (grid.abs() <= 1).all(-1)[:, None].to(x.dtype)
     return F.grid_sample(x, grid, align_corners=True, padding_mode="border"), inside

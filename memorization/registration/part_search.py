@@ -24,6 +24,7 @@ SCALES = (1.35, 1.75, 0.75)  # of the copy, tried in one phase only
 LEAST_CORRELATION = 0.65
 FLAT_NORM = 0.5  # cells without structure match nothing
 BIN = 2.0  # samples of shift that count as one
+BLOCK = 2  # references at once: their matches stay in the cache
 SPAN = 160  # bins of shift per axis, more than any shift needs
 
 
@@ -56,7 +57,7 @@ class PartSearch:
 
         cells, middle, scale = _query_cells(pixels)
         standard = _standard(cells)
-        row, column, value = _above(standard.values @ self._values[chosen].flatten(0, 1).T)
+        row, column, value = self._matching(standard.values, chosen)
         form = self._relative[standard.form[row], self._form[chosen].flatten()[column]]
         negative = (value * standard.sign[row] * self._sign[chosen].flatten()[column] < 0).long()
         reference, place = column // self._side**2, column % self._side**2
@@ -77,6 +78,18 @@ class PartSearch:
         moved_px = (mean[best] * SIZE_PX / 2).round()  # a pasted part moves by whole pixels; alignment does the rest
         shift = -torch.einsum("bij,bj->bi", matrix, moved_px * 2 / (SIZE_PX - 1))
         return Poses(torch.full_like(reference, query), reference, sign, matrix, shift)
+
+    def _matching(self, cells: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The cell, the position among all cells of the ``chosen`` references, and the correlation of what matches."""
+        import torch
+
+        n_cells, blocks = self._values.shape[1], []
+        for start in range(0, len(chosen), BLOCK):
+            values = self._values[chosen[start : start + BLOCK]]
+            row, column, value = _above(cells @ values.flatten(0, 1).T)
+            blocks.append((row, column + start * n_cells, value))
+        row, column, value = (torch.cat(part) for part in zip(*blocks, strict=True))
+        return row, column, value
 
 
 def coarse_cells(pixels: torch.Tensor) -> torch.Tensor:
@@ -125,12 +138,9 @@ def _middles(position: torch.Tensor, side: int, stride: int = 1) -> torch.Tensor
 
 
 def _above(response: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Row, column and value of what matches; most rows have nothing and are looked at once."""
-    low, high = response.aminmax(dim=1)
-    rows = ((high > LEAST_CORRELATION) | (low < -LEAST_CORRELATION)).nonzero()[:, 0]
-    matching = response[rows]
-    row, column = (matching.abs() > LEAST_CORRELATION).nonzero(as_tuple=True)
-    return rows[row], column, matching[row, column]
+    """Row, column and value of what matches."""
+    row, column = (response.abs() > LEAST_CORRELATION).nonzero(as_tuple=True)
+    return row, column, response[row, column]
 
 
 def _sum_over_cells(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
 
 TURNS_DEG = (-36, -18, 0, 18, 36)  # the steps between quarter turns; alignment does the rest
-SCALES = (0.72, 1.0, 1.35, 1.75)  # of the copy: 1.75 is a crop of 57 % of the side
+SCALES = (0.72, 0.85, 1.0, 1.17, 1.35, 1.75)  # of the copy: 1.75 is a crop of 57 % of the side
 LEAST_AREA, LARGEST_AREA = 0.1, 8.0  # of a pose's determinant; beyond, one blob fits any other
 
 

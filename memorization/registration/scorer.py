@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.memory import keep_freed_memory
 from common.progress import Progress, silent
-from memorization.likeness import Likeness
-from memorization.registration.agreement import NAMES, Agreement
+from memorization.likeness import Likeness, stacked
+from memorization.registration.agreement import NAMES, POSED_NAMES, Agreement
 from memorization.registration.alignment import align
+from memorization.registration.bending import bend
 from memorization.registration.maps import grey, low_map, middle_map
 from memorization.registration.part_search import PartSearch
 from memorization.registration.place_search import PlaceSearch
@@ -21,10 +26,12 @@ if TYPE_CHECKING:
     import torch
 
 BATCH = 16  # images whose poses are aligned together
-N_VOTED, N_ALIGNED = 32, 6  # whole images: poses that are first aligned coarsely, and that go on
+N_VOTED, N_LIKELY, N_ALIGNED = 96, 32, 10  # whole images: poses that are aligned for a few steps, for all, and further
 N_IN_PLACE = 2  # by either look
 N_PARTS_VOTED, N_PARTS = 24, 4
-N_STEPS = 8
+N_FIRST_STEPS, N_STEPS = 3, 8
+N_BENT = 3  # poses that are bent as well, those whose middle detail agrees best at most places
+BENT_BY = [POSED_NAMES.index(name) for name in ("0.7 to 1.6 px, best 50 %", "1.2 to 3 px, best 100 %")]
 
 
 class RegistrationScorer:
@@ -46,38 +53,47 @@ class RegisteredReferences:
         self._n_references, self._shortlist = len(pixels), Shortlist(pixels)
         self._low, self._middle = low_map(pixels), middle_map(pixels)
         self._whole, self._parts, self._place = WholeSearch(pixels), PartSearch(pixels), PlaceSearch(pixels)
-        self._agreement = Agreement(pixels)
+        self._agreement, self._pixels = Agreement(pixels), pixels
 
     def compare(self, images: np.ndarray, excluded: np.ndarray | None = None, progress: Progress = silent) -> Likeness:
-        """The best of every statistic over the poses found, and the reference it belongs to."""
+        """The best of every statistic over the poses found, and the reference it belongs to.
+
+        Blocks of images are compared beside each other, each on one thread of those PyTorch may use: the operations
+        are too small to be shared out themselves.
+        """
         import torch
 
-        blocks: list[tuple[np.ndarray, np.ndarray]] = []
-        with torch.inference_mode():
-            for start in range(0, len(images), BATCH):
-                block = slice(start, start + BATCH)
-                pixels = grey(images[block])
-                allowed = torch.ones(len(pixels), self._n_references, dtype=torch.bool)
-                if excluded is not None:
-                    allowed = torch.from_numpy(~excluded[block])
-                blocks.append(self._compare(pixels, allowed))
-                progress(min(start + BATCH, len(images)), len(images), "images")
-        if not blocks:
-            return Likeness(np.zeros((0, len(NAMES))), np.zeros((0, len(NAMES)), np.int64))
-        return Likeness(*(np.concatenate(part) for part in zip(*blocks, strict=True)))
+        keep_freed_memory()
+        allowed = torch.ones(len(images), self._n_references, dtype=torch.bool)
+        if excluded is not None:
+            allowed = torch.from_numpy(~excluded)
+        blocks = [slice(start, start + BATCH) for start in range(0, len(images), BATCH)]
+        parts = [Likeness(np.zeros((0, len(NAMES))), np.zeros((0, len(NAMES)), np.int64))]
+        with single_threaded_operations() as n_threads, ThreadPoolExecutor(n_threads) as pool:
+            compared = pool.map(lambda block: self._compare(grey(images[block]), allowed[block]), blocks)
+            for block, part in zip(blocks, compared, strict=True):
+                parts.append(part)
+                progress(min(block.stop, len(images)), len(images), "images")
+        return stacked(parts)
 
-    def _compare(self, pixels: torch.Tensor, allowed: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    def _compare(self, pixels: torch.Tensor, allowed: torch.Tensor) -> Likeness:
+        import torch
+
+        with torch.inference_mode():  # holds for one thread
+            return self._likeness(pixels, allowed)
+
+    def _likeness(self, pixels: torch.Tensor, allowed: torch.Tensor) -> Likeness:
         import torch
 
         poses = self._poses(pixels, allowed)
-        values = self._agreement.measure(pixels[poses.query], poses).to(torch.float64)
-        best = torch.zeros(len(pixels), values.shape[1], dtype=values.dtype)
-        nearest = torch.zeros(len(pixels), values.shape[1], dtype=torch.int64)
-        for query in range(len(pixels)):
-            own = (poses.query == query).nonzero()[:, 0]
-            best[query], position = values[own].max(0)
-            nearest[query] = poses.reference[own][position]
-        return best.numpy(), nearest.numpy()
+        posed = self._agreement.measure(pixels[poses.query], poses).to(torch.float64)
+        bent_poses = poses.at(_best_of_each(poses.query, posed[:, BENT_BY].sum(1), N_BENT))
+        queries = pixels[bent_poses.query]
+        field = bend(queries, self._pixels[bent_poses.reference], bent_poses)
+        bent = self._agreement.measure_bent(queries, bent_poses, field).to(torch.float64)
+        parts = [_best(posed, poses, len(pixels)), _best(bent, bent_poses, len(pixels))]
+        values, nearest = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        return Likeness(values.numpy(), nearest.numpy())
 
     def _poses(self, pixels: torch.Tensor, allowed: torch.Tensor) -> Poses:
         """Candidates of every image, as they were found and aligned."""
@@ -90,16 +106,47 @@ class RegisteredReferences:
             whole.append(self._whole.votes(one, query, N_VOTED, chosen))
             in_place += self._place.votes(one, query, N_IN_PLACE, allowed[query])
             parts.append(self._parts.votes(one, query, N_PARTS_VOTED, chosen))
-        voted = joined(whole)
-        aligned, agreement = align(low_map(pixels)[voted.query], self._low[voted.reference], voted, N_STEPS)
-        good = aligned.at(_best_of_each(voted.query, agreement, N_ALIGNED))
+        voted, agreement = self._aligned_coarsely(pixels, joined(whole), N_FIRST_STEPS)
+        voted = voted.at(_best_of_each(voted.query, agreement, N_LIKELY))
+        aligned, agreement = self._aligned_coarsely(pixels, voted, N_STEPS)
+        good = aligned.at(_best_of_each(aligned.query, agreement, N_ALIGNED))
         found = joined(parts)
         likely = self._agreement.of_a_part(pixels[found.query], found)
         part = found.at(_best_of_each(found.query, likely, N_PARTS))
         fine = joined([good, part])
         finer, _ = align(middle_map(pixels)[fine.query], self._middle[fine.reference], fine, N_STEPS)
-        best = aligned.at(_best_of_each(voted.query, agreement, 1))
+        best = aligned.at(_best_of_each(aligned.query, agreement, 1))
         return joined([finer, best, *in_place, part])
+
+    def _aligned_coarsely(self, pixels: torch.Tensor, poses: Poses, n_steps: int) -> tuple[Poses, torch.Tensor]:
+        return align(low_map(pixels)[poses.query], self._low[poses.reference], poses, n_steps)
+
+
+@contextmanager
+def single_threaded_operations() -> Iterator[int]:
+    """PyTorch's operations on one thread each meanwhile; gives the number of threads that they may take together."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield n_threads
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _best(values: torch.Tensor, poses: Poses, n_queries: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The largest of every statistic over the poses of each query, and the reference it belongs to."""
+    import torch
+
+    best = torch.zeros(n_queries, values.shape[1], dtype=values.dtype)
+    nearest = torch.zeros(n_queries, values.shape[1], dtype=torch.int64)
+    for query in range(n_queries):
+        own = (poses.query == query).nonzero()[:, 0]
+        if len(own):
+            best[query], position = values[own].max(0)
+            nearest[query] = poses.reference[own][position]
+    return best, nearest
 
 
 def _best_of_each(query: torch.Tensor, agreement: torch.Tensor, n_best: int) -> torch.Tensor:

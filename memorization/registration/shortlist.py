@@ -16,7 +16,7 @@ from memorization.registration.part_search import LEAST_CORRELATION, coarse_cell
 if TYPE_CHECKING:
     import torch
 
-N_RINGS, N_CELLS = 32, 16
+N_RINGS, N_CELLS = 48, 48
 SCALES = (0.6, 0.75, 1.0, 1.3, 1.7)
 REACH = 6  # samples of the 32 x 32 map on each side: even, so that the grid is its own mirror image
 RADII = (1.0, 2.2, 3.4, 4.6, 5.8)

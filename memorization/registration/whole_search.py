@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 GRID = SIZE_PX // 4  # the maps of the votes: 16 x 16 samples
 CELL = 6  # samples, 24 px
 CELLS_PER_AXIS = 4  # of the query
+BLOCK = 16  # references at once: their votes stay in the cache
 LEAST_VALID, LEAST_NORM, FLAT_NORM = 0.75, 0.6, 0.3  # cells outside the image or without structure do not vote
 
 
@@ -26,7 +27,7 @@ class WholeSearch:
     def __init__(self, pixels: torch.Tensor) -> None:
         from torch.nn import functional as F
 
-        self._cells = _unit(F.unfold(halved(low_map(pixels)), CELL), 1)  # (n, CELL * CELL, positions)
+        self._cells = _unit(F.unfold(halved(low_map(pixels)), CELL), 1).permute(1, 0, 2)  # (CELL * CELL, n, positions)
         self._side = GRID - CELL + 1
         self._turns = orientations()
 
@@ -34,39 +35,42 @@ class WholeSearch:
         """The ``n_poses`` best of one image (1, 1, 64, 64) over the ``chosen`` references."""
         import torch
 
-        cells = self._cells[chosen].permute(1, 0, 2)
-        voted = [self._at_scale(pixels, scale, cells) for scale in SCALES]
-        strength = torch.stack([part[0] for part in voted])  # (scales, 2, turns, n)
-        places = torch.stack([part[1] for part in voted])
+        votes = [self._at_scale(pixels, scale, chosen) for scale in SCALES]  # of each (turns, n, shifts)
+        low_high = [part.aminmax(dim=2) for part in votes]
+        strength = torch.stack([torch.stack([high, -low]) for low, high in low_high])  # (scales, 2, turns, n)
         best = strength.flatten().topk(min(n_poses, strength.numel())).indices
-        n_turns, n_references = strength.shape[2:]
-        reference, turn = chosen[best % n_references], best // n_references % n_turns
-        negative = best // (n_references * n_turns) % 2
-        scale = torch.tensor(SCALES)[best // (2 * n_references * n_turns)]
+        scale, negative, turn, reference = torch.unravel_index(best, strength.shape)
+        signs = 1.0 - 2.0 * negative
+        found = zip(scale.tolist(), turn.tolist(), reference.tolist(), signs, strict=True)
+        place = torch.stack([(votes[at][turned, position] * sign).argmax() for at, turned, position, sign in found])
         span = 2 * self._side - 1
-        place = places.flatten()[best]
         samples = torch.stack([place % span, place // span], 1).float() - (self._side - 1)
-        matrix = scale[:, None, None] * self._turns[turn]
+        matrix = torch.tensor(SCALES)[scale][:, None, None] * self._turns[turn]
         shift = -torch.einsum("bij,bj->bi", matrix, samples * (SIZE_PX // GRID) * 2 / (SIZE_PX - 1))
-        return Poses(torch.full_like(reference, query), reference, 1.0 - 2.0 * negative, matrix, shift)
+        return Poses(torch.full_like(reference, query), chosen[reference], signs, matrix, shift)
 
-    def _at_scale(self, pixels: torch.Tensor, scale: float, cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Strongest votes (2, turns, n), as it is and as a negative, and the place of the shift they are for."""
+    def _at_scale(self, pixels: torch.Tensor, scale: float, chosen: torch.Tensor) -> torch.Tensor:
+        """Votes (turns, n, shifts), below 0 for a negative."""
         import torch
 
-        n_turns, starts = len(self._turns), _starts(scale)
+        starts = _starts(scale)
         rows, weight = _query_cells(*_posed(pixels, scale, self._turns), starts)
-        response = rows.reshape(-1, CELL * CELL) @ cells.flatten(1)
-        response = response.mul_(response.abs()).view(n_turns, -1, cells.shape[1], self._side, self._side)
+        votes = torch.cat([self._for_references(rows, starts, block) for block in chosen.split(BLOCK)], 1)
+        return votes.div_(weight.sum(1).clamp_min(4).sqrt()[:, None, None])
+
+    def _for_references(self, rows: torch.Tensor, starts: tuple[int, ...], block: torch.Tensor) -> torch.Tensor:
+        """The sums of cells (turns, cells, CELL * CELL) for a few references."""
+        import torch
+
+        n_turns, n_cells, _ = rows.shape
+        response = rows.flatten(0, 1) @ self._cells[:, block].flatten(1)
+        response = response.mul_(response.abs()).view(n_turns, n_cells, len(block), self._side, self._side)
         span = 2 * self._side - 1
-        votes = torch.zeros(n_turns, cells.shape[1], span, span)
+        votes = torch.zeros(n_turns, len(block), span, span)
         for cell, (top, left) in enumerate((top, left) for top in starts for left in starts):
             at = self._side - 1 - top, self._side - 1 - left
             votes[:, :, at[0] : at[0] + self._side, at[1] : at[1] + self._side] += response[:, cell]
-        flat = votes.flatten(2)
-        high, low = flat.max(2), flat.min(2)
-        strength = torch.stack([high.values, -low.values]) / weight.sum(1).clamp_min(4).sqrt()[:, None]
-        return strength, torch.stack([high.indices, low.indices])
+        return votes.flatten(2)
 
 
 def _starts(scale: float) -> tuple[int, ...]:

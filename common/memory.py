@@ -1,4 +1,4 @@
-"""What a CPU does with memory that a training frees."""
+"""What a CPU does with memory that a process frees."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 # page faults of steps that need the same 188 MiB in four tensors, once their places have settled
 FAULTS = """
 import resource, sys, torch
-from gan.memory import keep_freed_memory
+from common.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     keep_freed_memory()
 for step in range(20):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from evaluation import report_html as page
@@ -32,7 +32,8 @@ def planted_part(files: RunFiles) -> page.Html:
     return page.join(
         page.heading("Planted copies"),
         page.note(HOW_TO_READ),
-        page.grouped_table(header, {**_kinds(list(audits.values())), "Together": _together(list(audits.values()))}),
+        page.grouped_table(header, {"all together": _together(audits.values()), **_kinds(list(audits.values()))}),
+        page.note("Honest images: " + "; ".join(f"{name}: {_judged(audit)}" for name, audit in audits.items()) + "."),
         page.details("Every strength", page.join(*pictures)) if pictures else "",
     )
 
@@ -51,14 +52,17 @@ def _kinds(audits: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
     return {group: [[kind, *row] for kind, row in rows.items()] for group, rows in groups.items()}
 
 
-def _together(audits: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def _together(audits: Collection[Mapping[str, Any]]) -> list[list[str]]:
     return [
         ["mean over kinds", *(f"{audit['mean_recall']:.3f}" for audit in audits)],
         ["all copies", *(_with_interval(audit["found"], audit["n"], audit["interval"]) for audit in audits)],
         ["honest images dropped", *(_honest(audit["honest"]) for audit in audits)],
-        ["honest images are", *("-" if audit["honest"] is None else audit["honest"]["judged"] for audit in audits)],
-        ["filter", *(f"{audit['rule']}, {audit['embedder']}, level {audit['level']:.3g}" for audit in audits)],
+        ["rule, level", *(f"{audit['rule']}, {audit['level']:.3g}" for audit in audits)],
     ]
+
+
+def _judged(audit: Mapping[str, Any]) -> str:
+    return "there are none" if audit["honest"] is None else str(audit["honest"]["judged"])
 
 
 def _honest(honest: Mapping[str, Any] | None) -> str:

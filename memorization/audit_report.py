@@ -65,14 +65,13 @@ def draw_recall(path: Path, audits: Sequence[FilterAudit]) -> None:
 
 @STYLE
 def draw_planted(path: Path, audit: PlantedAudit) -> None:
-    """Kinds down, their strengths across, the share found in each cell as its colour; no image is shown."""
+    """Kinds down, their strengths across, in each cell how many of the copies were found; no image is shown."""
     rows: dict[str, list[tuple[float, str]]] = {kind.kind: [] for kind in audit.kinds}
     for one in audit.strengths:
-        said = f"{one.strength:g} {one.unit}".strip() if one.unit or one.strength != 1 else ""
-        rows[one.kind].append((one.found / one.n, said))
+        rows[one.kind].append((one.found / one.n, f"{one.strength:g} {one.unit}".strip() + f": {one.found}/{one.n}"))
     figure, axes = _grid(rows)
     axes.set_xticks([])
-    axes.set_xlabel("planted copies found, at each strength: green all, red none")
+    axes.set_xlabel("planted copies found at each strength: green all, red none")
     _save(figure, path)
 
 
@@ -86,7 +85,7 @@ def _grid(rows: Mapping[str, Sequence[tuple[float, str]]]) -> tuple[Figure, Axes
         for column, (value, said) in enumerate(cells):
             values[row, column] = value
             axes.text(column, row, said, ha="center", va="center", fontsize=7)
-    axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+    axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto", alpha=0.7)  # the writing stays legible
     axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
     return figure, axes
 

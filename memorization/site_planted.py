@@ -17,7 +17,7 @@ from memorization.gates import PlantedRecall
 from memorization.planted import KINDS, Kind, plant
 from memorization.resampling import clopper_pearson
 
-COPIES_AT_ONCE = 64  # judged together: what is in memory, and how often progress is told
+COPIES_AT_ONCE = 16  # judged together, as registration does; progress is told after each
 
 Judge = Callable[[np.ndarray], np.ndarray]
 """From images (m, channels, height, width) to what the filter drops of them (m,)."""

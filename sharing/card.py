@@ -64,7 +64,8 @@ images included where the generator saw them), and dropped where it was at least
 PLANTED = """Whether this filter finds copies was measured: the site planted {n} copies of its own training images,
 changed in many ways (compressed, blurred, turned, mirrored, cut, mixed with others), and the filter found {found} of
 them ({recall:.1%} as the mean over the kinds of change). {honest}"""
-HONEST = "Of the site's real images, each compared with those of other patients, it dropped {share:.0%}."
+HONEST = """Of the site's real images, each compared with other patients' alone, it
+dropped {share:.0%}; how many these were is not told."""
 NO_HONEST = "It had no real images of other patients to say how many honest images it drops."
 NOT_PLANTED = "Whether this filter finds copies was **not measured**: the site planted none."
 ENFORCED = "Every gate had to pass, and did."

@@ -298,7 +298,7 @@ def _faults_of_planted(audit: SharedAudit) -> Iterator[Fault]:
 def _is_mean_recall(planted: SharedPlanted) -> bool:
     """A mean of shares over kinds is 0 or 1 where nothing or everything was found, and else between."""
     if planted.found in (0, planted.n):
-        return planted.mean_recall == planted.found / planted.n
+        return planted.mean_recall == (0.0 if planted.found == 0 else 1.0)
     return 0 < planted.mean_recall <= 1
 
 

@@ -11,7 +11,7 @@ from evaluation.report_run import RunFiles, StageFolder, read_mapping
 HOW_TO_READ = (
     "Each site's filter, set as it judged the synthetic images, was given copies of the real images it compares with, "
     "changed in known ways. A copy that it finds would have been dropped; in red kinds of which some would have left. "
-    "Below: what it drops of real images that are compared with other patients' alone, and so are no copies."
+    "Honest images are real ones, each compared with other patients' alone; of these it should drop about its level."
 )
 PICTURE = "planted.png"
 

@@ -17,7 +17,7 @@ from common.files import write_text
 from evaluation import report_html as page
 from evaluation.report_approaches import approaches_section, scaling_section, write_scaling
 from evaluation.report_federated import federated_section, is_baseline_run
-from evaluation.report_fields import format_bytes, format_seconds, scalars, table_of
+from evaluation.report_fields import format_bytes, format_seconds, scalars, table_of, without_absent
 from evaluation.report_pictures import (
     ShownCase,
     curves_figure,
@@ -188,8 +188,9 @@ def _site_images(
 
 def _filter_section(files: RunFiles) -> page.Html | None:
     folders = files.stage_folders("filter")
-    records = [(folder, read_mapping(folder.path / "filter.json")) for folder in folders]
-    rows = [({"fold": folder.fold, "site": folder.site} | scalars(record)) for folder, record in records if record]
+    read = [(folder, read_mapping(folder.path / "filter.json")) for folder in folders]
+    records = [{"fold": folder.fold, "site": folder.site} | record for folder, record in read if record]
+    rows = [scalars(record) for record in without_absent(records)]
     pictures = [
         page.picture((folder.path / name).read_bytes(), f"Site {folder.site}, fold {folder.fold}: {caption}")
         for folder in files.first_of_each_site("filter")
@@ -212,15 +213,15 @@ def _shared_section(files: RunFiles) -> page.Html | None:
         sizes = [path.stat().st_size for path in sorted(folder.path.rglob("*")) if path.is_file()]
         size = {"files on disk": len(sizes), "size": format_bytes(sum(sizes))}
         rows.append(key | size | scalars({name: value for name, value in manifest.items() if name != "files"}))
-        evidence.append(key | scalars(read_mapping(folder.path / "privacy.json")))
+        evidence.append(key | read_mapping(folder.path / "privacy.json"))
         if (folder.path / "CARD.md").is_file():
             card = page.element("pre", (folder.path / "CARD.md").read_text(encoding="utf-8", errors="replace"))
             cards.append(page.details(f"Card of site {folder.site}, fold {folder.fold}", card))
     refusals = page.join(*(page.element("div", text, "refused") for text in refused))
     if not rows:
         return refusals or (None if is_baseline_run(files) else page.absent("Nothing has been shared yet."))
-    evidence = [row for row in evidence if len(row) > 2]
-    privacy = page.join(page.heading("Evidence about privacy"), table_of(evidence)) if evidence else ""
+    figures = [scalars(row) for row in without_absent(evidence) if len(row) > 2]
+    privacy = page.join(page.heading("Evidence about privacy"), table_of(figures)) if figures else ""
     return page.join(refusals, table_of(rows), privacy, *cards)
 
 

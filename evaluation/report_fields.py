@@ -21,6 +21,12 @@ def table_of(rows: Sequence[Mapping[str, Any]]) -> Html:
     return table(lines[0], lines[1:])
 
 
+def without_absent(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The records without fields that are None in all of them: there they do not apply."""
+    present = {name for record in records for name, value in record.items() if value is not None}
+    return [{name: value for name, value in record.items() if name in present} for record in records]
+
+
 def scalars(record: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """The record's numbers and texts as shown; nested mappings with dotted names; short lists in one cell."""
     shown: dict[str, str] = {}

@@ -13,6 +13,7 @@ from typing import Any
 from evaluation import report_html as page
 from evaluation.report_fields import format_number
 from evaluation.report_pictures import exposure_figure
+from evaluation.report_planted import planted_part
 from evaluation.report_run import RunFiles, StageFolder, read_mapping
 
 N_EXPOSED = 5  # patients that the table names
@@ -38,7 +39,7 @@ def privacy_section(files: RunFiles) -> page.Html | None:
     audits = [(folder, audit) for folder, audit in found if audit]
     if not audits:
         return None
-    return page.join(*(_site(folder, audit) for folder, audit in audits))
+    return page.join(planted_part(files), *(_site(folder, audit) for folder, audit in audits))
 
 
 def _site(folder: StageFolder, audit: Mapping[str, Any]) -> page.Html:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.files import atomic_path
 from memorization.pictures import DPI, STYLE, displayed
 from memorization.planted_audit import RATES, FilterAudit, Recall
+from memorization.site_planted import PlantedAudit
 
 
 def as_markdown(audits: Sequence[FilterAudit], n_images: int, n_patients: int) -> str:
@@ -53,18 +55,39 @@ def as_markdown(audits: Sequence[FilterAudit], n_images: int, n_patients: int) -
 def draw_recall(path: Path, audits: Sequence[FilterAudit]) -> None:
     """Kinds down, filters across, the share found in each cell."""
     tables = [audit.by_kind(RATES[0]) for audit in audits]
-    kinds = list(tables[0])
-    values = np.array([[table[kind] for table in tables] for kind in kinds])
-    figure = Figure(figsize=(2.5 + 1.3 * len(audits), 1.2 + 0.22 * len(kinds)), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+    rows = {kind: [(table[kind], f"{table[kind]:.2f}") for table in tables] for kind in tables[0]}
+    figure, axes = _grid(rows)
     axes.set_xticks(range(len(audits)), [audit.name.replace(", ", "\n") for audit in audits], fontsize=8)
-    axes.set_yticks(range(len(kinds)), kinds, fontsize=8)
     axes.xaxis.tick_top()
-    for (row, column), value in np.ndenumerate(values):
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7)
     axes.set_xlabel(f"planted copies found where at most {RATES[0]:.0%} of honest images are dropped")
     _save(figure, path)
+
+
+@STYLE
+def draw_planted(path: Path, audit: PlantedAudit) -> None:
+    """Kinds down, their strengths across, in each cell how many of the copies were found; no image is shown."""
+    rows: dict[str, list[tuple[float, str]]] = {kind.kind: [] for kind in audit.kinds}
+    for one in audit.strengths:
+        rows[one.kind].append((one.found / one.n, f"{one.strength:g} {one.unit}".strip() + f": {one.found}/{one.n}"))
+    figure, axes = _grid(rows)
+    axes.set_xticks([])
+    axes.set_xlabel("planted copies found at each strength: green all, red none")
+    _save(figure, path)
+
+
+def _grid(rows: Mapping[str, Sequence[tuple[float, str]]]) -> tuple[Figure, Axes]:
+    """Names down, and beside each its cells: a share from 0 to 1 as the colour, and what is written on it."""
+    n_columns = max(len(cells) for cells in rows.values())
+    values = np.full((len(rows), n_columns), np.nan)
+    figure = Figure(figsize=(2.5 + 1.3 * n_columns, 1.2 + 0.22 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for row, cells in enumerate(rows.values()):
+        for column, (value, said) in enumerate(cells):
+            values[row, column] = value
+            axes.text(column, row, said, ha="center", va="center", fontsize=7)
+    axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto", alpha=0.7)  # the writing stays legible
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    return figure, axes
 
 
 @STYLE

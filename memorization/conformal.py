@@ -24,6 +24,20 @@ def p_values(calibration: np.ndarray, queries: np.ndarray) -> np.ndarray:
     return np.concatenate(scores) if scores else np.zeros(0)
 
 
+def dropped_of_calibration(calibration: np.ndarray, patients: np.ndarray, level: float) -> np.ndarray:
+    """(n,) which calibration images (n, s) would be dropped, each judged by the calibration on the other patients.
+
+    An image that calibrates its own judge is never the most alike of all, so that too few would be dropped.
+    """
+    dropped = np.zeros(len(calibration), bool)
+    for patient in np.unique(patients):
+        own = patients == patient
+        others = calibration[~own]
+        if len(others):
+            dropped[own] = p_values(others, calibration[own]) <= attainable_level(level, len(others))
+    return dropped
+
+
 def deciding_statistic(calibration: np.ndarray, queries: np.ndarray) -> np.ndarray:
     """(m,) which statistic each query's score comes from."""
     median, spread = _median_and_spread(calibration, queries)

@@ -38,11 +38,13 @@ class FusedIndex:
 class HonestLikeness:
     """How alike images of different patients of a site are.
 
-    ``values`` (n, statistics) of the images that calibrate; ``duplicates``: (image, its duplicate) among the images
-    given, of two patients, which do not: they are one image under two names, and would let copies pass.
+    ``values`` (n, statistics) of the images that calibrate, ``images`` (n,) which of the images given they are;
+    ``duplicates``: (image, its duplicate) among the images given, of two patients, which do not calibrate: they are one
+    image under two names, and would let copies pass.
     """
 
     values: np.ndarray
+    images: np.ndarray
     duplicates: tuple[tuple[int, int], ...]
 
 
@@ -64,4 +66,4 @@ def honest_likeness(
     is_duplicate = likeness.values[:, column] >= -np.log(1 - DUPLICATE_CORRELATION)
     duplicates = np.flatnonzero(is_duplicate)
     pairs = [(int(queries[row]), int(positions[likeness.nearest[row, column]])) for row in duplicates]
-    return HonestLikeness(likeness.values[~is_duplicate], tuple(pairs))
+    return HonestLikeness(likeness.values[~is_duplicate], queries[~is_duplicate], tuple(pairs))

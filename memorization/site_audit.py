@@ -23,7 +23,7 @@ from memorization.exposure import (
     largest_exposure,
     summarise_exposure,
 )
-from memorization.gates import LESS_COPYING, AuditedFigures, Gate, GatesConfig, judge
+from memorization.gates import LESS_COPYING, AuditedFigures, Gate, GatesConfig, PlantedRecall, judge
 from memorization.leakage import METRICS, Metric, Unmeasured, measure_each
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,7 @@ class SiteAudit:
     n_audited: int
     figures: tuple[AuditedFigure, ...]
     exposure: ExposureSummary | None  # None: no image was kept
+    planted: PlantedRecall | None  # None: no copies were planted
     gates: tuple[Gate, ...]
 
     @property
@@ -95,6 +96,7 @@ def audit(
     config: GatesConfig,
     frechet_distance: Distance,
     seed: int,
+    planted: PlantedRecall | None = None,
 ) -> tuple[SiteAudit, tuple[PatientExposure, ...]]:
     """Measure, judge, and say who is exposed how much; the second part names patients.
 
@@ -103,6 +105,7 @@ def audit(
     Args:
         n_sampled: images that the filter judged: kept, dropped, and sampled in place of dropped ones.
         frechet_distance: ``evaluation.fidelity.frechet_distance``.
+        planted: what the filter in use found of planted copies; None: none were planted.
     """
     n_kept = len(images.kept)
     audited = images.kept[_drawn(n_kept, seed)]
@@ -111,7 +114,7 @@ def audit(
     if n_kept:
         measured[EXPOSURE] = largest_exposure(of_patients)
     n_train_patients, n_heldout_patients = len(set(images.train_patients)), len(set(images.heldout_patients))
-    figures = AuditedFigures(n_sampled, n_sampled - n_kept, n_train_patients, n_heldout_patients, measured)
+    figures = AuditedFigures(n_sampled, n_sampled - n_kept, n_train_patients, n_heldout_patients, measured, planted)
     gates = judge(figures, config)
     failed = [gate for gate in gates if not gate.passed]
     for gate in failed:
@@ -130,6 +133,7 @@ def audit(
         n_audited=len(audited),
         figures=_recorded(measured),
         exposure=summarise_exposure(of_patients) if n_kept else None,
+        planted=planted,
         gates=gates,
     )
     return result, of_patients

@@ -127,7 +127,7 @@ class _FoldBuilder:
             {"sample": site, "slices": site, "calibrate": site, "generator": site},
             code=code,
         )
-        judged = {"gates": to_dict(config.gates), "train_on": config.generator.train_on}
+        judged = {**memorization, "gates": to_dict(config.gates)}
         yield stage("audit", site, judged, {"slices": site, "calibrate": site, "filter": site})
         yield stage("label", site, {"batch_size": config.label.batch_size}, {"filter": site, "segment_real": site})
         roles = ("filter", "audit", "label", "plan", "prepare", "generator")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ from common.image_set import ImageSet, load_image_set
 from common.progress import Progress, silent
 from common.settings import from_dict
 from memorization.calibration import Calibration, MemorizationConfig
-from memorization.conformal import attainable_level
+from memorization.conformal import attainable_level, dropped_of_calibration
 from memorization.embedders import Embedder, build_embedder
 from memorization.embedding_cache import cached
 from memorization.filter import FilterResult, filter_samples, judged_by_likeness, with_ranks
@@ -26,7 +26,8 @@ from memorization.fused import FUSED_STATISTICS, FusedIndex
 class SiteFilter:
     """What the images are compared with, and by which rule.
 
-    Under the fused rule ``honest`` (n, statistics) is the likeness of the site's images to those of other patients.
+    Under the fused rule ``honest`` (n, statistics) is the likeness of the site's images to those of other patients, and
+    ``honest_patients`` (n,) says whose images they are.
     """
 
     config: MemorizationConfig
@@ -36,6 +37,7 @@ class SiteFilter:
     mirrored: np.ndarray | None  # of their mirror images, where those count
     embedder: Embedder
     honest: np.ndarray | None = None
+    honest_patients: np.ndarray | None = None
 
     def judge(self, images: np.ndarray, progress: Progress = silent) -> FilterResult:
         """Which of the images (n, channels, height, width) are too close to a reference."""
@@ -45,6 +47,24 @@ class SiteFilter:
             return with_ranks(result, self.calibration.distances)
         likeness = self.index.compare(images, embedded, progress=progress)
         return judged_by_likeness(result, self.honest, likeness, FUSED_STATISTICS, self.config.percentile / 100)
+
+    def judge_honest(self, held_out: Collection[str], features: np.ndarray) -> tuple[np.ndarray, str]:
+        """Which real images (n,) it drops when each is compared with other patients' alone, and how that was judged.
+
+        Args:
+            held_out: patients who are not among the references; all the site's are judged where there are none.
+            features: (n, d) of the images of the held-out patients.
+        """
+        if self.honest is not None and self.honest_patients is not None:
+            wanted = np.isin(self.honest_patients, list(held_out)) | (not held_out)
+            dropped = dropped_of_calibration(self.honest, self.honest_patients, self.config.percentile / 100)
+            return dropped[wanted], f"{_whose(held_out)}, each by the calibration on the other patients"
+        if held_out:
+            result = filter_samples(self.features, features, self.calibration.threshold_l2, self.config, self.mirrored)
+            return ~result.kept, f"{_whose(held_out)}, whose distances are among those that set the threshold"
+        distances, threshold = np.asarray(self.calibration.distances), self.calibration.threshold_l2
+        dropped = distances <= threshold if self.config.drop_ties else distances < threshold
+        return dropped, f"{_whose(held_out)}, by their distances that set the threshold"
 
     @property
     def level(self) -> float:
@@ -78,6 +98,7 @@ def load_site_filter(
     images = load_image_set(slices)
     indices = [i for i, entry in enumerate(images.entries) if entry.split in splits]
     mirrored, honest = calibrated / "features_mirrored.npy", calibrated / "likeness.npy"
+    patients = np.array([entry.patient for entry in images.entries])
     return SiteFilter(
         config,
         from_dict(Calibration, read_json(calibrated / "calibration.json")),
@@ -86,7 +107,12 @@ def load_site_filter(
         np.load(mirrored)[indices] if mirrored.is_file() else None,
         site_embedder(config, device, embeddings),
         np.load(honest) if honest.is_file() else None,
+        patients[np.load(calibrated / "likeness_images.npy")] if honest.is_file() else None,
     )
+
+
+def _whose(held_out: Collection[str]) -> str:
+    return "images of held-out patients" if held_out else "images of every patient, compared with the others'"
 
 
 def site_embedder(config: MemorizationConfig, device: str, embeddings: Path | None) -> Embedder:

@@ -20,7 +20,10 @@ USUAL_BATCH = 8  # where the machine will choose it
 OTHER_STAGE_S = 5.0
 
 DSL_ROOMS = ("gan", "memorization", "evaluation/fidelity.py")
-SCHEMA_FILES = ("gan/settings.py", "memorization/gates.py", "memorization/leakage.py", "memorization/site_audit.py")
+SCHEMA_FILES = (
+    *("gan/settings.py", "memorization/gates.py", "memorization/leakage.py", "memorization/resampling.py"),
+    "memorization/site_audit.py",
+)
 CODE = {
     "prepare": ("dataset", "pipeline/stages/prepare.py"),
     "plan": ("nnunetv2_mod", "pipeline/stages/prepare.py"),
@@ -35,7 +38,10 @@ CODE = {
     "filter": (
         *("memorization", "pipeline/site_filter.py", "pipeline/generators.py", "pipeline/stages/synthesise.py"),
     ),
-    "audit": ("memorization", "evaluation/fidelity.py", "pipeline/stages/audit.py", "pipeline/stages/synthesise.py"),
+    "audit": (
+        *("memorization", "evaluation/fidelity.py", "pipeline/site_filter.py"),
+        *("pipeline/stages/audit.py", "pipeline/stages/synthesise.py"),
+    ),
     "segment_real": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "label": ("nnunetv2_mod", "dataset/slices.py", "pipeline/stages/segment.py"),
     "share": ("sharing", *SCHEMA_FILES, "dataset/slices.py", "pipeline/stages/exchange.py"),
@@ -82,7 +88,7 @@ FUNCTION = {
     "evaluate": "score:evaluate",
 }
 TRAININGS = ("generator", "segment_real", "segment_syn", "finetune", "rounds", "dsl", "segment_dsl")
-EMBEDDINGS = ("calibrate", "sample", "filter", "label", "check", "dsl_dataset", "evaluate")
+EMBEDDINGS = ("calibrate", "sample", "filter", "audit", "label", "check", "dsl_dataset", "evaluate")
 ACROSS_SITES = ("merge", "segment_syn")  # made of packages: private to no site, whatever their name
 
 

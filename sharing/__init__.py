@@ -5,7 +5,7 @@ from sharing.package import PackageFacts, SyntheticCase, read_case, write_packag
 from sharing.received import Package, verify_package
 from sharing.refusal import PackageError
 from sharing.refused import FailedGate, Refusal, read_refusal, write_refusal
-from sharing.schema import SharedAudit, SharedFigure, SharedGate, dataset_json, rounded
+from sharing.schema import SharedAudit, SharedFigure, SharedGate, SharedPlanted, dataset_json, rounded, rounded_share
 
 __all__ = [
     "FailedGate",
@@ -16,12 +16,14 @@ __all__ = [
     "SharedAudit",
     "SharedFigure",
     "SharedGate",
+    "SharedPlanted",
     "SyntheticCase",
     "dataset_json",
     "read_case",
     "read_drop_list",
     "read_refusal",
     "rounded",
+    "rounded_share",
     "verify_package",
     "write_drop_list",
     "write_package",

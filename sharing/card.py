@@ -7,7 +7,7 @@ from typing import Any
 
 from common.settings import from_dict
 from memorization.gates import N_LEAKAGE_GATES
-from sharing.schema import Manifest, SharedAudit, SharedGate
+from sharing.schema import Manifest, SharedAudit, SharedGate, SharedPlanted
 
 CARD = """# Synthetic images of site {site}
 
@@ -40,6 +40,8 @@ The folder is an nnU-Net raw dataset: put it under `nnUNet_raw` as `DatasetXXX_N
 | kept | {n_kept} |
 | threshold (squared distance of unit vectors) | {threshold} |
 
+{planted}
+
 ## Why it was allowed to leave
 
 {n_audited} of the kept images were compared with the images trained on and with those of patients the generator never
@@ -59,6 +61,13 @@ few images, as the one most alike."""
 PERCENTILE = """Every generated image was compared with every training image of the site ({embedder} features, mirrored
 images included where the generator saw them), and dropped where it was at least as close as the closest
 {percentile:g} % of images of different patients are to each other."""
+PLANTED = """Whether this filter finds copies was measured: the site planted {n} copies of its own training images,
+changed in many ways (compressed, blurred, turned, mirrored, cut, mixed with others), and the filter found {found} of
+them ({recall:.1%} as the mean over the kinds of change). {honest}"""
+HONEST = """Of the site's real images, each compared with other patients' alone, it
+dropped {share:.0%}; how many these were is not told."""
+NO_HONEST = "It had no real images of other patients to say how many honest images it drops."
+NOT_PLANTED = "Whether this filter finds copies was **not measured**: the site planted none."
 ENFORCED = "Every gate had to pass, and did."
 NOT_ENFORCED = "**The site did not enforce its gates; {failed}.**"
 WITHOUT_PRIVACY = "The generator was trained without differential privacy."
@@ -87,6 +96,7 @@ def render_card(manifest: Manifest, figures: Mapping[str, Any]) -> str:
         ],
         written_by=manifest.written_by,
         guarantee=_guarantee(manifest.generator),
+        planted=_planted(audit.planted),
         n_audited=audit.n_audited,
         level=audit.familywise_level / N_LEAKAGE_GATES,
         verdict=_verdict(audit),
@@ -95,6 +105,14 @@ def render_card(manifest: Manifest, figures: Mapping[str, Any]) -> str:
         threshold="none" if figures["threshold_l2"] is None else f"{figures['threshold_l2']:.6g}",
         **{key: figures[key] for key in ("n_sampled", "n_dropped", "n_kept")},
     )
+
+
+def _planted(planted: SharedPlanted | None) -> str:
+    if planted is None:
+        return NOT_PLANTED
+    share = planted.honest_dropped_share
+    honest = NO_HONEST if share is None else HONEST.format(share=share)
+    return PLANTED.format(n=planted.n, found=planted.found, recall=planted.mean_recall, honest=honest)
 
 
 def gate_rows(gates: Sequence[SharedGate]) -> str:

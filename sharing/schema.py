@@ -10,11 +10,12 @@ from typing import Any
 from common.settings import from_dict
 from gan.settings import GanSettings
 from memorization.calibration import RULES
-from memorization.gates import DROPPED_SHARE, GATE_NAMES
+from memorization.gates import DROPPED_SHARE, GATE_NAMES, PLANTED_RECALL
 from memorization.leakage import METRICS, Metric
+from memorization.resampling import clopper_pearson
 from sharing.strict_json import strings_of
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST, DATASET, FIGURES, CARD = "manifest.json", "dataset.json", "privacy.json", "CARD.md"
 DROP_LIST, DROP_LIST_VERSION = "drop.json", 1  # what a site answers about another's package
 DOCUMENTS = (DATASET, FIGURES, CARD)  # what the manifest lists besides images and labels
@@ -32,6 +33,7 @@ MAX_LABEL_ID = 255  # labels are uint8
 MAX_SPACING_MM = 10_000.0  # nnU-Net writes 999 for images without a third axis
 MAX_DISTANCE_L2 = 4.001  # squared, between unit vectors, with rounding
 MAX_FIGURE = 1e9  # of a measure of leakage
+MAX_PLANTED = 10**6  # copies; ours are 65,000 at most
 FIGURE_DIGITS = 4  # figures leave a site rounded
 MAX_LIST_LENGTH = 32  # of a generator's setting; one entry a resolution
 
@@ -112,6 +114,20 @@ class SharedGate:
 
 
 @dataclass(frozen=True)
+class SharedPlanted:
+    """What the filter in use found of copies planted for it.
+
+    ``honest_dropped_share`` is of real images that are no copies, in whole per cent: their number is the site's own.
+    None: it had none to judge.
+    """
+
+    n: int
+    found: int
+    mean_recall: float  # over kinds of copies
+    honest_dropped_share: float | None
+
+
+@dataclass(frozen=True)
 class SharedAudit:
     """The site's audit without what tells how many images and patients it has."""
 
@@ -119,6 +135,7 @@ class SharedAudit:
     enforced: bool
     familywise_level: float
     figures: tuple[SharedFigure, ...]
+    planted: SharedPlanted | None  # None: no copies were planted
     gates: tuple[SharedGate, ...]
 
 
@@ -239,12 +256,54 @@ def faults_of_audit(audit: SharedAudit) -> Iterator[Fault]:
         if given != names:
             yield f"audit.{key}", given, "those of this release, in their order"
             return
+    yield from _faults_of_planted(audit)
     for figure, metric in zip(audit.figures, METRICS, strict=True):
         yield from _faults_of_figure(figure, metric)
     for gate in audit.gates:
         numbers = [gate.limit] if gate.value is None else [gate.limit, gate.value]
         if not all(abs(number) <= MAX_FIGURE for number in numbers) or not _is_p(gate.p):
             yield f"audit.gates, {gate.name}", (*numbers, gate.p), f"numbers within {MAX_FIGURE:g} and p from 0 to 1"
+
+
+def _faults_of_planted(audit: SharedAudit) -> Iterator[Fault]:
+    """Numbers that no filter finds, and a gate that says something else than they do."""
+    planted, where = audit.planted, "audit.planted"
+    gate = next(gate for gate in audit.gates if gate.name == PLANTED_RECALL)
+    if planted is None:
+        if gate.value is not None:
+            yield f"audit.gates, {gate.name}", gate.value, "null, as no copies were planted"
+        return
+    checks: list[tuple[str, object, bool, str]] = [
+        (f"{where}.n", planted.n, 1 <= planted.n <= MAX_PLANTED, f"1 to {MAX_PLANTED}"),
+        (f"{where}.found", planted.found, 0 <= planted.found <= planted.n, "0 to n"),
+        (
+            f"{where}.mean_recall",
+            planted.mean_recall,
+            _is_mean_recall(planted),
+            "0 to 1, as found says",
+        ),
+        (
+            f"{where}.honest_dropped_share",
+            planted.honest_dropped_share,
+            planted.honest_dropped_share in (None, rounded_share(planted.honest_dropped_share)),
+            "0 to 1 in whole per cent, or null",
+        ),
+    ]
+    faults = [(key, value, wanted) for key, value, holds, wanted in checks if not holds]
+    yield from faults
+    if not faults and (gate.value != planted.mean_recall or (gate.passed and _is_refused(planted, gate.limit))):
+        yield f"audit.gates, {gate.name}", gate.value, f"{where}.mean_recall, and passed as its limit says"
+
+
+def _is_mean_recall(planted: SharedPlanted) -> bool:
+    """A mean of shares over kinds is 0 or 1 where nothing or everything was found, and else between."""
+    if planted.found in (0, planted.n):
+        return planted.mean_recall == (0.0 if planted.found == 0 else 1.0)
+    return 0 < planted.mean_recall <= 1
+
+
+def _is_refused(planted: SharedPlanted, limit: float) -> bool:
+    return planted.mean_recall < limit and clopper_pearson(planted.found, planted.n)[1] < limit
 
 
 def _faults_of_figure(figure: SharedFigure, metric: Metric) -> Iterator[Fault]:
@@ -272,6 +331,11 @@ def _is_share(gate: SharedGate, figures: PrivacyFigures) -> bool:
 def rounded(value: float | None) -> float | None:
     """To the digits that leave a site."""
     return None if value is None else float(f"{value:.{FIGURE_DIGITS}g}")
+
+
+def rounded_share(share: float | None) -> float | None:
+    """In whole per cent from 0 to 1: of more digits the number of images follows."""
+    return None if share is None else round(min(1.0, max(0.0, share)), 2)
 
 
 def telling_texts(content: Any, names_of_here: Sequence[str]) -> Iterator[tuple[str, str]]:

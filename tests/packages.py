@@ -14,7 +14,7 @@ import numpy as np
 from common.files import json_text, sha256_of_file
 from common.settings import from_dict, to_dict
 from gan.settings import GanConfig, GanSettings
-from memorization.gates import EVIDENCE, GATE_NAMES
+from memorization.gates import EVIDENCE, GATE_NAMES, PLANTED_RECALL
 from memorization.leakage import METRICS
 from sharing import FailedGate, PackageFacts, Refusal, SharedAudit, SyntheticCase, write_package, write_refusal
 
@@ -22,13 +22,14 @@ from sharing import FailedGate, PackageFacts, Refusal, SharedAudit, SyntheticCas
 def audit_of(failed: tuple[str, ...] = (), share: float = 0.2) -> dict[str, Any]:
     """Of four kept images, ``share`` of all dropped; gates are enforced unless some failed."""
     measured = [metric.name for metric in METRICS]
-    limits = {"dropped share": (share, 0.5, None), EVIDENCE: (6.0, 1.0, None)}
+    limits = {"dropped share": (share, 0.5, None), PLANTED_RECALL: (0.95, 0.9, None), EVIDENCE: (6.0, 1.0, None)}
     gates = [(name, *limits.get(name, (0.0, 0.5, 0.7)), name not in failed) for name in GATE_NAMES]
     return {
         "n_audited": 4,
         "enforced": not failed,
         "familywise_level": 0.05,
         "figures": [{"name": name, "value": 0.4, "low": 0.3, "high": 0.5, "p": None} for name in measured],
+        "planted": {"n": 65, "found": 63, "mean_recall": 0.95, "honest_dropped_share": 0.07},
         "gates": [dict(zip(("name", "value", "limit", "p", "passed"), gate)) for gate in gates],
     }
 

@@ -67,7 +67,7 @@ def test_every_experiment_says_how_on_what_and_with_which_result(experiment):
 
 
 @pytest.mark.parametrize(
-    "group", ["generator=stylegan2_small", "memorization=paper", "cluster=inline", "cluster=pinned"]
+    "group", ["generator=stylegan2_small", "memorization=paper", "gates=paper", "cluster=inline", "cluster=pinned"]
 )
 def test_groups_can_be_chosen_on_the_command_line(group):
     name, value = group.split("=")
@@ -211,9 +211,18 @@ def test_the_gates_yaml_is_the_dataclass_one_to_one():
     assert yaml.safe_load((CONFIG / "gates" / "default.yaml").read_text()) == dataclasses.asdict(GatesConfig())
 
 
+def test_for_parity_with_the_paper_no_gate_refuses():
+    gates = composed("qata_000", "memorization=paper", "gates=paper").gates
+    assert not gates.enforce and gates.n_planted_copies == 0
+    assert dataclasses.replace(gates, enforce=True, n_planted_copies=1) == GatesConfig()
+
+
 @pytest.mark.parametrize(
     "override",
-    ["familywise_level=0", "familywise_level=.nan", "min_measured=7", "max_dropped_share=1.5", "min_c_t=.inf"],
+    [
+        *("familywise_level=0", "familywise_level=.nan", "min_measured=7", "max_dropped_share=1.5", "min_c_t=.inf"),
+        *("n_planted_copies=-1", "n_planted_copies=1001", "min_planted_recall=90"),
+    ],
 )
 def test_limits_that_no_gate_can_have_are_refused(override):
     with pytest.raises(InputError, match=f"gates.{override.partition('=')[0]}"):

@@ -234,3 +234,52 @@ def test_the_gauges_distances_are_drawn_against_kimg_each_once(monkeypatch):
     kernel = panels[titles[0]]
     assert kernel.lines[0].get_xydata().tolist() == [[0.5, 0.3], [1.0, 0.3]] and len(kernel.collections) == 1
     assert kernel.get_xlabel() == "kimg"
+
+
+COUNTS = (
+    *("n_train_images", "n_train_patients", "n_heldout_images", "n_heldout_patients"),
+    *("n_sampled", "n_dropped", "n_kept", "n_audited"),
+)
+
+
+def write_audit(folder, n_found):
+    """Of a site whose filter found ``n_found`` of two mirrored copies and the exact one."""
+    kinds = [
+        {"kind": kind, "group": group, "n": n, "found": found, "recall": found / n, "interval": [0.1, 1.0]}
+        for kind, group, n, found in (("identity", "exact", 1, 1), ("mirror", "symmetry", 2, n_found))
+    ]
+    totals = {"n": 3, "found": 1 + n_found, "interval": [0.2, 1.0], "mean_recall": (1 + n_found / 2) / 2}
+    honest = {"n": 9, "dropped": 1, "interval": [0.0, 0.5], "judged": "images of held-out patients"}
+    planted = {"rule": "fused", "level": 0.05, "kinds": kinds, "strengths": [], **totals, "honest": honest}
+    write_json(folder / "planted.json", planted)
+    image_io.imsave(folder / "planted.png", shapes(1)[0], check_contrast=False)
+    gate = {"name": "planted-copy recall", "value": totals["mean_recall"], "safer": "higher", "limit": 0.9}
+    gate |= {"reason": "2 of 3 planted copies found", "what_would_help": "the fused rule", "level": None, "p": None}
+    passed = n_found == 2
+    verdict = {"verdict": "passed" if passed else "refused", "familywise_level": 0.05, "figures": []}
+    counts = dict.fromkeys(COUNTS, 5)
+    write_json(folder / "audit.json", counts | verdict | {"gates": [gate | {"passed": passed}]})
+
+
+def test_planted_copies_stand_in_a_table_with_a_column_a_site_and_a_missed_kind_in_red(tmp_path):
+    for site, n_found in (("A", 2), ("B", 1)):
+        write_audit(tmp_path / "fold_0" / "audit" / site, n_found)
+    text = section(write_report(tmp_path).read_text(encoding="utf-8"), "privacy")
+    assert "could not be built" not in text
+    rows = re.findall(r"<tr><td>(.*?)</td></tr>", text, re.DOTALL)
+    assert 'mirror</td><td>2 of 2</td><td><span class="failed">1 of 2</span>' in rows
+    assert "mean over kinds</td><td>1.000</td><td>0.750" in rows
+    assert next(row for row in rows if row.startswith("honest images dropped")).count("1 of 9") == 2
+    assert text.count("data:image/png;base64") == 2  # every strength, a picture a site
+    assert "planted-copy recall: 2 of 3 planted copies found (what would help" in text  # why B shares nothing
+
+
+def test_a_field_of_the_filter_that_applies_to_no_site_is_left_out(tmp_path):
+    """The fused rule has no threshold."""
+    for site in SITES:
+        figures = {"n_sampled": 9, "rule": "fused", "threshold_l2": None}
+        write_json(tmp_path / "fold_0" / "filter" / site / "filter.json", figures)
+    shown = section(write_report(tmp_path).read_text(encoding="utf-8"), "filter")
+    assert "rule" in shown and "threshold" not in shown and "None" not in shown
+    write_json(tmp_path / "fold_0" / "filter" / "A" / "filter.json", figures | {"threshold_l2": 0.02})
+    assert "threshold l2" in section(write_report(tmp_path).read_text(encoding="utf-8"), "filter")

@@ -13,10 +13,13 @@ from memorization.gates import (
     EVIDENCE,
     GATE_NAMES,
     LEAKAGE_GATES,
+    PLANTED_RECALL,
     AuditedFigures,
     Gate,
     GatesConfig,
+    PlantedRecall,
     judge,
+    planted_recall,
 )
 from memorization.leakage import measure_each
 from memorization.site_audit import AuditImages, audit, write_exposure
@@ -57,6 +60,37 @@ def test_more_than_half_dropped_is_refused(of_honest_draws):
     failed = [gate for gate in judge(many, GatesConfig()) if not gate.passed]
     assert [gate.name for gate in failed] == ["dropped share"] and "501 of 1000" in failed[0].reason
     assert all(gate.passed for gate in judge(AuditedFigures(1000, 500, 150, 150, many.leakage), GatesConfig()))
+
+
+def found(n_found: int, n: int = 65, mean_recall: float | None = None) -> Gate:
+    """The gate on ``n_found`` of ``n`` copies, by default with that share in every kind."""
+    recall = n_found / n if mean_recall is None else mean_recall
+    missed = ("mirrored, turned, darker", "cropped, blurred, noisy", "shifted, flatter, jpeg", "quarter turns", "blur")
+    figures = AuditedFigures(1000, 100, 150, 150, {}, PlantedRecall(n, n_found, recall, missed, 0.1))
+    return planted_recall(figures, GatesConfig())
+
+
+def test_a_filter_that_misses_planted_copies_is_refused_once_chance_does_not_explain_it():
+    """The upper Clopper-Pearson ends are 0.889 for 52 of 65 and 0.901 for 53, on either side of the limit 0.9."""
+    assert not found(52).passed and found(53).passed
+    assert not found(5350, 6500).passed, "with a hundred times the copies the same share is told from 0.9"
+    refused = found(30, mean_recall=0.41)
+    assert refused.value == 0.41 and "30 of 65 planted copies found (0.34 to 0.59)" in refused.reason
+    assert refused.reason.endswith("; cropped, blurred, noisy; shifted, flatter, jpeg; quarter turns")
+    assert "memorization=offline" in refused.what_would_help
+    assert max(len(refused.reason), len(refused.what_would_help)) <= 200, "a longer text is refused by its receiver"
+
+
+def test_a_mean_recall_over_kinds_within_its_limit_passes_whatever_the_pooled_count():
+    """Kinds with many strengths must not decide alone."""
+    assert found(40, mean_recall=0.9).passed and not found(40, mean_recall=0.89).passed
+
+
+def test_without_planted_copies_the_gate_passes_unmeasured_and_is_no_evidence_of_leakage(of_honest_draws):
+    gates = {gate.name: gate for gate in judge(of_honest_draws, GatesConfig())}
+    assert gates[PLANTED_RECALL].passed and not gates[PLANTED_RECALL].is_measured
+    assert "gates.n_planted_copies=0" in gates[PLANTED_RECALL].reason
+    assert gates[EVIDENCE].value == len(LEAKAGE_GATES)
 
 
 def test_gates_have_the_names_that_a_package_may_hold(of_honest_draws):

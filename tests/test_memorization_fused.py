@@ -25,7 +25,7 @@ def test_duplicates_of_two_patients_are_named_and_do_not_let_copies_pass() -> No
     images[5] = images[2]  # one image under two names
     honest = honest_of(images, [f"p{i}" for i in range(8)])
     assert honest.duplicates == ((2, 5), (5, 2))
-    assert honest.values.shape == (6, len(FUSED_STATISTICS))
+    assert honest.values.shape == (6, len(FUSED_STATISTICS)) and honest.images.tolist() == [0, 1, 3, 4, 6, 7]
     copies = FusedIndex(images, features_of(images), None).compare(images[:2], features_of(images[:2]))
     assert (p_values(honest.values, copies.values) == 1 / 7).all()
 

@@ -116,7 +116,13 @@ def test_at_the_limit_what_passed_is_kept_and_the_numbers_are_said(stages, tmp_p
     assert f"{n_kept} of the 40 images asked for passed the filter, of 60 sampled" in caplog.text
 
 
-@pytest.mark.parametrize("config", [GatesConfig(), GatesConfig(enforce=False, max_dropped_share=1, min_measured=0)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        GatesConfig(n_planted_copies=0),
+        GatesConfig(enforce=False, max_dropped_share=1, min_measured=0, n_planted_copies=0),
+    ],
+)
 def test_nothing_kept_at_the_limit_is_a_refusal_whatever_the_gates(
     stages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: GatesConfig
 ) -> None:

@@ -11,7 +11,9 @@ import pytest
 from packages import audit_of, cases, facts, write_volumes
 from skimage import io
 
-from pipeline.stages.exchange import split_synthetic
+from memorization.gates import PLANTED_RECALL, PlantedRecall
+from memorization.site_audit import SiteAudit
+from pipeline.stages.exchange import shared_audit, split_synthetic
 from sharing import verify_package, write_package
 
 
@@ -57,6 +59,19 @@ def test_the_card_says_which_gates_were_passed_and_which_were_not_enforced(tmp_p
     assert "| C_T | 0 | 0.5 | 0.7 | **failed** |" in failed
 
 
+def test_the_card_says_what_the_filter_found_of_planted_copies_or_that_none_were_planted(tmp_path: Path) -> None:
+    write_package(tmp_path / "planted", cases(1), facts(), volumetric=False)
+    gates = [one | ({"value": None} if one["name"] == PLANTED_RECALL else {}) for one in audit_of()["gates"]]
+    without = {"audit": audit_of() | {"planted": None, "gates": gates}}
+    write_package(tmp_path / "none", cases(1), replace(facts(), privacy=facts().privacy | without), volumetric=False)
+    planted, none = (" ".join((tmp_path / name / "CARD.md").read_text().split()) for name in ("planted", "none"))
+    assert (
+        "planted 65 copies of its own training images" in planted and "found 63 of them (95.0% as the mean" in planted
+    )
+    assert "dropped 7%; how many these were is not told" in planted
+    assert "**not measured**: the site planted none" in none and "| planted-copy recall | | 0.9 |" in none
+
+
 def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         write_package(tmp_path / name, cases(1), facts(), volumetric=False)
@@ -72,3 +87,12 @@ def test_a_pool_always_has_cases_that_train_and_cases_that_validate(sizes, n_val
     assert splits["train"] and len(splits["val"]) == n_val
     assert {*splits["train"], *splits["val"]} == {name for names, _ in pooled.values() for name in names}
     assert not set(splits["train"]) & set(splits["val"]) or sum(sizes) == 1
+
+
+def test_of_honest_images_their_share_leaves_and_not_their_number() -> None:
+    """1 of 13 is 0.0769: with four digits only 13 images, or many more, can give it."""
+    planted = PlantedRecall(65, 64, 0.98387, ("blur",), 1 / 13)
+    figures = SiteAudit("passed", True, 0.05, 18, 12, 13, 4, 5, 4, 1, 4, (), None, planted, ())
+    shared = shared_audit(figures).planted
+    assert shared is not None and (shared.n, shared.found, shared.mean_recall) == (65, 64, 0.9839)
+    assert shared.honest_dropped_share == 0.08

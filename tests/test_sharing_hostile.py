@@ -67,13 +67,22 @@ def audit(**changes: object) -> Mutation:
     return figures(audit={**audit_of(), **changes})
 
 
+def audit_without(key: str) -> Mutation:
+    return figures(audit={name: value for name, value in audit_of().items() if name != key})
+
+
 def figure(position: int = 1, **changes: object) -> Mutation:
     """Of leakage; the second is a share."""
     whole = audit_of()["figures"]
     return audit(figures=[one | (changes if i == position else {}) for i, one in enumerate(whole)])
 
 
-def gate(position: int = 1, **changes: object) -> Mutation:
+def planted(**changes: object) -> Mutation:
+    return audit(planted={**audit_of()["planted"], **changes})
+
+
+def gate(position: int = 2, **changes: object) -> Mutation:
+    """The third is one of leakage, the second that of planted copies, the first the share dropped."""
     whole = audit_of()["gates"]
     return audit(gates=[one | (changes if i == position else {}) for i, one in enumerate(whole)])
 
@@ -301,6 +310,31 @@ IMAGES_REFUSED: dict[str, tuple[Mutation, str, str]] = {  # mutation, file that 
     "gate that failed": (gate(passed=False), "privacy.json", "passed, where gates are enforced"),
     "other share dropped": (gate(0, value=0.1), "privacy.json", "n_dropped / n_sampled"),
     "share beyond its limit passed": (gate(0, limit=0.1), "privacy.json", "n_dropped / n_sampled"),
+    "more found than planted": (planted(found=66), "privacy.json", "audit.planted.found 66"),
+    "fewer than none found": (planted(found=-1), "privacy.json", "audit.planted.found -1"),
+    "nothing planted": (planted(n=0, found=0), "privacy.json", "audit.planted.n 0"),
+    "planted without end": (planted(n=10**9), "privacy.json", "audit.planted.n 1000000000"),
+    "recall above 1": (planted(mean_recall=1.5), "privacy.json", "audit.planted.mean_recall 1.5"),
+    "recall of nothing found": (planted(found=0), "privacy.json", "audit.planted.mean_recall 0.95"),
+    "recall short of all found": (planted(found=65), "privacy.json", "audit.planted.mean_recall 0.95"),
+    "share of honest images above 1": (planted(honest_dropped_share=2.0), "privacy.json", "honest_dropped_share 2.0"),
+    "share that tells a number": (planted(honest_dropped_share=1 / 13), "privacy.json", "whole per cent"),
+    "key in the planted copies": (planted(n_honest=13), "privacy.json", "audit.planted.n_honest"),
+    "no word about planted copies": (
+        audit_without("planted"),
+        "privacy.json",
+        "'audit.planted' is missing",
+    ),
+    "a gate on copies never planted": (audit(planted=None), "privacy.json", "no copies were planted"),
+    "other recall than the gate's": (gate(1, value=0.99), "privacy.json", "audit.planted.mean_recall"),
+    "recall beyond its limit passed": (
+        audit(
+            planted={"n": 65, "found": 40, "mean_recall": 0.6, "honest_dropped_share": None},
+            gates=[one | ({"value": 0.6} if i == 1 else {}) for i, one in enumerate(audit_of()["gates"])],
+        ),
+        "privacy.json",
+        "passed as its limit says",
+    ),
     "key in dataset.json": (
         lambda folder: edit(folder, "dataset.json", lambda content: content.update(reference="x")),
         "dataset.json",

@@ -16,6 +16,7 @@ from common.image_set import ImageSet, load_image_set
 from common.plan import Plan, load_plan
 from common.progress import Progress
 from common.settings import from_dict, to_dict
+from memorization.gates import PlantedRecall
 from memorization.site_audit import REFUSED, SiteAudit
 from nnunetv2_mod import PlanSettings, adopt_plan, plan_dataset
 from pipeline.run_stage import StageContext
@@ -29,11 +30,13 @@ from sharing import (
     SharedAudit,
     SharedFigure,
     SharedGate,
+    SharedPlanted,
     SyntheticCase,
     dataset_json,
     read_drop_list,
     read_refusal,
     rounded,
+    rounded_share,
     verify_package,
     write_package,
     write_refusal,
@@ -109,10 +112,18 @@ def shared_audit(audit: SiteAudit) -> SharedAudit:
             SharedFigure(one.name, rounded(one.value), rounded(one.low), rounded(one.high), rounded(one.p))
             for one in audit.figures
         ),
+        planted=_shared_planted(audit.planted),
         gates=tuple(
             SharedGate(gate.name, rounded(gate.value), gate.limit, rounded(gate.p), gate.passed) for gate in audit.gates
         ),
     )
+
+
+def _shared_planted(planted: PlantedRecall | None) -> SharedPlanted | None:
+    if planted is None:
+        return None
+    mean_recall, share = rounded(planted.mean_recall), rounded_share(planted.honest_dropped_share)
+    return SharedPlanted(planted.n, planted.found, float(mean_recall or 0.0), share)
 
 
 def ct_normalisation(plan: Plan) -> Normalisation:

@@ -122,6 +122,7 @@ def _calibrate_fused(
     patients = np.array([entry.patient for entry in slices.entries])
     honest = honest_likeness(slices.images, features, mirrored, patients, indexed, context.progress)
     np.save(context.out / "likeness.npy", honest.values)
+    np.save(context.out / "likeness_images.npy", honest.images)
     names = [entry.name for entry in slices.entries]
     pairs = [[names[image], names[other]] for image, other in honest.duplicates]
     write_json(context.out / "duplicates.json", {"pairs": pairs})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.progress import Progress, silent
+from common.seeds import derive_seed
 from memorization.embedding_scorer import EmbeddedFeatures
 from memorization.likeness import Likeness, joined
 from memorization.registration.agreement import NAMES
@@ -16,6 +17,7 @@ FEATURES = "features"
 FUSED_STATISTICS = (FEATURES, *NAMES)
 DUPLICATE_OF = NAMES.index("0 to 1 px, best 100 %")  # agreement of the finest detail over the whole frame
 DUPLICATE_CORRELATION = 0.99
+MAX_CALIBRATING = 400  # images, drawn with a fixed seed: p-values are fine enough then, and each costs a search
 
 
 class FusedIndex:
@@ -56,14 +58,25 @@ def honest_likeness(
     indexed: np.ndarray,
     progress: Progress = silent,
 ) -> HonestLikeness:
-    """Compare every image with those of other patients among the ``indexed`` (n,), the filter's references."""
+    """Compare images with those of other patients among the ``indexed`` (n,), the filter's references.
+
+    Every image, or ``MAX_CALIBRATING`` of them.
+    """
     positions = np.flatnonzero(indexed)
     index = FusedIndex(images[positions], features[positions], None if mirrored is None else mirrored[positions])
     same_patient = patients[:, None] == patients[positions][None]
-    queries = np.flatnonzero(~same_patient.all(axis=1))  # the only patient of an index has nobody to be compared with
+    queries = drawn(np.flatnonzero(~same_patient.all(axis=1)))  # an index's only patient has nobody to be compared with
     likeness = index.compare(images[queries], features[queries], same_patient[queries], progress)
     column = 1 + DUPLICATE_OF
     is_duplicate = likeness.values[:, column] >= -np.log(1 - DUPLICATE_CORRELATION)
     duplicates = np.flatnonzero(is_duplicate)
     pairs = [(int(queries[row]), int(positions[likeness.nearest[row, column]])) for row in duplicates]
     return HonestLikeness(likeness.values[~is_duplicate], queries[~is_duplicate], tuple(pairs))
+
+
+def drawn(positions: np.ndarray) -> np.ndarray:
+    """At most ``MAX_CALIBRATING`` of them, in order."""
+    if len(positions) <= MAX_CALIBRATING:
+        return positions
+    rng = np.random.default_rng(derive_seed(0, "calibrating"))
+    return np.sort(rng.choice(positions, MAX_CALIBRATING, replace=False))

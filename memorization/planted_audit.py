@@ -21,6 +21,7 @@ from memorization.calibration import MemorizationConfig, calibrate
 from memorization.conformal import attainable_level, fused_scores, p_values
 from memorization.embedders import Embedder
 from memorization.embedding_scorer import EmbeddingScorer
+from memorization.fused import drawn
 from memorization.likeness import Likeness, Scorer, joined
 from memorization.planted import KINDS, Kind, plant
 
@@ -140,7 +141,8 @@ def audit_paper_rule(
     """Audit the rule of the paper with this embedder on the same split and the same copies."""
     scorer = EmbeddingScorer(embedder, mirrored=False)
     compared = compare(images, patients, [scorer], n_copies, seed, kinds, progress)
-    features = embedder.embed(images[_indexed(np.asarray(patients), seed)])
+    references = images[_indexed(np.asarray(patients), seed)]
+    features = embedder.embed(references[drawn(np.arange(len(references)))])
     paper = MemorizationConfig(rule="percentile", calibration="paper_half", drop_ties=False, mirror="never")
 
     def rule(positions: np.ndarray) -> Decision:
@@ -164,22 +166,23 @@ def compare(
     owners = np.asarray(patients)
     indexed = _indexed(owners, seed)
     references, honest = images[indexed], images[~indexed]
-    same_patient = owners[indexed][:, None] == owners[indexed][None]
     made = [scorer.index(references) for scorer in scorers]
-    calibration = joined([index.compare(references, same_patient) for index in made])
-    of_honest = joined([index.compare(honest) for index in made])
+    calibrating, judged = drawn(np.arange(len(references))), drawn(np.arange(len(honest)))
+    same_patient = owners[indexed][calibrating][:, None] == owners[indexed][None]
+    calibration = joined([index.compare(references[calibrating], same_patient) for index in made])
+    of_honest = joined([index.compare(honest[judged]) for index in made])
     conditions = [
         (kind, Condition(kind.name, kind.group, strength, kind.unit)) for kind in kinds for strength in kind.strengths
     ]
     copies: dict[Condition, Likeness] = {}
     for number, (kind, condition) in enumerate(conditions):
-        drawn = np.random.default_rng(derive_seed(seed, "planted", kind.name, condition.strength))
-        originals = drawn.permutation(len(references))[:n_copies]
-        beside = drawn.integers(0, len(honest), len(originals))
+        rng = np.random.default_rng(derive_seed(seed, "planted", kind.name, condition.strength))
+        originals = rng.permutation(len(references))[:n_copies]
+        beside = rng.integers(0, len(honest), len(originals))
         planted = plant(kind, condition.strength, references[originals], honest[beside], derive_seed(seed, kind.name))
         copies[condition] = joined([index.compare(planted) for index in made])
         progress(number + 1, len(conditions), "condition")
-    return Compared(calibration, owners[indexed], of_honest, copies)
+    return Compared(calibration, owners[indexed][calibrating], of_honest, copies)
 
 
 def judge_fused(name: str, compared: Compared, level: float, seed: int) -> FilterAudit:

@@ -2,7 +2,7 @@
 
 Two ranks, of which the best of each go on. *Rings*: magnitudes of angular harmonics on rings round a point, which no
 turn, mirroring or sign changes; for whole images and large parts. *Cells*: the small cells of the search for parts, on
-a coarse grid. At a site of at most ``N_RINGS + N_CELLS`` images everything is searched.
+a coarse grid. At a site of at most ``SEARCHES_ALL_OF`` images everything is searched.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from memorization.registration.part_search import LEAST_CORRELATION, coarse_cell
 if TYPE_CHECKING:
     import torch
 
-N_RINGS, N_CELLS = 48, 48
+SEARCHES_ALL_OF = 96
+N_RINGS, N_CELLS = 32, 32
 SCALES = (0.6, 0.75, 1.0, 1.3, 1.7)
 REACH = 6  # samples of the 32 x 32 map on each side: even, so that the grid is its own mirror image
 RADII = (1.0, 2.2, 3.4, 4.6, 5.8)
@@ -31,7 +32,7 @@ class Shortlist:
 
     def __init__(self, pixels: torch.Tensor) -> None:
         self.n_references = len(pixels)
-        self.searches_all = len(pixels) <= N_RINGS + N_CELLS
+        self.searches_all = len(pixels) <= SEARCHES_ALL_OF
         if self.searches_all:
             return
         rings = _rings(low_map(pixels), 2)

@@ -25,10 +25,11 @@ from common.settings import to_dict
 from memorization.audit_report import as_markdown, draw_copies, draw_recall
 from memorization.embedders import EMBEDDERS, build_embedder
 from memorization.embedding_scorer import EmbeddingScorer
-from memorization.likeness import Scorer
+from memorization.likeness import Learner, Scorer
 from memorization.planted import KINDS, Kind, plant
 from memorization.planted_audit import FilterAudit, audit_paper_rule, audit_scorers
 from memorization.registration.scorer import RegistrationScorer
+from memorization.site_descriptor.scorer import SiteDescriptorLearner
 
 log = logging.getLogger(__name__)
 
@@ -83,9 +84,12 @@ def _audit(chosen: argparse.Namespace, images: np.ndarray, patients: Sequence[st
     """The paper's rule, every scorer alone, and the fused filter last."""
     embedder = build_embedder(chosen.embedder, batch_size=EMBEDDER_BATCH, device=chosen.device, weights=chosen.weights)
     scorers: list[Scorer] = [EmbeddingScorer(embedder), RegistrationScorer()]
+    learners: list[Learner] = [SiteDescriptorLearner()] if chosen.site_descriptor else []
     with shown_progress() as progress:
         paper = audit_paper_rule(images, patients, embedder, chosen.copies, chosen.seed)
-        audits = audit_scorers(images, patients, scorers, chosen.level, chosen.copies, chosen.seed, progress=progress)
+        audits = audit_scorers(
+            images, patients, scorers, chosen.level, chosen.copies, chosen.seed, progress=progress, learners=learners
+        )
     return [paper, *audits]
 
 
@@ -138,6 +142,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--embedder", choices=EMBEDDERS, default=EMBEDDERS[0])
     parser.add_argument("--weights", help="a local file, for openclip")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--site-descriptor",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train a descriptor on half of the indexed patients and audit it too: minutes on one core",
+    )
     return parser
 
 

@@ -36,6 +36,20 @@ class Scorer(Protocol):
         """Make (n, channels, height, width) ready."""
 
 
+class Learner(Protocol):
+    """A scorer that is trained on images of the site first; those calibrate nothing, whatever it becomes.
+
+    Training pushes its own images apart, so they look less alike to it than images that it has not seen. A threshold
+    set on them would drop honest images by the dozen.
+    """
+
+    name: str
+    statistics: tuple[str, ...]
+
+    def train(self, images: np.ndarray, seed: int, progress: Progress = silent) -> Scorer:
+        """Learn from (n, channels, height, width); the same to the last bit for the same images and seed."""
+
+
 def joined(parts: Sequence[Likeness]) -> Likeness:
     """The statistics of several scorers side by side."""
     return Likeness(

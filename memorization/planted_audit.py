@@ -4,6 +4,11 @@ Patients are split once: the index holds some, the others are honest images that
 is calibrated inside the index, each image against those of other patients, as it is in use. Copies are made of images
 of the index. Thresholds for the recall at a false-drop rate are set on the honest images, so that the rate is a
 measured one and not a promise.
+
+A scorer that learns (``likeness.Learner``) is trained on the images of ``SHARE_LEARNED`` of the indexed patients. They
+stay references, and copies are made of them too, but only the other indexed patients' images calibrate it: to a
+trained descriptor these are as new as an honest image, and its own training images are not. Whatever it is fused with
+is then calibrated on those images as well; all other scorers keep all indexed images.
 """
 
 from __future__ import annotations
@@ -22,16 +27,17 @@ from memorization.conformal import attainable_level, fused_scores, p_values
 from memorization.embedders import Embedder
 from memorization.embedding_scorer import EmbeddingScorer
 from memorization.fused import drawn
-from memorization.likeness import Likeness, Scorer, joined
+from memorization.likeness import Learner, Likeness, Scorer, joined
 from memorization.planted import KINDS, Kind, plant
 
-FUSED = "fused"
+FUSED, FUSED_WITH = "fused", "fused with "
 Decision = Callable[[np.ndarray], np.ndarray]
 """From statistics (m, s) to what is dropped (m,)."""
 Rule = Callable[[np.ndarray], Decision]
 """From the calibration images used, as positions, to the decision calibrated on them."""
 RATES = (0.05, 0.01)
 SHARE_INDEXED = 0.6  # of the patients
+SHARE_LEARNED = 0.5  # of the indexed patients, where a scorer learns
 N_RECALIBRATIONS = 5  # for the consistency: the calibration on other parts of the patients
 SHARE_RECALIBRATED = 0.8
 
@@ -89,15 +95,19 @@ class Compared:
     calibration_patients: np.ndarray
     honest: Likeness
     copies: Mapping[Condition, Likeness]
+    calibrates: np.ndarray  # (n, statistics) whether the calibration image may calibrate the statistic
 
     def columns(self, wanted: Sequence[int]) -> Compared:
-        """The same by some of the statistics."""
+        """The same by some of the statistics, and by the images that may calibrate all of these."""
+        rows = self.calibrates[:, wanted].all(axis=1)
 
         def part(likeness: Likeness) -> Likeness:
             return Likeness(likeness.values[:, wanted], likeness.nearest[:, wanted])
 
+        of_rows = Likeness(self.calibration.values[rows], self.calibration.nearest[rows])
         copies = {condition: part(likeness) for condition, likeness in self.copies.items()}
-        return Compared(part(self.calibration), self.calibration_patients, part(self.honest), copies)
+        calibrates = self.calibrates[rows][:, wanted]
+        return Compared(part(of_rows), self.calibration_patients[rows], part(self.honest), copies, calibrates)
 
 
 def audit_scorers(
@@ -109,8 +119,9 @@ def audit_scorers(
     seed: int,
     kinds: Sequence[Kind] = KINDS,
     progress: Progress = silent,
+    learners: Sequence[Learner] = (),
 ) -> list[FilterAudit]:
-    """Audit every scorer alone, and fused where there are several.
+    """Audit every scorer and learner alone, fused with the learners, and last the scorers fused, as the filter does.
 
     Args:
         images: (n, channels, height, width) of one site; ``patients``: one name each.
@@ -119,13 +130,16 @@ def audit_scorers(
     Raises:
         InputError: too few patients for both sides of the split.
     """
-    compared = compare(images, patients, scorers, n_copies, seed, kinds, progress)
-    names = [scorer.name for scorer in scorers]
-    widths = [len(scorer.statistics) for scorer in scorers]
-    ends = np.cumsum(widths)
-    parts = {name: list(range(end - width, end)) for name, width, end in zip(names, widths, ends, strict=True)}
-    if len(parts) > 1:
-        parts[FUSED] = list(range(ends[-1]))
+    compared = compare(images, patients, scorers, n_copies, seed, kinds, progress, learners)
+    every: list[Scorer | Learner] = [*scorers, *learners]
+    ends = np.cumsum([len(scorer.statistics) for scorer in every])
+    parts = {
+        scorer.name: list(range(end - len(scorer.statistics), end)) for scorer, end in zip(every, ends, strict=True)
+    }
+    if scorers and learners:
+        parts[FUSED_WITH + ", ".join(learner.name for learner in learners)] = list(range(ends[-1]))
+    if len(scorers) > 1:
+        parts[FUSED] = list(range(ends[len(scorers) - 1]))
     return [judge_fused(name, compared.columns(columns), level, seed) for name, columns in parts.items()]
 
 
@@ -161,12 +175,15 @@ def compare(
     seed: int,
     kinds: Sequence[Kind] = KINDS,
     progress: Progress = silent,
+    learners: Sequence[Learner] = (),
 ) -> Compared:
-    """Split, index, plant and compare."""
+    """Split, train the learners, index, plant and compare; the learners' statistics come after the scorers'."""
     owners = np.asarray(patients)
     indexed = _indexed(owners, seed)
     references, honest = images[indexed], images[~indexed]
-    made = [scorer.index(references) for scorer in scorers]
+    learned = _learned_from(owners[indexed], seed)
+    trained = [learner.train(references[learned], derive_seed(seed, learner.name), progress) for learner in learners]
+    made = [scorer.index(references) for scorer in (*scorers, *trained)]
     calibrating, judged = drawn(np.arange(len(references))), drawn(np.arange(len(honest)))
     same_patient = owners[indexed][calibrating][:, None] == owners[indexed][None]
     calibration = joined([index.compare(references[calibrating], same_patient) for index in made])
@@ -182,7 +199,10 @@ def compare(
         planted = plant(kind, condition.strength, references[originals], honest[beside], derive_seed(seed, kind.name))
         copies[condition] = joined([index.compare(planted) for index in made])
         progress(number + 1, len(conditions), "condition")
-    return Compared(calibration, owners[indexed][calibrating], of_honest, copies)
+    n_fixed, n_learned = (sum(len(one.statistics) for one in ones) for ones in (scorers, learners))
+    may = learned[calibrating]
+    calibrates = np.repeat([np.ones(len(may), bool), ~may], (n_fixed, n_learned), axis=0).T
+    return Compared(calibration, owners[indexed][calibrating], of_honest, copies, calibrates)
 
 
 def judge_fused(name: str, compared: Compared, level: float, seed: int) -> FilterAudit:
@@ -234,6 +254,13 @@ def _indexed(owners: np.ndarray, seed: int) -> np.ndarray:
         )
     np.random.default_rng(derive_seed(seed, "audit split")).shuffle(names)
     return np.isin(owners, names[: round(SHARE_INDEXED * len(names))])
+
+
+def _learned_from(owners: np.ndarray, seed: int) -> np.ndarray:
+    """(n,) True for images of the indexed patients that the learners are trained on."""
+    names = np.unique(owners)
+    np.random.default_rng(derive_seed(seed, "learned from")).shuffle(names)
+    return np.isin(owners, names[: max(1, int(SHARE_LEARNED * len(names)))])
 
 
 def _threshold(honest: np.ndarray, rate: float) -> float:

@@ -1,0 +1,119 @@
+"""The scorer: descriptors of an image's cells beside those of the references under all symmetries of the square."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.progress import Progress, silent
+from memorization.likeness import Likeness
+from memorization.registration.maps import grey
+from memorization.site_descriptor.augmentations import CELLS, N_SYMMETRIES, symmetry
+
+if TYPE_CHECKING:
+    import torch
+
+    from memorization.site_descriptor.network import CopyNetwork
+
+NAME = "site descriptor"
+SHARES = (0.06, 0.12, 0.25, 0.5, 0.8)  # of the image's cells: what fits best in a part, or nearly everywhere
+STATISTICS = (*(f"cells, best {100 * share:g} %" for share in SHARES), "image")
+STRIDE = 2  # every second cell of an image along each axis is looked for, among all cells of the references
+CEILING = 1e-3  # -log(1 - cosine) ends here
+BLOCK = 256  # images described at once
+
+
+class SiteDescriptorLearner:
+    """Trains the descriptor; about 2 minutes on one core, whatever the size of the site."""
+
+    name: str = NAME
+    statistics: tuple[str, ...] = STATISTICS
+
+    def train(self, images: np.ndarray, seed: int, progress: Progress = silent) -> SiteDescriptorScorer:
+        """From (n, channels, height, width), one image or more; the same to the last bit on one machine."""
+        from memorization.site_descriptor.training import train
+
+        return SiteDescriptorScorer(train(grey(images), seed, progress))
+
+
+class SiteDescriptorScorer:
+    """Copies by a trained descriptor; not to be calibrated on the images that it was trained on."""
+
+    name: str = NAME
+    statistics: tuple[str, ...] = STATISTICS
+
+    def __init__(self, network: CopyNetwork) -> None:
+        self._network = network
+
+    def index(self, references: np.ndarray) -> DescribedReferences:
+        """Describe (n, channels, height, width) under all symmetries: 400 kB an image."""
+        return DescribedReferences(self._network, references)
+
+
+class DescribedReferences:
+    """References by their cells and as a whole."""
+
+    def __init__(self, network: CopyNetwork, references: np.ndarray) -> None:
+        import torch
+
+        self._network = network
+        pixels = grey(references)
+        with torch.inference_mode():
+            views = [_described(network, symmetry(pixels, number)) for number in range(N_SYMMETRIES)]
+        cells = torch.stack([view[0].flatten(2) for view in views], 2)  # (n, size, symmetries, cells)
+        self._cells = cells.flatten(2).contiguous()
+        self._images = torch.stack([view[1] for view in views], 1)
+
+    def compare(self, images: np.ndarray, excluded: np.ndarray | None = None, progress: Progress = silent) -> Likeness:
+        """The best of every statistic over the references, and the reference it belongs to."""
+        import torch
+
+        best = torch.zeros(len(images), len(STATISTICS))
+        nearest = torch.zeros(len(images), len(STATISTICS), dtype=torch.int64)
+        with torch.inference_mode():
+            pixels = grey(images)
+            both = [_described(self._network, signed) for signed in (pixels, 1 - pixels)]
+            looked_for = torch.stack(
+                [cells[:, :, ::STRIDE, ::STRIDE].flatten(2).transpose(1, 2) for cells, _ in both], 1
+            )
+            wholes = torch.stack([whole for _, whole in both], 1)
+            for number in range(len(images)):
+                alike = self._alike(looked_for[number], wholes[number])
+                if excluded is not None:
+                    alike[torch.from_numpy(excluded[number])] = -1
+                best[number], nearest[number] = alike.max(0)
+                progress(number + 1, len(images), "images")
+        return Likeness(-np.log(np.maximum(1 - best.double().numpy(), CEILING)), nearest.numpy())
+
+    def _alike(self, looked_for: torch.Tensor, wholes: torch.Tensor) -> torch.Tensor:
+        """(n, statistics) cosines of cells (2, q, size) and wholes (2, size): an image as it is, and as a negative."""
+        import torch
+
+        signs = zip(looked_for, wholes, strict=True)
+        return torch.stack([torch.cat([self._of_cells(q), self._of_image(whole)], 1) for q, whole in signs]).amax(0)
+
+    def _of_cells(self, looked_for: torch.Tensor) -> torch.Tensor:
+        """(n, shares): mean cosine of the cells (q, size) that fit best, each with its best cell in one view."""
+        import torch
+
+        n_references, n_looked_for = len(self._cells), len(looked_for)
+        fits = torch.empty(n_references, n_looked_for, N_SYMMETRIES)
+        for number in range(n_references):  # one at a time: the product stays in the cache
+            fits[number] = (looked_for @ self._cells[number]).view(n_looked_for, N_SYMMETRIES, CELLS * CELLS).amax(2)
+        summed = fits.sort(1, descending=True).values.cumsum(1)
+        counts = [max(1, round(share * n_looked_for)) for share in SHARES]
+        return torch.stack([summed[:, count - 1].amax(1) / count for count in counts], 1)
+
+    def _of_image(self, whole: torch.Tensor) -> torch.Tensor:
+        """(n, 1) cosine of the vectors of whole images."""
+        alike: torch.Tensor = (self._images @ whole).amax(1, keepdim=True)
+        return alike
+
+
+def _described(network: CopyNetwork, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cells (n, size, 16, 16) and images (n, size) of (n, 1, 64, 64)."""
+    import torch
+
+    parts = [network(block) for block in pixels.split(BLOCK)]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

@@ -319,7 +319,7 @@ def _filtered(calibrated: CalibratedSite, judged: JudgedImages) -> dict[str, Any
     }
 
 
-def _missed(judged: JudgedImages, i: int) -> dict[str, Any]:
+def _missed(judged: JudgedImages, i: np.intp) -> dict[str, Any]:
     """A copy that the filter kept."""
     result = judged.result
     return {

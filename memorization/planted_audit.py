@@ -278,12 +278,22 @@ def _auc(copies: np.ndarray, honest: np.ndarray) -> float:
 def _consistency(compared: Compared, rule: Rule, seed: int) -> float:
     """Cohen's kappa of decisions on the same images after calibrations on other parts of the patients."""
     queries = np.concatenate([compared.honest.values, *(copies.values for copies in compared.copies.values())])
-    names = np.unique(compared.calibration_patients)
+    return mean_kappa(recalibrated(compared.calibration_patients, queries, rule, seed))
+
+
+def recalibrated(calibration_patients: np.ndarray, queries: np.ndarray, rule: Rule, seed: int) -> np.ndarray:
+    """(calibrations, m) decisions on the statistics ``queries`` (m, s), each after another part of the patients."""
+    names = np.unique(calibration_patients)
     rng = np.random.default_rng(derive_seed(seed, "recalibration"))
     decisions = []
     for _ in range(N_RECALIBRATIONS):
         kept = rng.choice(names, max(2, round(SHARE_RECALIBRATED * len(names))), replace=False)
-        decisions.append(rule(np.flatnonzero(np.isin(compared.calibration_patients, kept)))(queries))
+        decisions.append(rule(np.flatnonzero(np.isin(calibration_patients, kept)))(queries))
+    return np.stack(decisions)
+
+
+def mean_kappa(decisions: np.ndarray) -> float:
+    """Cohen's kappa between rows of decisions (r, m), the mean over pairs of them."""
     return float(np.mean([_kappa(a, b) for a, b in combinations(decisions, 2)]))
 
 

@@ -125,6 +125,15 @@ def _of_patients(images: ImageSet, patients: Sequence[str]) -> ImageSet:
 
 def study(config: ExperimentConfig, halves: Halves, plan: str, out: Path, seed: int, device: str) -> dict[str, Any]:
     """Train one generator in ``out`` and score it."""
+    train_on_half(config, halves, plan, out, seed, device)
+    n_images = len(halves.first)
+    seeds = [derive_seed(seed, "study", index) for index in range(N_SUBSETS * n_images)]
+    samples = find_generator(config.generator.name).sample(out, seeds, None, device, _say_progress)
+    return score(halves, samples, seed, device) | {"card": read_json(out / "card.json")}
+
+
+def train_on_half(config: ExperimentConfig, halves: Halves, plan: str, out: Path, seed: int, device: str) -> None:
+    """Train the experiment's generator in ``out``, its snapshot chosen by the patients kept for that."""
     generator, settings = find_generator(config.generator.name), dict(config.generator.settings)
     gauge = FeatureGauge(halves.training, halves.choice, seed, device, generator.sees_mirrored(settings))
     kimg = None if config.train.gan.kimg == "auto" else float(config.train.gan.kimg)
@@ -132,10 +141,6 @@ def study(config: ExperimentConfig, halves: Halves, plan: str, out: Path, seed: 
     generator.train(
         halves.training.images, PLANS[plan](size_px), kimg, settings, out, seed, device, _say_progress, gauge
     )
-    n_images = len(halves.first)
-    seeds = [derive_seed(seed, "study", index) for index in range(N_SUBSETS * n_images)]
-    samples = generator.sample(out, seeds, None, device, _say_progress)
-    return score(halves, samples, seed, device) | {"card": read_json(out / "card.json")}
 
 
 def _say_progress(done: float, total: float, unit: str) -> None:

@@ -20,6 +20,7 @@ from memorization.embedders import Embedder, build_embedder
 from memorization.embedding_cache import cached
 from memorization.filter import FilterResult, filter_samples, judged_by_likeness, with_ranks
 from memorization.fused import FUSED_STATISTICS, FusedIndex
+from memorization.likeness import Likeness
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,14 @@ class SiteFilter:
     def judge(self, images: np.ndarray, progress: Progress = silent) -> FilterResult:
         """Which of the images (n, channels, height, width) are too close to a reference."""
         embedded = self.embedder.embed(images, progress)
+        likeness = None if self.honest is None else self.index.compare(images, embedded, progress=progress)
+        return self.judge_compared(embedded, likeness)
+
+    def judge_compared(self, embedded: np.ndarray, likeness: Likeness | None) -> FilterResult:
+        """As ``judge``, of images whose features and, under the fused rule, likeness to the references are known."""
         result = filter_samples(self.features, embedded, self.calibration.threshold_l2, self.config, self.mirrored)
-        if self.honest is None:
+        if self.honest is None or likeness is None:
             return with_ranks(result, self.calibration.distances)
-        likeness = self.index.compare(images, embedded, progress=progress)
         return judged_by_likeness(result, self.honest, likeness, FUSED_STATISTICS, self.config.percentile / 100)
 
     def judge_honest(self, held_out: Collection[str], features: np.ndarray) -> tuple[np.ndarray, str]:

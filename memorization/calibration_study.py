@@ -39,7 +39,7 @@ class Draw:
     """What one site dropped of the honest images, and the level that it promised."""
 
     rule: str
-    n_images: int
+    n_images: int  # asked for; the last patient drawn may bring more
     level: float
     n_honest: int
     n_dropped: int
@@ -97,8 +97,8 @@ def draw(
     threshold = calibrate(plain[site], [str(name) for name in owners[site]], n_images, paper, seed).threshold_l2
     distances = np.exp(-EmbeddedFeatures(plain[site][None]).compare(plain[honest]).values[:, 0])
     return [
-        _counted(FUSED, int(site.sum()), level, dropped),
-        _counted(PAPER, int(site.sum()), paper.percentile / 100, distances < threshold),
+        _counted(FUSED, n_images, level, dropped),
+        _counted(PAPER, n_images, paper.percentile / 100, distances < threshold),
     ]
 
 

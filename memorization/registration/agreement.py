@@ -51,6 +51,7 @@ BANDS = (
 )
 PART_BAND = BANDS[0]
 NOISY_BANDS = BANDS[1:]  # what white noise leaves of them can be told from the finest
+PIXELS_SMOOTHED_PX = (0.0, 4.0)  # a generator's copy may have little of the original but its light and shade
 BENT_BANDS = tuple(Band(b.fine_px, b.coarse_px, b.window_px, (0.5, 1.0), b.half_size) for b in BANDS[:3])
 
 
@@ -59,7 +60,11 @@ def _names(bands: tuple[Band, ...], after: str = "") -> list[str]:
     return places + [f"{b.name}, frame{how}{after}" for b in bands for how in ("", ", flattened")]
 
 
-POSED_NAMES = (*_names(BANDS), *(f"{b.name}, frame, noise taken off" for b in NOISY_BANDS))
+POSED_NAMES = (
+    *_names(BANDS),
+    *(f"{b.name}, frame, noise taken off" for b in NOISY_BANDS),
+    *("pixels" if sigma == 0 else f"coarser than {sigma:g} px" for sigma in PIXELS_SMOOTHED_PX),
+)
 NAMES = (*POSED_NAMES, *_names(BENT_BANDS, ", bent"))
 
 
@@ -69,6 +74,7 @@ class Agreement:
     def __init__(self, pixels: torch.Tensor) -> None:
         self._bands = [_of(pixels, b) for b in BANDS]
         self._blurred = [[_of(smooth(pixels, sigma), b) for sigma in BLURRED_PX] for b in BANDS]
+        self._smoothed = [smooth(pixels, sigma) for sigma in PIXELS_SMOOTHED_PX]
         self._gains = [_gain(b) for b in BANDS]
 
     def of_a_part(self, queries: torch.Tensor, poses: Poses) -> torch.Tensor:
@@ -83,8 +89,12 @@ class Agreement:
         import torch
 
         seen, inside = warped(queries, poses.matrix, poses.shift, SIZE_PX)
-        values = torch.cat([self._in_bands(seen, inside, poses, BANDS), self._without_noise(seen, inside, poses)], 1)
-        return _as_likeness(values, poses)
+        values = [
+            self._in_bands(seen, inside, poses, BANDS),
+            self._without_noise(seen, inside, poses),
+            self._of_pixels(seen, inside, poses),
+        ]
+        return _as_likeness(torch.cat(values, 1), poses)
 
     def measure_bent(self, queries: torch.Tensor, poses: Poses, field: torch.Tensor) -> torch.Tensor:
         """(n, the others of NAMES) after displacements (n, 2, 64, 64) in px."""
@@ -133,6 +143,24 @@ class Agreement:
             alike = torch.stack([_correlation(detail, r, valid) for r in self._candidates(number, poses)]).amax(0)
             corrected.append((alike * gained).clamp_max(1) * covered)
         return torch.stack(corrected, 1)
+
+    def _of_pixels(self, seen: torch.Tensor, inside: torch.Tensor, poses: Poses) -> torch.Tensor:
+        """(n, len(PIXELS_SMOOTHED_PX)): correlation over the frame of the grey values themselves."""
+        import torch
+
+        covered, sign = _covered(inside), poses.sign
+        alike = []
+        for number, sigma in enumerate(PIXELS_SMOOTHED_PX):
+            a = _centred(smooth(seen, sigma), inside)
+            b = _centred(self._smoothed[number][poses.reference], inside)
+            alike.append(_correlation(a, b, inside) * sign * covered)
+        return torch.stack(alike, 1)
+
+
+def _centred(pixels: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Without the mean of where the image is."""
+    weight = valid.sum((1, 2, 3), keepdim=True).clamp_min(1)
+    return pixels - (pixels * valid).sum((1, 2, 3), keepdim=True) / weight
 
 
 def _as_likeness(correlations: torch.Tensor, poses: Poses) -> torch.Tensor:

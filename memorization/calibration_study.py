@@ -108,16 +108,14 @@ def format_rows(draws: Sequence[Draw]) -> list[str]:
         "| rule | images of a site | sites drawn | level | honest images dropped | share | sites with it inside |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for rule in (FUSED, PAPER):
-        for asked in sorted({one.n_images for one in draws}):
-            rows = [one for one in draws if one.rule == rule and one.n_images == asked]
-            dropped, honest = sum(one.n_dropped for one in rows), sum(one.n_honest for one in rows)
-            inside = sum(one.is_inside for one in rows)
-            level = np.mean([one.level for one in rows])
-            lines.append(
-                f"| {rule} | {asked} | {len(rows)} | {level:.3f} | {dropped} of {honest} | {dropped / honest:.3f} "
-                f"| {inside} of {len(rows)} |"
-            )
+    for rule, asked in sorted({(one.rule, one.n_images) for one in draws}):
+        rows = [one for one in draws if (one.rule, one.n_images) == (rule, asked)]
+        dropped, honest = sum(one.n_dropped for one in rows), sum(one.n_honest for one in rows)
+        inside, level = sum(one.is_inside for one in rows), np.mean([one.level for one in rows])
+        lines.append(
+            f"| {rule} | {asked} | {len(rows)} | {level:.3f} | {dropped} of {honest} | {dropped / honest:.3f} "
+            f"| {inside} of {len(rows)} |"
+        )
     return lines
 
 

@@ -9,8 +9,10 @@ from scipy import ndimage
 
 from memorization.conformal import p_values
 from memorization.planted import KINDS, plant
+from memorization.registration.agreement import POSED_NAMES, Agreement
 from memorization.registration.alignment import align
-from memorization.registration.maps import SIZE_PX, grey, middle_map, warped
+from memorization.registration.bending import bend
+from memorization.registration.maps import SIZE_PX, displaced, grey, middle_map, smooth, warped
 from memorization.registration.part_search import PartSearch
 from memorization.registration.poses import Poses, symmetries
 from memorization.registration.scorer import RegistrationScorer
@@ -28,6 +30,11 @@ def textures(n: int, seed: int, size: int = SIZE_PX) -> np.ndarray:
     )
     low, high = images.min((1, 2), keepdims=True), images.max((1, 2), keepdims=True)
     return np.rint(255 * (images - low) / (high - low)).astype(np.uint8)[:, None]
+
+
+def in_place() -> Poses:
+    """The first query over the first reference as it is."""
+    return Poses(torch.zeros(1).long(), torch.zeros(1).long(), torch.ones(1), torch.eye(2)[None], torch.zeros(1, 2))
 
 
 @pytest.fixture(scope="module")
@@ -111,8 +118,58 @@ def test_alignment_recovers_an_affine_map_and_ignores_what_is_covered() -> None:
     matrix = torch.tensor([[[0.98, 0.09], [-0.12, 1.07]]])
     copy, _ = warped(pixels, matrix, torch.tensor([[0.04, -0.03]]), SIZE_PX)
     copy[:, :, :24, :30] = 0.5
-    start = Poses(torch.zeros(1).long(), torch.zeros(1).long(), torch.ones(1), torch.eye(2)[None], torch.zeros(1, 2))
-    found, agreement = align(middle_map(copy), middle_map(pixels), start, 16)
+    found, agreement = align(middle_map(copy), middle_map(pixels), in_place(), 16)
     inverse = torch.linalg.inv(matrix)
     np.testing.assert_allclose(found.matrix.numpy(), inverse.numpy(), atol=0.02)
     assert agreement > 0.5
+
+
+def test_a_bend_is_found_again_to_a_third_of_a_pixel_and_the_detail_agrees_then() -> None:
+    pixels = grey(textures(1, seed=7))
+    random = torch.randn(2, 1, SIZE_PX, SIZE_PX, generator=torch.Generator().manual_seed(0))
+    field = smooth(random, 9.0).view(1, 2, SIZE_PX, SIZE_PX)
+    field = 1.5 * field / field.norm(dim=1).median()
+    copy, _ = displaced(pixels, torch.eye(2)[None], torch.zeros(1, 2), field)
+    found = bend(copy, pixels, in_place())
+    laid_back, _ = displaced(copy, torch.eye(2)[None], torch.zeros(1, 2), found)
+    inner = (slice(None), slice(None), slice(8, -8), slice(8, -8))
+    line = torch.linspace(-1, 1, SIZE_PX)
+    places = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1)[None]
+    places = places + found.permute(0, 2, 3, 1) * 2 / (SIZE_PX - 1)  # there the first bend moves back
+    residual = found + torch.nn.functional.grid_sample(field, places, align_corners=True)
+    assert residual[inner].norm(dim=1).median() < 0.33
+    assert (laid_back - pixels)[inner].abs().mean() < 0.4 * (copy - pixels)[inner].abs().mean()
+
+
+def test_a_noisy_copy_is_like_its_original_once_the_noise_is_taken_off_and_a_stranger_gains_nothing() -> None:
+    pixels, stranger = grey(textures(2, seed=8)).split(1)
+    noisy = pixels + 0.1 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
+    agreement = Agreement(pixels)
+    plain, corrected = (POSED_NAMES.index(f"0.7 to 1.6 px, frame{how}") for how in ("", ", noise taken off"))
+    of_copy, of_stranger = (1 - torch.exp(-agreement.measure(x, in_place())[0]) for x in (noisy, stranger))
+    assert of_copy[plain] < 0.8 and of_copy[corrected] > 0.9
+    assert abs(of_stranger[corrected] - of_stranger[plain]) < 0.1
+
+
+def test_a_copy_of_light_and_shade_alone_is_seen_by_its_grey_values() -> None:
+    """As a generator makes them: the detail is its own (docs/results/memorization.md)."""
+    references = grey(textures(2, seed=9))
+    shade = smooth(references[:1], 5.0) + 0.5 * (references[1:] - smooth(references[1:], 5.0))
+    values = Agreement(references[:1]).measure(shade, in_place())[0]
+    coarser = POSED_NAMES.index("coarser than 4 px")
+    assert values[coarser] > -np.log(1 - 0.95) and values[: POSED_NAMES.index("2.5 to 6 px, best 50 %")].max() < 1.5
+
+
+def test_the_likeness_does_not_depend_on_the_number_of_threads(site) -> None:
+    references, index, _, _ = site
+    images = np.concatenate([textures(20, seed=4), references])
+    n_threads = torch.get_num_threads()
+    try:
+        found = []
+        for n in (1, 2):
+            torch.set_num_threads(n)
+            found.append(index.compare(images))
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(n_threads)
+    assert np.array_equal(found[0].values, found[1].values) and np.array_equal(found[0].nearest, found[1].nearest)

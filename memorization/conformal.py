@@ -5,6 +5,9 @@ over the calibration images *and* the image in question (full conformal predicti
 the score treats all of them alike: if the image is exchangeable with the calibration images, P(p <= a) <= a for every
 a, however many statistics there are and however they depend on each other.
 
+What is exchangeable is patients: where they have several images each, the guarantee is that of as many calibration
+images as there are patients, and a rate measured at one site spreads the more (docs/results/filter.md).
+
 A smallest or Bonferroni-corrected p over the statistics has the same guarantee and no power at a small site: with 30
 images no single p is below 1/31, so no corrected one below 23/31.
 """

@@ -24,8 +24,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from common.files import write_json
-from common.settings import from_dict
 from common.memory import keep_freed_memory
+from common.settings import from_dict
 from gan.phases import Phases
 from gan.privacy import Mechanism
 from gan.settings import GanConfig

@@ -10,10 +10,10 @@ import torch
 
 from common.checkpoints import load_tensors
 from common.gauge import Gauge
+from common.memory import keep_freed_memory
 from common.progress import Progress, silent
 from gan.alarms import ALARMS, LAST_GOOD, TrainingFailedError
 from gan.batches import Batches
-from common.memory import keep_freed_memory
 from gan.parallel import Share, check_shares
 from gan.pictures import INTERPOLATION, SHEET, SHEETS
 from gan.record import TIMED, Record

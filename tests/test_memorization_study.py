@@ -54,6 +54,7 @@ def copies_of(images: np.ndarray, n: int) -> np.ndarray:
     return np.clip(np.rint(copied), 0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_a_copier_is_dropped_and_refused_and_an_honest_generator_passes(
     site: StudySite, phantoms: np.ndarray, tmp_path: Path
 ) -> None:

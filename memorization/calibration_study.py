@@ -81,7 +81,7 @@ def draw(
     """
     owners = np.asarray(patients)
     site = _site(owners, n_images, seed)
-    honest = np.flatnonzero(~site)[:MAX_HONEST]
+    honest = np.random.default_rng(derive_seed(seed, "honest")).permutation(np.flatnonzero(~site))[:MAX_HONEST]
     if len(honest) < 10:
         raise InputError(
             f"{len(owners)} images leave {len(honest)} honest ones beside a site of {n_images}",

@@ -15,7 +15,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +34,13 @@ from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
 from pipeline.gauge import FeatureGauge
 from pipeline.generators import find_generator
+from pipeline.study_site import StudySite
 
 log = logging.getLogger(__name__)
 
 CHOICE_SHARE = 0.2  # of the training half's patients, for the choice of the snapshot
 N_SUBSETS = 20  # of the samples, each as large as the training half: the Fréchet distance depends on the number
 RESULT = "study.json"
-
-
-@dataclass(frozen=True)
-class Halves:
-    """Images for training, for the choice of the snapshot, and for the scores; no patient is in two of them."""
-
-    training: ImageSet
-    choice: ImageSet
-    unseen: ImageSet
-
-    @property
-    def first(self) -> ImageSet:
-        """The half that the generator comes from."""
-        both = np.concatenate([self.training.images, self.choice.images])
-        return ImageSet(both, self.training.entries + self.choice.entries, self.training.info)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,36 +95,36 @@ def load_images(cases: Sequence[Case], plan: Plan) -> ImageSet:
     return build_slices([slice_of(case) for case in cases], plan)
 
 
-def cut_in_halves(images: ImageSet, seed: int) -> Halves:
+def cut_in_halves(images: ImageSet, seed: int) -> StudySite:
     """Patients at random to the two halves, and a fifth of the first to the choice of the snapshot."""
     patients = sorted({entry.patient for entry in images.entries})
     np.random.default_rng(derive_seed(seed, "halves")).shuffle(patients)
     first, second = patients[: len(patients) // 2], patients[len(patients) // 2 :]
     n_choice = max(2, round(CHOICE_SHARE * len(first)))
-    return Halves(*(_of_patients(images, group) for group in (first[n_choice:], first[:n_choice], second)))
+    return StudySite(*(_of_patients(images, group) for group in (first[n_choice:], first[:n_choice], second)))
 
 
 def _of_patients(images: ImageSet, patients: Sequence[str]) -> ImageSet:
     return images.subset([i for i, entry in enumerate(images.entries) if entry.patient in patients])
 
 
-def study(config: ExperimentConfig, halves: Halves, plan: str, out: Path, seed: int, device: str) -> dict[str, Any]:
+def study(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, seed: int, device: str) -> dict[str, Any]:
     """Train one generator in ``out`` and score it."""
     train_on_half(config, halves, plan, out, seed, device)
-    n_images = len(halves.first)
+    n_images = len(halves.own)
     seeds = [derive_seed(seed, "study", index) for index in range(N_SUBSETS * n_images)]
     samples = find_generator(config.generator.name).sample(out, seeds, None, device, _say_progress)
     return score(halves, samples, seed, device) | {"card": read_json(out / "card.json")}
 
 
-def train_on_half(config: ExperimentConfig, halves: Halves, plan: str, out: Path, seed: int, device: str) -> None:
+def train_on_half(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, seed: int, device: str) -> None:
     """Train the experiment's generator in ``out``, its snapshot chosen by the patients kept for that."""
     generator, settings = find_generator(config.generator.name), dict(config.generator.settings)
-    gauge = FeatureGauge(halves.training, halves.choice, seed, device, generator.sees_mirrored(settings))
+    gauge = FeatureGauge(halves.trained_on, halves.beside, seed, device, generator.sees_mirrored(settings))
     kimg = None if config.train.gan.kimg == "auto" else float(config.train.gan.kimg)
-    size_px = halves.training.images.shape[-1]
+    size_px = halves.trained_on.images.shape[-1]
     generator.train(
-        halves.training.images, PLANS[plan](size_px), kimg, settings, out, seed, device, _say_progress, gauge
+        halves.trained_on.images, PLANS[plan](size_px), kimg, settings, out, seed, device, _say_progress, gauge
     )
 
 
@@ -147,15 +132,15 @@ def _say_progress(done: float, total: float, unit: str) -> None:
     log.debug("%g of %g %s", done, total, unit)
 
 
-def score(halves: Halves, samples: np.ndarray, seed: int, device: str) -> dict[str, Any]:
+def score(halves: StudySite, samples: np.ndarray, seed: int, device: str) -> dict[str, Any]:
     """Distances of samples and of the training half to the unseen half, and of samples to training images."""
-    gauge = FeatureGauge(halves.training, halves.unseen, seed, device)
+    gauge = FeatureGauge(halves.trained_on, halves.unseen, seed, device)
     owners = [entry.patient for entry in halves.unseen.entries]
-    unseen, first, features = (gauge.embed(x) for x in (halves.unseen.images, halves.first.images, samples))
+    unseen, first, features = (gauge.embed(x) for x in (halves.unseen.images, halves.own.images, samples))
     subsets = np.array_split(features, N_SUBSETS)
     real, distances = frechet_distance(first, unseen), [frechet_distance(subset, unseen) for subset in subsets]
     return {
-        "n_images": {"training": len(halves.training), "choice": len(halves.choice), "unseen": len(halves.unseen)},
+        "n_images": {"training": len(halves.trained_on), "choice": len(halves.beside), "unseen": len(halves.unseen)},
         "frechet_halves": _numbers(frechet_interval(first, unseen, seed, owners_b=owners)),
         "frechet_samples": _numbers(frechet_interval(subsets[0], unseen, seed, owners_b=owners)),
         "multiples": [distance / real for distance in distances],

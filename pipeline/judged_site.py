@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import InputError
-from common.image_set import ImageSet
 from common.progress import Progress, silent
 from evaluation.fidelity import frechet_distance
 from memorization.calibration import MemorizationConfig, calibrate
@@ -24,40 +23,17 @@ from memorization.likeness import Likeness
 from memorization.planted_audit import Decision, recalibrated
 from memorization.site_audit import AuditImages, SiteAudit, audit
 from pipeline.site_filter import SiteFilter, site_embedder
-
-
-@dataclass(frozen=True, eq=False)
-class StudySite:
-    """Images of a site and of strangers; no patient is in two of the parts.
-
-    ``trained_on``: what the generator saw, and what the filter compares with. ``beside``: of the site's other patients,
-    who calibrate the filter too. ``unseen``: of patients whom the audit alone sees, its held-out ones.
-    """
-
-    trained_on: ImageSet
-    beside: ImageSet
-    unseen: ImageSet
-
-    @property
-    def own(self) -> ImageSet:
-        """All images of the site."""
-        images = np.concatenate([self.trained_on.images, self.beside.images])
-        return ImageSet(images, self.trained_on.entries + self.beside.entries, self.trained_on.info)
+from pipeline.study_site import StudySite
 
 
 @dataclass(frozen=True, eq=False)
 class CalibratedSite:
-    """``calibration_patients`` (n,): the patient of each row of ``filter.honest``."""
+    """A site with its filter; ``calibration`` (n, statistics) of its images and ``calibration_patients`` (n,)."""
 
     site: StudySite
     filter: SiteFilter
+    calibration: np.ndarray
     calibration_patients: np.ndarray
-
-    @property
-    def calibration(self) -> np.ndarray:
-        """(n, statistics) likeness between patients of the site."""
-        assert self.filter.honest is not None, "calibrate_site knows the fused rule alone"
-        return self.filter.honest
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +80,13 @@ def calibrate_site(
     indexed = np.arange(len(real)) < n_references
     calibration = calibrate(features, patients.tolist(), n_references, config, seed, of_mirrored)
     honest = honest_likeness(real.images, features, of_mirrored, patients, indexed, progress)
-    is_row = ~(patients[:, None] == patients[indexed][None]).all(axis=1)
-    is_row[[image for image, _ in honest.duplicates]] = False
+    honest_patients = patients[honest.images]
     mirrored_references = None if of_mirrored is None else of_mirrored[indexed]
     own = SiteFilter(
-        *(config, calibration, site.trained_on, features[indexed], mirrored_references, embedder, honest.values)
+        *(config, calibration, site.trained_on, features[indexed], mirrored_references, embedder),
+        *(honest.values, honest_patients),
     )
-    return CalibratedSite(site, own, patients[is_row])
+    return CalibratedSite(site, own, honest.values, honest_patients)
 
 
 def judge_images(calibrated: CalibratedSite, images: np.ndarray, progress: Progress = silent) -> JudgedImages:

@@ -41,12 +41,11 @@ from memorization.planted_audit import Recall, mean_kappa, recall_of
 from memorization.site_audit import SiteAudit
 from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
-from pipeline.generator_study import Halves, cut_in_halves, load_images, train_on_half
+from pipeline.generator_study import cut_in_halves, load_images, train_on_half
 from pipeline.generators import find_generator
 from pipeline.judged_site import (
     CalibratedSite,
     JudgedImages,
-    StudySite,
     audit_images,
     calibrate_site,
     decide_by,
@@ -65,6 +64,7 @@ from pipeline.memorization_tables import (
     WELL_TRAINED,
     format_study,
 )
+from pipeline.study_site import StudySite
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,6 @@ SHEET_COLUMNS, SHEET_PAIRS = 12, 36
 class Part:
     """One generator's site with everything judged; ``audits`` of all samples, and of those the filter kept."""
 
-    name: str
     site: CalibratedSite
     judged: Mapping[str, JudgedImages]
     audits: Mapping[str, SiteAudit]
@@ -136,7 +135,7 @@ def _study(chosen: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     )
     sites = {
         OVERTRAINED: site_of_few(small, chosen.n_trained_on, chosen.seed),
-        WELL_TRAINED: StudySite(halves.training, halves.choice, halves.unseen),
+        WELL_TRAINED: halves,
     }
     folders = {
         OVERTRAINED: train_overtrained(config, sites[OVERTRAINED].trained_on, chosen, progress),
@@ -145,20 +144,20 @@ def _study(chosen: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     parts = {}
     for name, site in sites.items():
         made = sample_all(config, folders[name], chosen.n_samples, derive_seed(chosen.seed, name), chosen.device)
-        parts[name] = studied(name, site, made, config, chosen.out, chosen.seed, chosen.device, progress)
+        parts[name] = study_site(name, site, made, config, chosen.out, chosen.seed, chosen.device, progress)
     result = summarise(parts, config)
     cards = {name: read_json(folder / "card.json") for name, folder in folders.items()}
     write_json(chosen.out / RESULT, result | {"cards": cards})
     return result
 
 
-def site_of_few(halves: Halves, n_images: int, seed: int) -> StudySite:
+def site_of_few(halves: StudySite, n_images: int, seed: int) -> StudySite:
     """One image each of ``n_images`` patients of the first half; the half's other patients are beside them.
 
     Raises:
         InputError: the half has too few patients.
     """
-    entries = halves.first.entries
+    entries = halves.own.entries
     patients = sorted({entry.patient for entry in entries})
     if not 2 <= n_images <= len(patients) - N_VALIDATION_PATIENTS:
         raise InputError(
@@ -170,7 +169,7 @@ def site_of_few(halves: Halves, n_images: int, seed: int) -> StudySite:
     owners = [entry.patient for entry in entries]
     trained_on = [owners.index(patient) for patient in patients[:n_images]]
     beside = [i for i, owner in enumerate(owners) if owner in patients[n_images:]]
-    return StudySite(halves.first.subset(trained_on), halves.first.subset(beside), halves.unseen)
+    return StudySite(halves.own.subset(trained_on), halves.own.subset(beside), halves.unseen)
 
 
 def train_overtrained(
@@ -186,7 +185,7 @@ def train_overtrained(
     return Path(out)
 
 
-def train_well(config: ExperimentConfig, halves: Halves, chosen: argparse.Namespace) -> Path:
+def train_well(config: ExperimentConfig, halves: StudySite, chosen: argparse.Namespace) -> Path:
     """The folder given, or of a training by the experiment's settings.
 
     Raises:
@@ -200,9 +199,9 @@ def train_well(config: ExperimentConfig, halves: Halves, chosen: argparse.Namesp
     if not (given / CHECKPOINT).is_file() or not (given / "card.json").is_file():
         raise InputError("no finished generator", where=given, fix="give the folder of one, with its card.json")
     n_images = read_json(given / "card.json")["data"]["n_images"]
-    if n_images != len(halves.training):
+    if n_images != len(halves.trained_on):
         raise InputError(
-            f"it was trained on {n_images} images, this half has {len(halves.training)}",
+            f"it was trained on {n_images} images, this half has {len(halves.trained_on)}",
             where=given,
             fix="give the generator_study's of the same experiment and --seed",
         )
@@ -220,28 +219,6 @@ def sample_all(config: ExperimentConfig, folder: Path, n_samples: int, seed: int
     }
 
 
-def studied(
-    name: str,
-    site: StudySite,
-    made: Mapping[str, np.ndarray],
-    config: ExperimentConfig,
-    out: Path,
-    seed: int,
-    device: str = "cpu",
-    progress: Progress = silent,
-) -> dict[str, Any]:
-    """As ``describe`` of ``study_site``; read from ``out`` where these images were judged by these rules before."""
-    content = {kind: sha256(images.tobytes()).hexdigest() for kind, images in made.items()}
-    asked = [content, to_dict(config.memorization), to_dict(config.gates), seed, len(site.own), len(site.unseen)]
-    digest, path = sha256_of_json(asked), out / PART.format(name=name)
-    if path.is_file() and (known := read_json(path))["digest"] == digest:
-        log.info("%s: judged before", name)
-        return dict(known)
-    part = describe(study_site(name, site, made, config, out, seed, device, progress), seed) | {"digest": digest}
-    write_json(path, part)
-    return part
-
-
 def study_site(
     name: str,
     site: StudySite,
@@ -251,10 +228,18 @@ def study_site(
     seed: int,
     device: str = "cpu",
     progress: Progress = silent,
-) -> Part:
-    """Calibrate, judge the images and those of unseen patients, audit; the sheet shows patients and stays here."""
-    settings = dict(config.generator.settings)
-    by_generator = find_generator(config.generator.name).sees_mirrored(settings)
+) -> dict[str, Any]:
+    """Calibrate, judge the images and those of unseen patients, audit; as ``describe`` puts it.
+
+    Read from ``out`` where these images were judged by these settings before. The sheet shows patients and stays here.
+    """
+    content = {kind: sha256(images.tobytes()).hexdigest() for kind, images in made.items()}
+    asked = [content, to_dict(config.memorization), to_dict(config.gates), seed, len(site.own), len(site.unseen)]
+    digest, path = sha256_of_json(asked), out / PART.format(name=name)
+    if path.is_file() and (known := read_json(path))["digest"] == digest:
+        log.info("%s: judged before; remove %s to judge again", name, path)
+        return dict(known)
+    by_generator = find_generator(config.generator.name).sees_mirrored(dict(config.generator.settings))
     mirrored = {"auto": by_generator, "always": True, "never": False}[config.memorization.mirror]
     calibrated = calibrate_site(site, config.memorization, mirrored, seed, device, out / "embeddings", progress)
     shown = {**made, UNSEEN: site.unseen.images}
@@ -266,7 +251,9 @@ def study_site(
         ALL_SAMPLES: audit_images(calibrated, features, n_sampled, config.gates, seed),
         KEPT: audit_images(calibrated, features[samples.result.kept], n_sampled, config.gates, seed),
     }
-    return Part(name, calibrated, judged, audits)
+    part = describe(Part(calibrated, judged, audits), seed) | {"digest": digest}
+    write_json(path, part)
+    return part
 
 
 def draw_beside_nearest(path: Path, judged: JudgedImages, references: ImageSet) -> None:

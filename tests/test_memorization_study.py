@@ -15,10 +15,10 @@ from common.files import write_json
 from common.image_set import ImageEntry, ImageSet
 from dataset.phantom import PhantomConfig, write_phantom
 from pipeline.entry import compose_experiment
-from pipeline.generator_study import Halves
-from pipeline.judged_site import StudySite, calibrate_site, pixel_correlation
-from pipeline.memorization_study import site_of_few, studied, summarise, train_well
+from pipeline.judged_site import calibrate_site, pixel_correlation
+from pipeline.memorization_study import site_of_few, study_site, summarise, train_well
 from pipeline.memorization_tables import KEPT, OVERTRAINED, SAMPLES, WELL_TRAINED, format_study, goals
+from pipeline.study_site import StudySite
 
 N_TRAINED_ON, N_BESIDE, N_UNSEEN, N_SAMPLES = 12, 4, 8, 12
 CONFIG = compose_experiment("demo", [])
@@ -59,7 +59,7 @@ def test_a_copier_is_dropped_and_refused_and_an_honest_generator_passes(
     site: StudySite, phantoms: np.ndarray, tmp_path: Path
 ) -> None:
     made = {OVERTRAINED: copies_of(site.trained_on.images, N_SAMPLES), WELL_TRAINED: phantoms[-N_SAMPLES:]}
-    parts = {name: studied(name, site, {SAMPLES: images}, CONFIG, tmp_path, 0) for name, images in made.items()}
+    parts = {name: study_site(name, site, {SAMPLES: images}, CONFIG, tmp_path, 0) for name, images in made.items()}
     study = summarise(parts, CONFIG)
     copying, honest = study["parts"][OVERTRAINED], study["parts"][WELL_TRAINED]
     found, n_copies, *_ = copying["filter"][SAMPLES]["copies_dropped"]["0.95"]
@@ -69,8 +69,8 @@ def test_a_copier_is_dropped_and_refused_and_an_honest_generator_passes(
     met = {goal: answer for goal, _, answer in goals(study)}
     assert [answer for goal, answer in met.items() if "dropped" in goal or "export" in goal] == ["yes"] * 6
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.memorization_study.study_site", None)  # what was judged is not judged again
-        again = {name: studied(name, site, {SAMPLES: images}, CONFIG, tmp_path, 0) for name, images in made.items()}
+        patch.setattr("pipeline.memorization_study.calibrate_site", None)  # what was judged is not judged again
+        again = {name: study_site(name, site, {SAMPLES: images}, CONFIG, tmp_path, 0) for name, images in made.items()}
     assert again == study["parts"]
     table = format_study(study)
     assert sum(line.startswith("| dropped share |") for line in table) == 4
@@ -95,18 +95,13 @@ def test_rows_of_the_calibration_know_their_patients_also_where_duplicates_are_l
     assert len(calibrated.calibration) == 7 and list(calibrated.calibration_patients) == list("abcdefh")
 
 
-def halves_of(site: StudySite) -> Halves:
-    return Halves(site.trained_on, site.beside, site.unseen)
-
-
 def test_the_overtrained_generator_sees_one_image_a_patient_and_no_patient_is_on_two_sides(site: StudySite) -> None:
-    halves = halves_of(site)
-    few = site_of_few(halves, 9, 0)
+    few = site_of_few(site, 9, 0)
     sides = [{entry.patient for entry in part.entries} for part in (few.trained_on, few.beside, few.unseen)]
     assert [len(side) for side in sides] == [9, N_TRAINED_ON + N_BESIDE - 9, N_UNSEEN] and len(few.trained_on) == 9
     assert len(set.union(*sides)) == sum(len(side) for side in sides)
     with pytest.raises(InputError, match="use 2 to 14"):
-        site_of_few(halves, 15, 0)
+        site_of_few(site, 15, 0)
 
 
 @pytest.mark.parametrize("n_images,named", [(None, "no finished generator"), (99, "trained on 99 images")])
@@ -118,4 +113,4 @@ def test_a_generator_of_other_images_is_refused(
         write_json(tmp_path / "card.json", {"data": {"n_images": n_images}})
     chosen = type("Chosen", (), {"well_trained": tmp_path})()
     with pytest.raises(InputError, match=named):
-        train_well(CONFIG, halves_of(site), chosen)
+        train_well(CONFIG, site, chosen)

@@ -1,0 +1,28 @@
+"""One source's images as a study cuts them: what a generator sees, what its site has beside, and strangers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.image_set import ImageSet
+
+
+@dataclass(frozen=True)
+class StudySite:
+    """Images of a site and of strangers; no patient is in two of the parts.
+
+    ``trained_on``: what the generator sees, and what a filter compares with. ``beside``: of the site's other patients,
+    who choose the generator's snapshot and calibrate a filter. ``unseen``: of patients whom only scores and audits see.
+    """
+
+    trained_on: ImageSet
+    beside: ImageSet
+    unseen: ImageSet
+
+    @property
+    def own(self) -> ImageSet:
+        """All images of the site."""
+        images = np.concatenate([self.trained_on.images, self.beside.images])
+        return ImageSet(images, self.trained_on.entries + self.beside.entries, self.trained_on.info)

@@ -12,10 +12,11 @@ from memorization.planted import KINDS, plant
 from memorization.registration.agreement import POSED_NAMES, Agreement
 from memorization.registration.alignment import align
 from memorization.registration.bending import bend
-from memorization.registration.maps import SIZE_PX, displaced, grey, middle_map, smooth, warped
-from memorization.registration.part_search import PartSearch
+from memorization.registration.maps import SIZE_PX, box_mean, displaced, grey, middle_map, pooled, smooth, warped
+from memorization.registration.part_search import FINE, MIDDLE, Look, PartSearch
 from memorization.registration.poses import Poses, symmetries
 from memorization.registration.scorer import RegistrationScorer
+from memorization.registration.shared_places import own_places
 
 N_REFERENCES, N_HONEST = 10, 6
 BY_NAME = {kind.name: kind for kind in KINDS}
@@ -99,14 +100,59 @@ def test_images_of_the_same_patient_are_left_out_where_nothing_agrees_at_all() -
     assert (found.nearest != np.arange(3)[:, None]).all()
 
 
+def framed(images: np.ndarray) -> np.ndarray:
+    """With corners cut off, a dark box and burnt-in text, as endoscopes and scanners leave them on every image."""
+    line = np.abs(np.arange(SIZE_PX) - (SIZE_PX - 1) / 2)
+    marked = np.where(line[:, None] + line > 52, 0, images)
+    marked[..., 44:, :20] = 0
+    marked[..., 4:9, 6:40] = np.where(np.random.default_rng(0).random((5, 34)) < 0.5, 255, marked[..., 4:9, 6:40])
+    return marked.astype(np.uint8)
+
+
+def test_a_pasted_part_is_found_though_all_images_have_a_frame_and_burnt_in_text_in_common() -> None:
+    """Places that many share are exactly alike: were they counted, no part could be more alike than honest images."""
+    references, others = framed(textures(24, seed=11)), framed(textures(24, seed=12))
+    index = RegistrationScorer().index(references)
+    honest = index.compare(others).values
+    part = BY_NAME["paste elsewhere"]
+    copies = index.compare(plant(part, 0.125, references, others, seed=0))
+    assert (p_values(honest, copies.values) == 1 / 25).mean() > 0.8  # a part may lie within the frame; 0.17 if it counts
+
+
+def test_a_place_is_its_own_unless_three_others_show_the_same_and_they_are_other_scenes() -> None:
+    alike = torch.zeros(8, 8, 10)
+    alike[:, 1:5, 0] = 1  # one place that all but three references share with four others
+    alike[6, :, :] = 1  # a reference whose images are alike all over: of one patient
+    weights = own_places(8, lambda these, others: alike[these, others])
+    assert weights[6].eq(1).all() and weights[0, 1:].eq(1).all()
+    assert weights[[0, 5, 7], 0].eq(0).all()
+    assert own_places(3, lambda these, others: torch.ones(len(these), 4)).eq(1).all()  # too few to tell
+
+
+def test_means_over_windows_and_gaussians_are_scipys() -> None:
+    x = torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    for sigma in (0.7, 2.5):
+        radius = int(np.ceil(3 * sigma))
+        expected = ndimage.gaussian_filter(
+            x.numpy(), (0, 0, sigma, sigma), mode="nearest", radius=(0, 0, radius, radius)
+        )
+        np.testing.assert_allclose(smooth(x, sigma).numpy(), expected, atol=1e-6)
+    for window in (3, 9):
+        inside = ndimage.uniform_filter(np.ones((32, 32)), window, mode="constant")
+        expected = ndimage.uniform_filter(x.double().numpy(), (0, 0, window, window), mode="constant") / inside
+        np.testing.assert_allclose(box_mean(x, window).numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(pooled(x, window, 16).numpy(), expected[:, :, ::2, ::2], atol=1e-6)
+
+
+@pytest.mark.parametrize("look", [MIDDLE, FINE], ids=["middle", "fine"])
 @pytest.mark.parametrize("symmetry", range(8))
-def test_a_part_is_found_under_every_symmetry_and_sign_at_its_exact_shift(symmetry: int) -> None:
+def test_a_part_is_found_under_every_symmetry_and_sign_at_its_exact_shift(symmetry: int, look: Look) -> None:
     references = textures(4, seed=5)
     pixels = grey(references)
     matrix = symmetries()[symmetry]
     posed, _ = warped(pixels[2:3], matrix.T[None], torch.zeros(1, 2), SIZE_PX)  # the copy
     query = (1 - posed if symmetry % 2 else posed).roll((3, -5), (2, 3))
-    best = PartSearch(pixels).votes(query, 0, 1, torch.arange(4))
+    best = PartSearch(pixels, look).votes(query, 0, 1, torch.arange(4))
     assert best.reference.tolist() == [2] and best.sign.tolist() == [-1.0 if symmetry % 2 else 1.0]
     seen, inside = warped(query, best.matrix, best.shift, SIZE_PX)
     difference = ((seen - (1 - pixels[2] if symmetry % 2 else pixels[2])).abs() * inside)[:, :, 8:-8, 8:-8]

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from memorization.registration.maps import SIZE_PX, band, displaced, halved, smooth, warped
+from memorization.registration.maps import SIZE_PX, band, displaced, halved, pooled, smooth, warped
 from memorization.registration.poses import Poses
+from memorization.registration.shared_places import own_places
 
 if TYPE_CHECKING:
     import torch
 
-CEILING = 1e-3  # -log(1 - correlation) ends here: 1 - 1e-3 and 1 are one
+CEILING = 1e-4  # -log(1 - correlation) ends here: 1 - 1e-4 and 1 are one
 CELLS = 16  # local correlations are taken on 16 x 16 places
 LEAST_FRAME = 0.3  # a mean over less of the frame than this counts as over this much
 FULL_FRAME = 0.5  # a correlation over less of the frame than this is worth less
@@ -44,8 +45,8 @@ class Band:
 
 
 BANDS = (
-    Band(0.0, 1.0, 9, (0.04, 0.1, 0.25, 0.5, 1.0), False),
-    Band(0.7, 1.6, 9, (0.04, 0.1, 0.25, 0.5, 1.0), False),
+    Band(0.0, 1.0, 9, (0.02, 0.04, 0.1, 0.25, 0.5, 1.0), False),
+    Band(0.7, 1.6, 9, (0.02, 0.04, 0.1, 0.25, 0.5, 1.0), False),
     Band(1.2, 3.0, 11, (0.25, 0.5, 1.0), True),
     Band(2.5, 6.0, 19, (0.5, 1.0), True),
 )
@@ -73,6 +74,7 @@ class Agreement:
 
     def __init__(self, pixels: torch.Tensor) -> None:
         self._bands = [_of(pixels, b) for b in BANDS]
+        self._own = [_own(detail, b) for detail, b in zip(self._bands, BANDS, strict=True)]
         self._blurred = [[_of(smooth(pixels, sigma), b) for sigma in BLURRED_PX] for b in BANDS]
         self._smoothed = [smooth(pixels, sigma) for sigma in PIXELS_SMOOTHED_PX]
         self._gains = [_gain(b) for b in BANDS]
@@ -81,7 +83,8 @@ class Agreement:
         """(n,) local correlation of the best small part in fine detail: which poses of parts are worth aligning."""
         seen, inside = warped(queries, poses.matrix, poses.shift, SIZE_PX)
         detail = _of(seen, PART_BAND) * poses.sign[:, None, None, None] * inside
-        best = _best_local(detail, self._bands[BANDS.index(PART_BAND)][poses.reference], PART_BAND)
+        number = BANDS.index(PART_BAND)
+        best = _best_local(detail, self._bands[number][poses.reference], PART_BAND) * self._own[number][poses.reference]
         return _of_best(best * _at_places(inside), best, PART_BAND.shares[0])
 
     def measure(self, queries: torch.Tensor, poses: Poses) -> torch.Tensor:
@@ -113,7 +116,8 @@ class Agreement:
             detail = _of(seen, b) * poses.sign[:, None, None, None] * valid
             best = _best_local(detail, self._bands[number][poses.reference], b)
             places = _at_places(valid)
-            local += [_of_best(best * places, places, share) for share in b.shares]
+            own = best * places * self._own[number][poses.reference]
+            local += [_of_best(best * places if share == 1 else own, places, share) for share in b.shares]
             frame += _over_frame(detail, self._candidates(number, poses), valid, b)
         return torch.stack([*local, *frame], 1)
 
@@ -205,23 +209,31 @@ def _best_local(detail: torch.Tensor, reference: torch.Tensor, b: Band) -> torch
     import torch
     from torch.nn import functional as F
 
-    window = _window(b)
-    stride = detail.shape[-1] // CELLS
-
-    def mean(x: torch.Tensor) -> torch.Tensor:
-        return F.avg_pool2d(x, window, stride, window // 2, count_include_pad=False)
-
-    energy = mean(detail * detail)
-    size = detail.shape[-1]
+    energy, size = pooled(detail * detail, _window(b), CELLS), detail.shape[-1]
     padded = F.pad(reference, (1, 1, 1, 1), mode="replicate")
     best: torch.Tensor | None = None
     for down in range(3):
         for right in range(3):
-            shifted = padded[:, :, down : down + size, right : right + size]
-            local = mean(detail * shifted) / torch.sqrt(energy * mean(shifted * shifted) + 1e-10)
+            local = _local(detail, padded[:, :, down : down + size, right : right + size], b, energy)
             best = local if best is None else torch.maximum(best, local)
     assert best is not None
-    return best.flatten(1)
+    return best
+
+
+def _local(detail: torch.Tensor, reference: torch.Tensor, b: Band, energy: torch.Tensor | None = None) -> torch.Tensor:
+    """(n, places): local correlations as the two lie; ``energy``, where known, is the detail's local mean square."""
+    import torch
+
+    window = _window(b)
+    energy = pooled(detail * detail, window, CELLS) if energy is None else energy
+    both = torch.sqrt(energy * pooled(reference * reference, window, CELLS) + 1e-10)
+    local: torch.Tensor = pooled(detail * reference, window, CELLS) / both
+    return local.flatten(1)
+
+
+def _own(detail: torch.Tensor, b: Band) -> torch.Tensor:
+    """(n, places): how little other references show the same there."""
+    return own_places(len(detail), lambda these, others: _local(detail[others], detail[these], b))
 
 
 def _at_places(valid: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Where a part of an image may have come from: small cells, and the shifts they agree on.
 
 A pasted lesion, or what a crop left, is a handful of cells that all point to one reference by one shift; cells that
-match by chance do not agree. A cell is brought into one of its eight symmetric forms and one sign by its moments, so
-that a mirrored, turned or negative part costs no more to find than a plain one.
+match by chance do not agree. Cells are compared in their standard form, so that a mirrored, turned or negative part
+costs no more to find than a plain one.
 """
 
 from __future__ import annotations
@@ -10,71 +10,97 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from memorization.registration.cells import FLAT_NORM, Cells, forms, relative_forms, standard
 from memorization.registration.maps import SIZE_PX, halved, locally_normalised, warped
 from memorization.registration.poses import Poses
+from memorization.registration.shared_places import own_places
 
 if TYPE_CHECKING:
     import torch
 
-GRID = SIZE_PX // 2  # cells are sampled every second pixel
-CELL = 7  # samples, 14 px
-STRIDE = 2  # samples between the query's cells of one phase; the references' stand at every sample
-PHASES_PX = ((0, 0), (0, 1), (1, 0), (1, 1))  # a shift by an odd number of pixels falls between the samples
-SCALES = (1.35, 1.75, 0.75)  # of the copy, tried in one phase only
 LEAST_CORRELATION = 0.65
-FLAT_NORM = 0.5  # cells without structure match nothing
+WINDOW_PX = 5.0  # of the local normalisation
 BIN = 2.0  # samples of shift that count as one
 BLOCK = 2  # references at once: their matches stay in the cache
 SPAN = 160  # bins of shift per axis, more than any shift needs
 
 
-@dataclass(frozen=True, eq=False)
-class Cells:
-    """Cells in their standard form: ``values`` (n, CELL * CELL), ``form`` (n,) and ``sign`` (n,) that led to it."""
+@dataclass(frozen=True)
+class Look:
+    """The map that cells are cut from, and which cells.
 
-    values: torch.Tensor
-    form: torch.Tensor
-    sign: torch.Tensor
+    ``cell``: samples per side. ``query_stride``, ``reference_stride``: samples between cells; either stands at every
+    sample, the one that is cheaper. ``phases_px``: shifts of the query, as one by an odd number of pixels may fall
+    between the samples. ``scales``: of the copy, tried besides 1, in one phase only.
+    """
+
+    px_per_sample: int
+    band_px: tuple[float, float]
+    cell: int
+    query_stride: int
+    reference_stride: int
+    phases_px: tuple[tuple[int, int], ...] = ((0, 0),)
+    scales: tuple[float, ...] = ()
+
+    @property
+    def n_samples(self) -> int:
+        """Per axis of the map."""
+        return SIZE_PX // self.px_per_sample
+
+    def map_of(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, 1, 64, 64) -> (n, 1, n_samples, n_samples): structures that different patients do not share."""
+        normalised = locally_normalised(pixels, *self.band_px, WINDOW_PX)
+        return normalised if self.px_per_sample == 1 else halved(normalised)
+
+    def middles(self, stride: int) -> torch.Tensor:
+        """(cells, 2): (x, y) of their middles; samples lie in the middles of their pixels, borders at -1 and 1."""
+        import torch
+
+        samples = torch.arange(0, self.n_samples - self.cell + 1, stride) + self.cell / 2
+        rows, columns = torch.meshgrid(samples, samples, indexing="ij")
+        return torch.stack([columns, rows], -1).reshape(-1, 2) * 2 / self.n_samples - 1
+
+
+MIDDLE = Look(2, (0.5, 1.8), 7, 2, 1, phases_px=((0, 0), (0, 1), (1, 0), (1, 1)), scales=(1.35, 1.75, 0.75))
+FINE = Look(1, (0.0, 1.2), 10, 1, 6)  # for parts too small for the other look, of copies that keep all detail
 
 
 class PartSearch:
     """The references, cut into cells."""
 
-    def __init__(self, pixels: torch.Tensor) -> None:
-        from torch.nn import functional as F
-
-        self._side = GRID - CELL + 1
-        cells = F.unfold(_map(pixels), CELL).permute(0, 2, 1)
-        standard = _standard(_unit(cells.reshape(-1, CELL * CELL)))
-        self._values = standard.values.view(cells.shape)
-        self._form, self._sign = standard.form.view(len(pixels), -1), standard.sign.view(len(pixels), -1)
-        self._forms = _forms()
-        self._relative = _relative_forms(self._forms)
+    def __init__(self, pixels: torch.Tensor, look: Look) -> None:
+        cells = reference_cells(pixels, look, look.reference_stride)
+        self._look, self._middles = look, look.middles(look.reference_stride)
+        self._values, self._form, self._sign = cells.values, cells.form, cells.sign
+        self._forms, self._relative = forms(), relative_forms()
 
     def votes(self, pixels: torch.Tensor, query: int, n_poses: int, chosen: torch.Tensor) -> Poses:
         """The best poses of one image (1, 1, 64, 64) over the ``chosen`` references; none where nothing matches."""
         import torch
 
-        cells, middle, scale = _query_cells(pixels)
-        standard = _standard(cells)
-        row, column, value = self._matching(standard.values, chosen)
-        form = self._relative[standard.form[row], self._form[chosen].flatten()[column]]
-        negative = (value * standard.sign[row] * self._sign[chosen].flatten()[column] < 0).long()
-        reference, place = column // self._side**2, column % self._side**2
+        look, n_forms = self._look, len(self._forms)
+        cells, middle, scale = _query_cells(pixels, look)
+        row, column, value = self._matching(cells.values, chosen)
+        form = self._relative[cells.form[row], self._form[chosen].flatten()[column]]
+        negative = (value * cells.sign[row] * self._sign[chosen].flatten()[column] < 0).long()
+        reference, place = column // len(self._middles), column % len(self._middles)
         in_frame = torch.einsum("bji,bj->bi", self._forms[form], middle[row])  # the inverse is the transpose
-        shift = _middles(place, self._side) - in_frame
-        binned = (shift * (GRID - 1) / 2 / BIN).round().long() + SPAN // 2
-        kind = (scale[row] * 2 + negative) * len(self._forms) + form
+        shift = self._middles[place] - in_frame
+        binned = (shift * (look.n_samples - 1) / 2 / BIN).round().long() + SPAN // 2
+        kind = (scale[row] * 2 + negative) * n_forms + form
         key = (kind * len(chosen) + reference) * SPAN**2 + binned[:, 1] * SPAN + binned[:, 0]
         key, member = key.unique(return_inverse=True)
         excess = (value.abs() - LEAST_CORRELATION) / (1 - LEAST_CORRELATION)
-        best = _sum_over_cells(member, row, len(cells), excess, len(key)).topk(min(n_poses, len(key))).indices
+        excess /= torch.sqrt(torch.bincount(row)[row] * torch.bincount(column)[column])  # an edge matches any edge
+        best = _sum_over_cells(member, row, len(middle), excess, len(key)).topk(min(n_poses, len(key))).indices
         total = torch.zeros(len(key)).index_add_(0, member, excess)
         mean = torch.zeros(len(key), 2).index_add_(0, member, shift * excess[:, None]) / total[:, None]
         kind, reference = key[best] // SPAN**2 // len(chosen), chosen[key[best] // SPAN**2 % len(chosen)]
-        factor = torch.tensor((1.0, *SCALES))[kind // len(self._forms) // 2]
-        matrix = factor[:, None, None] * self._forms[kind % len(self._forms)]
-        sign = 1.0 - 2.0 * (kind // len(self._forms) % 2)
+        factor = torch.tensor((1.0, *look.scales))[kind // n_forms // 2]
+        matrix = factor[:, None, None] * self._forms[kind % n_forms]
+        sign = 1.0 - 2.0 * (kind // n_forms % 2)
         moved_px = (mean[best] * SIZE_PX / 2).round()  # a pasted part moves by whole pixels; alignment does the rest
         shift = -torch.einsum("bij,bj->bi", matrix, moved_px * 2 / (SIZE_PX - 1))
         return Poses(torch.full_like(reference, query), reference, sign, matrix, shift)
@@ -83,64 +109,82 @@ class PartSearch:
         """The cell, the position among all cells of the ``chosen`` references, and the correlation of what matches."""
         import torch
 
-        n_cells, blocks = self._values.shape[1], []
+        blocks = []
         for start in range(0, len(chosen), BLOCK):
             values = self._values[chosen[start : start + BLOCK]]
             row, column, value = _above(cells @ values.flatten(0, 1).T)
-            blocks.append((row, column + start * n_cells, value))
+            blocks.append((row, column + start * len(self._middles), value))
         row, column, value = (torch.cat(part) for part in zip(*blocks, strict=True))
         return row, column, value
 
 
+def reference_cells(pixels: torch.Tensor, look: Look, stride: int) -> Cells:
+    """Of every image (n, cells, ...) in standard form; what several of them show at one place matches nothing."""
+    maps = look.map_of(pixels)
+    cells = standard(_cut(maps, look, stride).flatten(0, 1))
+    weight = own_places(len(maps), lambda these, others: _alike(maps[these], maps[others], look, stride))
+    n, n_cells = weight.shape
+    values = cells.values.view(n, n_cells, -1) * weight[:, :, None]
+    return Cells(values, cells.form.view(n, n_cells), cells.sign.view(n, n_cells))
+
+
 def coarse_cells(pixels: torch.Tensor) -> torch.Tensor:
-    """(n, cells, CELL * CELL) in standard form, of a grid of ``STRIDE`` samples."""
+    """(n, cells, size) of images on their own, in standard form, of a coarse grid."""
+    cells = _cut(MIDDLE.map_of(pixels), MIDDLE, MIDDLE.query_stride)
+    return standard(cells.flatten(0, 1)).values.view(cells.shape)
+
+
+def _cut(maps: torch.Tensor, look: Look, stride: int) -> torch.Tensor:
     from torch.nn import functional as F
 
-    cells = F.unfold(_map(pixels), CELL, stride=STRIDE).permute(0, 2, 1)
-    return _standard(_unit(cells.reshape(-1, CELL * CELL))).values.view(cells.shape)
+    return F.unfold(maps, look.cell, stride=stride).permute(0, 2, 1)
 
 
-def _map(pixels: torch.Tensor) -> torch.Tensor:
-    """(n, 1, 64, 64) -> (n, 1, 32, 32): structures of 1 to 4 px, which different patients do not share."""
-    return halved(locally_normalised(pixels, 0.5, 1.8, 5.0))
-
-
-def _query_cells(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cells (c, CELL * CELL), their middles (c, 2) with borders at -1 and 1, and the scale each was cut at (c,)."""
+def _alike(these: torch.Tensor, others: torch.Tensor, look: Look, stride: int) -> torch.Tensor:
+    """(n, cells): correlation of the cells of two sets of maps, place by place."""
     import torch
     from torch.nn import functional as F
 
-    views = [(pixels.roll((-down, -right), (2, 3)), 0, (right, down)) for down, right in PHASES_PX]
-    for number, scale in enumerate(SCALES):
+    def energy(product: torch.Tensor) -> torch.Tensor:
+        return F.avg_pool2d(product, look.cell, stride) * look.cell**2
+
+    both = torch.sqrt((energy(these * these) + FLAT_NORM**2) * (energy(others * others) + FLAT_NORM**2))
+    correlation: torch.Tensor = energy(these * others) / both
+    return correlation.flatten(1)
+
+
+def _query_cells(pixels: torch.Tensor, look: Look) -> tuple[Cells, torch.Tensor, torch.Tensor]:
+    """Cells, their middles (c, 2) with borders at -1 and 1, and the number of the scale each was cut at (c,)."""
+    import torch
+
+    views = [(pixels.roll((-down, -right), (2, 3)), 0, (right, down)) for down, right in look.phases_px]
+    for number, scale in enumerate(look.scales):
         seen, inside = warped(pixels, torch.eye(2)[None] * scale, torch.zeros(1, 2), SIZE_PX)
         views.append((seen * inside, 1 + number, (0, 0)))
-    side = (GRID - CELL) // STRIDE + 1
-    middles = _middles(torch.arange(side**2), side, STRIDE)
+    middles = look.middles(look.query_stride)
+    margin = look.cell / look.n_samples
     cells, places, scales = [], [], []
     for view, scale_number, offset in views:
-        cut = F.unfold(_map(view), CELL, stride=STRIDE)[0].T
+        cut = _cut(look.map_of(view), look, look.query_stride)[0]
         moved = middles + torch.tensor(offset) * 2 / SIZE_PX
-        limit = 1 - CELL / GRID  # a whole cell fits in; a shifted view wraps round at its far border
-        covered = 1 / (1.0, *SCALES)[scale_number]
-        fits = ((moved.abs() <= limit + 1e-6) & (moved.abs() <= covered - CELL / GRID + 1e-6)).all(1)
+        covered = 1 / (1.0, *look.scales)[scale_number]
+        reach = min(1.0, covered) - margin + 1e-6  # a whole cell fits in; a shifted view wraps round at its far border
+        fits = (moved.abs() <= reach).all(1)
         cells.append(cut[fits])
         places.append(moved[fits])
         scales.append(torch.full((int(fits.sum()),), scale_number))
-    return _unit(torch.cat(cells)), torch.cat(places), torch.cat(scales)
-
-
-def _middles(position: torch.Tensor, side: int, stride: int = 1) -> torch.Tensor:
-    """(x, y) of the middles of cells; samples lie in the middles of 2 x 2 pixels, borders of the image at -1 and 1."""
-    import torch
-
-    samples = torch.stack([position % side, position // side], 1) * stride + CELL / 2
-    return samples * 2 / GRID - 1
+    return standard(torch.cat(cells)), torch.cat(places), torch.cat(scales)
 
 
 def _above(response: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Row, column and value of what matches."""
-    row, column = (response.abs() > LEAST_CORRELATION).nonzero(as_tuple=True)
-    return row, column, response[row, column]
+    import torch
+
+    matches = torch.from_numpy(
+        np.flatnonzero(np.abs(response.numpy()) > LEAST_CORRELATION)
+    )  # torch takes 4 times as long
+    n_columns = response.shape[1]
+    return matches // n_columns, matches % n_columns, response.flatten()[matches]
 
 
 def _sum_over_cells(
@@ -152,66 +196,3 @@ def _sum_over_cells(
     pair, position = (member * n_cells + cell).unique(return_inverse=True)
     best = torch.zeros(len(pair)).scatter_reduce_(0, position, excess, "amax")
     return torch.zeros(n_keys).index_add_(0, pair // n_cells, best)
-
-
-def _unit(cells: torch.Tensor) -> torch.Tensor:
-    cells = cells - cells.mean(1, keepdim=True)
-    return cells / (cells.norm(dim=1, keepdim=True) + FLAT_NORM)
-
-
-def _forms() -> torch.Tensor:
-    """(8, 2, 2): mirrored along x (1), along y (2), axes exchanged (4)."""
-    import torch
-
-    exchange = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
-    flips = [torch.diag(torch.tensor([x, y])) for y in (1.0, -1.0) for x in (1.0, -1.0)]
-    return torch.stack([*flips, *(flip @ exchange for flip in flips)])
-
-
-def _relative_forms(forms: torch.Tensor) -> torch.Tensor:
-    """(8, 8): the form that leads from a reference's frame (second) to the query's (first), both in standard form."""
-    import torch
-
-    products = torch.einsum("aij,bkj->abik", forms, forms)
-    relative: torch.Tensor = (products[:, :, None] - forms).abs().sum((3, 4)).argmin(2)
-    return relative
-
-
-def _standard(cells: torch.Tensor) -> Cells:
-    """Bright off the middle, and its first moments positive, the larger along x."""
-    along, sign = _moments(cells)
-    return _in_form(cells, sign, _form(along))
-
-
-def _moments(cells: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """First moments (n, 2) of the cells, each in the sign (n,) that makes its second moment positive."""
-    import torch
-
-    place = _offsets()
-    radius = place.square().sum(1)
-    sign = torch.where(cells @ (radius - radius.mean()) < 0, -1.0, 1.0)
-    return cells @ place * sign[:, None], sign
-
-
-def _form(along: torch.Tensor) -> torch.Tensor:
-    exchanged = along[:, 1].abs() > along[:, 0].abs()
-    form: torch.Tensor = (along[:, 0] < 0).long() + 2 * (along[:, 1] < 0).long() + 4 * exchanged.long()
-    return form
-
-
-def _in_form(cells: torch.Tensor, sign: torch.Tensor, form: torch.Tensor) -> Cells:
-    """Value at ``u`` is that at ``form u``."""
-    import torch
-
-    source = (torch.einsum("fij,pj->fpi", _forms(), _offsets()) + (CELL - 1) / 2).round().long()
-    taken = source[..., 1] * CELL + source[..., 0]
-    return Cells(torch.gather(cells * sign[:, None], 1, taken[form]), form, sign)
-
-
-def _offsets() -> torch.Tensor:
-    """(CELL * CELL, 2): (x, y) of a cell's samples from its middle."""
-    import torch
-
-    line = torch.arange(CELL) - (CELL - 1) / 2
-    rows, columns = torch.meshgrid(line, line, indexing="ij")
-    return torch.stack([columns, rows], -1).reshape(-1, 2)

@@ -16,7 +16,7 @@ from memorization.registration.agreement import NAMES, POSED_NAMES, Agreement
 from memorization.registration.alignment import align
 from memorization.registration.bending import bend
 from memorization.registration.maps import grey, low_map, middle_map
-from memorization.registration.part_search import PartSearch
+from memorization.registration.part_search import FINE, MIDDLE, PartSearch
 from memorization.registration.place_search import PlaceSearch
 from memorization.registration.poses import Poses, joined
 from memorization.registration.shortlist import Shortlist
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 BATCH = 16  # images whose poses are aligned together
 N_VOTED, N_LIKELY, N_ALIGNED = 96, 32, 10  # whole images: poses that are aligned for a few steps, for all, and further
-N_IN_PLACE = 2  # by either look
-N_PARTS_VOTED, N_PARTS = 24, 4
+N_IN_PLACE = 4  # by either look
+N_PARTS_VOTED, N_FINE_PARTS_VOTED, N_PARTS = 24, 8, 4
 N_FIRST_STEPS, N_STEPS = 3, 8
 N_BENT = 3  # poses that are bent as well, those whose middle detail agrees best at most places
 BENT_BY = [POSED_NAMES.index(name) for name in ("0.7 to 1.6 px, best 50 %", "1.2 to 3 px, best 100 %")]
@@ -52,7 +52,8 @@ class RegisteredReferences:
         pixels = grey(references)
         self._n_references, self._shortlist = len(pixels), Shortlist(pixels)
         self._low, self._middle = low_map(pixels), middle_map(pixels)
-        self._whole, self._parts, self._place = WholeSearch(pixels), PartSearch(pixels), PlaceSearch(pixels)
+        self._whole, self._place = WholeSearch(pixels), PlaceSearch(pixels)
+        self._parts, self._fine_parts = PartSearch(pixels, MIDDLE), PartSearch(pixels, FINE)
         self._agreement, self._pixels = Agreement(pixels), pixels
 
     def compare(self, images: np.ndarray, excluded: np.ndarray | None = None, progress: Progress = silent) -> Likeness:
@@ -106,6 +107,7 @@ class RegisteredReferences:
             whole.append(self._whole.votes(one, query, N_VOTED, chosen))
             in_place += self._place.votes(one, query, N_IN_PLACE, allowed[query])
             parts.append(self._parts.votes(one, query, N_PARTS_VOTED, chosen))
+            parts.append(self._fine_parts.votes(one, query, N_FINE_PARTS_VOTED, chosen))
         voted, agreement = self._aligned_coarsely(pixels, joined(whole), N_FIRST_STEPS)
         voted = voted.at(_best_of_each(voted.query, agreement, N_LIKELY))
         aligned, agreement = self._aligned_coarsely(pixels, voted, N_STEPS)

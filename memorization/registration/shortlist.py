@@ -8,10 +8,11 @@ a coarse grid. At a site of at most ``SEARCHES_ALL_OF`` images everything is sea
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from memorization.registration.maps import SIZE_PX, low_map, warped
-from memorization.registration.part_search import LEAST_CORRELATION, coarse_cells
+from memorization.registration.part_search import LEAST_CORRELATION, MIDDLE, coarse_cells, reference_cells
 
 if TYPE_CHECKING:
     import torch
@@ -25,6 +26,7 @@ N_HARMONICS = 5
 WIDTH = 0.7
 FLAT_NORM = 0.05
 LEAST_COVERED = 0.6
+BLOCK = 16  # references at once: their products stay in the cache
 
 
 class Shortlist:
@@ -38,7 +40,7 @@ class Shortlist:
         rings = _rings(low_map(pixels), 2)
         self._mean = rings.mean((0, 1))
         self._rings = _centred(rings, self._mean)
-        self._cells = coarse_cells(pixels)  # (n, cells, size)
+        self._cells = reference_cells(pixels, MIDDLE, MIDDLE.query_stride).values  # (n, cells, size)
 
     def choose(self, pixels: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         """Positions of the references worth searching for one image (1, 1, 64, 64), of those ``allowed`` (n,)."""
@@ -63,17 +65,34 @@ class Shortlist:
         )
         places = _centred(_rings(low_map(seen), 4), self._mean)
         covered = F.avg_pool2d(F.avg_pool2d(inside, 2), 2 * REACH, 4, 2).flatten(1) > LEAST_COVERED
-        alike = torch.einsum("scd,npd->scnp", places, self._rings).amax(3)
+        alike = _best_of_places(places.flatten(0, 1), self._rings, _largest).unflatten(0, places.shape[:2])
         standing_out = (alike - alike.mean(2, keepdim=True)).clamp_min(0).square() * covered[:, :, None]
         return (standing_out.sum(1) / covered.sum(1).clamp_min(4).sqrt()[:, None]).amax(0)
 
     def _by_cells(self, pixels: torch.Tensor) -> torch.Tensor:
         """(n,): how well the image's cells match one of a reference's each."""
-        import torch
-
-        cells = coarse_cells(pixels)[0]
-        best = torch.einsum("qd,ncd->qnc", cells, self._cells).abs().amax(2)
+        best = _best_of_places(coarse_cells(pixels)[0], self._cells, _largest_of_either_sign)
         return (best - LEAST_CORRELATION).clamp_min(0).sum(0)
+
+
+def _best_of_places(
+    rows: torch.Tensor, references: torch.Tensor, best: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """(q, n): the ``best`` product over the places of references (n, places, d) with rows (q, d)."""
+    import torch
+
+    products = (rows @ block.flatten(0, 1).T for block in references.split(BLOCK))
+    return torch.cat([best(product.unflatten(1, (-1, references.shape[1]))) for product in products], 1)
+
+
+def _largest(products: torch.Tensor) -> torch.Tensor:
+    return products.amax(2)
+
+
+def _largest_of_either_sign(products: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    return torch.maximum(products.amax(2), -products.amin(2))
 
 
 def _rings(maps: torch.Tensor, stride: int) -> torch.Tensor:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 GRID = SIZE_PX // 4  # the maps of the votes: 16 x 16 samples
 CELL = 6  # samples, 24 px
 CELLS_PER_AXIS = 4  # of the query
-BLOCK = 16  # references at once: their votes stay in the cache
+BLOCK = 8  # references at once: their votes stay in the cache
 LEAST_VALID, LEAST_NORM, FLAT_NORM = 0.75, 0.6, 0.3  # cells outside the image or without structure do not vote
 
 
@@ -27,7 +27,8 @@ class WholeSearch:
     def __init__(self, pixels: torch.Tensor) -> None:
         from torch.nn import functional as F
 
-        self._cells = _unit(F.unfold(halved(low_map(pixels)), CELL), 1).permute(1, 0, 2)  # (CELL * CELL, n, positions)
+        cells = _unit(F.unfold(halved(low_map(pixels)), CELL), 1)  # (n, CELL * CELL, positions)
+        self._cells = cells.permute(0, 2, 1).contiguous()
         self._side = GRID - CELL + 1
         self._turns = orientations()
 
@@ -35,42 +36,47 @@ class WholeSearch:
         """The ``n_poses`` best of one image (1, 1, 64, 64) over the ``chosen`` references."""
         import torch
 
-        votes = [self._at_scale(pixels, scale, chosen) for scale in SCALES]  # of each (turns, n, shifts)
-        low_high = [part.aminmax(dim=2) for part in votes]
-        strength = torch.stack([torch.stack([high, -low]) for low, high in low_high])  # (scales, 2, turns, n)
+        votes = [self._at_scale(pixels, scale, chosen) for scale in SCALES]
+        strength = torch.stack([_strength(blocks) for blocks in votes])  # (scales, 2, n, turns)
         best = strength.flatten().topk(min(n_poses, strength.numel())).indices
-        scale, negative, turn, reference = torch.unravel_index(best, strength.shape)
+        scale, negative, reference, turn = torch.unravel_index(best, strength.shape)
         signs = 1.0 - 2.0 * negative
-        found = zip(scale.tolist(), turn.tolist(), reference.tolist(), signs, strict=True)
-        place = torch.stack([(votes[at][turned, position] * sign).argmax() for at, turned, position, sign in found])
+        found = zip(scale.tolist(), reference.tolist(), turn.tolist(), signs, strict=True)
+        place = torch.stack(
+            [(votes[s][n // BLOCK][:, n % BLOCK, turned] * sign).argmax() for s, n, turned, sign in found]
+        )
         span = 2 * self._side - 1
         samples = torch.stack([place % span, place // span], 1).float() - (self._side - 1)
         matrix = torch.tensor(SCALES)[scale][:, None, None] * self._turns[turn]
         shift = -torch.einsum("bij,bj->bi", matrix, samples * (SIZE_PX // GRID) * 2 / (SIZE_PX - 1))
         return Poses(torch.full_like(reference, query), chosen[reference], signs, matrix, shift)
 
-    def _at_scale(self, pixels: torch.Tensor, scale: float, chosen: torch.Tensor) -> torch.Tensor:
-        """Votes (turns, n, shifts), below 0 for a negative."""
-        import torch
-
+    def _at_scale(self, pixels: torch.Tensor, scale: float, chosen: torch.Tensor) -> list[torch.Tensor]:
+        """Votes (shifts, BLOCK, turns) of every block of references, below 0 for a negative."""
         starts = _starts(scale)
-        rows, weight = _query_cells(*_posed(pixels, scale, self._turns), starts)
-        votes = torch.cat([self._for_references(rows, starts, block) for block in chosen.split(BLOCK)], 1)
-        return votes.div_(weight.sum(1).clamp_min(4).sqrt()[:, None, None])
+        cells, weight = _query_cells(*_posed(pixels, scale, self._turns), starts)
+        size = weight.sum(1).clamp_min(4).sqrt()
+        return [self._for_references(cells, starts, block).div_(size) for block in chosen.split(BLOCK)]
 
-    def _for_references(self, rows: torch.Tensor, starts: tuple[int, ...], block: torch.Tensor) -> torch.Tensor:
-        """The sums of cells (turns, cells, CELL * CELL) for a few references."""
+    def _for_references(self, cells: torch.Tensor, starts: tuple[int, ...], block: torch.Tensor) -> torch.Tensor:
+        """The sums of cells (turns, cells, CELL * CELL) for a few references; turns lie side by side in memory."""
         import torch
 
-        n_turns, n_cells, _ = rows.shape
-        response = rows.flatten(0, 1) @ self._cells[:, block].flatten(1)
-        response = response.mul_(response.abs()).view(n_turns, n_cells, len(block), self._side, self._side)
-        span = 2 * self._side - 1
-        votes = torch.zeros(n_turns, len(block), span, span)
-        for cell, (top, left) in enumerate((top, left) for top in starts for left in starts):
-            at = self._side - 1 - top, self._side - 1 - left
-            votes[:, :, at[0] : at[0] + self._side, at[1] : at[1] + self._side] += response[:, cell]
-        return votes.flatten(2)
+        side, span, n_turns = self._side, 2 * self._side - 1, len(cells)
+        references = self._cells[block].permute(1, 0, 2).reshape(-1, CELL * CELL)
+        votes = torch.zeros(span, span, len(block), n_turns)
+        for number, (top, left) in enumerate((top, left) for top in starts for left in starts):
+            response = references @ cells[:, number].T
+            response = response.mul_(response.abs()).view(side, side, len(block), n_turns)
+            votes[side - 1 - top : 2 * side - 1 - top, side - 1 - left : 2 * side - 1 - left] += response
+        return votes.flatten(0, 1)
+
+
+def _strength(blocks: list[torch.Tensor]) -> torch.Tensor:
+    """(2, n, turns): the most votes of all shifts, for a copy and for a negative."""
+    import torch
+
+    return torch.cat([torch.stack([votes.amax(0), -votes.amin(0)]) for votes in blocks], 1)
 
 
 def _starts(scale: float) -> tuple[int, ...]:

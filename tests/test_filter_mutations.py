@@ -91,11 +91,11 @@ MUTATIONS = (
         "test_memorization.py",
     ),
     Mutation(
-        "registration tries no mirror image",
-        "registration/poses.py",
-        "    flip = torch.diag(torch.tensor([-1.0 if mirrored else 1.0, 1.0]))\n",
-        "    flip = torch.eye(2)\n",
-        "test_memorization_registration.py",
+        "the fused rule's features know no mirror images",
+        "fused.py",
+        "EmbeddedFeatures(features[None] if mirrored is None else np.stack([features, mirrored]))",
+        "EmbeddedFeatures(features[None])",
+        "test_memorization_fused.py",
     ),
     Mutation(
         "what all images show counts as copied",

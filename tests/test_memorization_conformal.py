@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from memorization.conformal import attainable_level, deciding_statistic, fused_scores, p_values
+from memorization.conformal import (
+    attainable_level,
+    deciding_statistic,
+    dropped_of_calibration,
+    fused_scores,
+    p_values,
+)
 
 VALUES = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e3, 1e3, width=32))
 TABLES = st.tuples(st.integers(3, 25), st.integers(1, 4)).flatmap(
@@ -68,6 +74,11 @@ def test_a_site_too_small_for_its_level_still_drops_what_is_more_alike_than_ever
     assert attainable_level(0.05, 8) == pytest.approx(1 / 9)
     assert p_values(honest, np.array([[9.0]]))[0] <= attainable_level(0.05, 8)
     assert p_values(honest, np.array([[0.5]]))[0] > attainable_level(0.05, 8)
+
+
+def test_an_honest_image_at_the_level_itself_counts_as_dropped() -> None:
+    patients = np.array([f"p{i}" for i in range(20)])
+    assert dropped_of_calibration(np.arange(20.0)[:, None], patients, 0.05).tolist() == 19 * [False] + [True]
 
 
 def test_a_copy_stands_out_at_a_site_of_a_handful_of_images() -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 from test_memorization_registration import textures
 
+from memorization.calibration import MemorizationConfig
 from memorization.conformal import p_values
+from memorization.filter import filter_samples, judged_by_likeness
 from memorization.fused import FUSED_STATISTICS, FusedIndex, honest_likeness
+from memorization.likeness import Likeness
 
 
 def features_of(images: np.ndarray) -> np.ndarray:
@@ -43,6 +46,21 @@ def test_a_mirrored_copy_is_dropped_though_the_index_holds_no_mirror_image() -> 
     mirrored = np.ascontiguousarray(images[..., ::-1])
     found = FusedIndex(images, features_of(images), None).compare(mirrored, features_of(mirrored))
     assert (p_values(honest.values, found.values) == 1 / 9).all()
+
+
+def test_features_of_a_mirrored_copy_are_those_of_the_index_where_it_holds_mirror_images() -> None:
+    images = textures(6, seed=3)
+    mirrored = np.ascontiguousarray(images[..., ::-1])
+    index = FusedIndex(images, features_of(images), features_of(mirrored))
+    found = index.compare(mirrored, features_of(mirrored))
+    assert found.nearest[:, 0].tolist() == list(range(6)) and (found.values[:, 0] > 8).all()  # a distance of 3e-4
+
+
+def test_a_sample_whose_p_value_is_the_level_itself_is_dropped() -> None:
+    unjudged = filter_samples(np.eye(2), np.eye(2)[:1], 0.0, MemorizationConfig())
+    likeness = Likeness(np.array([[50.0]]), np.zeros((1, 1), np.int64))
+    judged = judged_by_likeness(unjudged, np.linspace(0, 1, 19)[:, None], likeness, ["any"], 0.05)
+    assert judged.p_values.tolist() == [0.05] and judged.kept.tolist() == [False]
 
 
 def test_validation_images_calibrate_against_the_index_in_use_and_are_not_in_it() -> None:

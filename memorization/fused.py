@@ -17,7 +17,7 @@ FEATURES = "features"
 FUSED_STATISTICS = (FEATURES, *NAMES)
 DUPLICATE_OF = NAMES.index("0 to 1 px, best 100 %")  # agreement of the finest detail over the whole frame
 DUPLICATE_CORRELATION = 0.99
-MAX_CALIBRATING = 300  # images, drawn with a fixed seed: p-values are fine enough then, and each costs a search
+MAX_CALIBRATING = 200  # images, drawn with a fixed seed: p-values are fine enough then, and each costs a search
 
 
 class FusedIndex:

@@ -100,8 +100,8 @@ MUTATIONS = (
     Mutation(
         "what all images show counts as copied",
         "registration/shared_places.py",
-        "    weights = []\n",
-        "    weights = []\n    n_others = 0\n",
+        "SHARED_BY = 3  #",
+        "SHARED_BY = 1000  #",
         "test_memorization_registration.py",
     ),
     Mutation(

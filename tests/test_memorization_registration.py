@@ -16,7 +16,7 @@ from memorization.registration.maps import SIZE_PX, box_mean, displaced, grey, m
 from memorization.registration.part_search import FINE, MIDDLE, Look, PartSearch
 from memorization.registration.poses import Poses, symmetries
 from memorization.registration.scorer import RegistrationScorer
-from memorization.registration.shared_places import own_places
+from memorization.registration.shared_places import shared_places
 
 N_REFERENCES, N_HONEST = 10, 6
 BY_NAME = {kind.name: kind for kind in KINDS}
@@ -119,14 +119,24 @@ def test_a_pasted_part_is_found_though_all_images_have_a_frame_and_burnt_in_text
     assert (p_values(honest, copies.values) == 1 / 25).mean() > 0.8  # 0.17 if the frame counts
 
 
-def test_a_place_is_its_own_unless_three_others_show_the_same_and_they_are_other_scenes() -> None:
+def test_a_place_is_its_own_unless_three_others_that_count_show_the_same_and_are_other_scenes() -> None:
     alike = torch.zeros(8, 8, 10)
-    alike[:, 1:5, 0] = 1  # one place that all but three references share with four others
-    alike[6, :, :] = 1  # a reference whose images are alike all over: of one patient
-    weights = own_places(8, lambda these, others: alike[these, others])
-    assert weights[6].eq(1).all() and weights[0, 1:].eq(1).all()
-    assert weights[[0, 5, 7], 0].eq(0).all()
-    assert own_places(3, lambda these, others: torch.ones(len(these), 4)).eq(1).all()  # too few to tell
+    alike[:, 1:5, 0] = 1  # one place that every reference shares with four others
+    alike[6] = 1  # a reference whose others are alike all over: of one patient
+    shared = shared_places(8, lambda these, others: alike[these, others])
+    assert shared.own[6].eq(1).all() and shared.own[0, 1:].eq(1).all() and shared.own[[0, 5, 7], 0].eq(0).all()
+    without = torch.ones(2, 8, dtype=torch.bool)
+    without[1, 1:3] = False  # an image that calibrates, and its patient's other one
+    assert shared.own_among(torch.tensor([0, 0]), without)[:, 0].tolist() == [0, 1]
+    assert shared_places(3, lambda these, others: torch.ones(len(these), 4)).own.eq(1).all()  # too few to tell
+
+
+def test_an_image_that_calibrates_is_as_alike_as_if_the_index_had_never_held_it() -> None:
+    """Else it would have a say in what is shared, as a new patient's image has not, and look less alike than that."""
+    images = framed(textures(7, seed=13))
+    inside = RegistrationScorer().index(images).compare(images[:2], np.eye(7, dtype=bool)[:2] | (np.arange(7) < 2))
+    outside = RegistrationScorer().index(images[2:]).compare(images[:2])
+    np.testing.assert_allclose(inside.values, outside.values, atol=2e-3)
 
 
 def test_means_over_windows_and_gaussians_are_scipys() -> None:
@@ -152,7 +162,7 @@ def test_a_part_is_found_under_every_symmetry_and_sign_at_its_exact_shift(symmet
     matrix = symmetries()[symmetry]
     posed, _ = warped(pixels[2:3], matrix.T[None], torch.zeros(1, 2), SIZE_PX)  # the copy
     query = (1 - posed if symmetry % 2 else posed).roll((3, -5), (2, 3))
-    best = PartSearch(pixels, look).votes(query, 0, 1, torch.arange(4))
+    best = PartSearch(pixels, look).votes(query, 0, 1, torch.arange(4), torch.ones(4).bool())
     assert best.reference.tolist() == [2] and best.sign.tolist() == [-1.0 if symmetry % 2 else 1.0]
     seen, inside = warped(query, best.matrix, best.shift, SIZE_PX)
     difference = ((seen - (1 - pixels[2] if symmetry % 2 else pixels[2])).abs() * inside)[:, :, 8:-8, 8:-8]
@@ -192,7 +202,9 @@ def test_a_noisy_copy_is_like_its_original_once_the_noise_is_taken_off_and_a_str
     noisy = pixels + 0.1 * torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))
     agreement = Agreement(pixels)
     plain, corrected = (POSED_NAMES.index(f"0.7 to 1.6 px, frame{how}") for how in ("", ", noise taken off"))
-    of_copy, of_stranger = (1 - torch.exp(-agreement.measure(x, in_place())[0]) for x in (noisy, stranger))
+    of_copy, of_stranger = (
+        1 - torch.exp(-agreement.measure(x, in_place(), torch.ones(1, 1).bool())[0]) for x in (noisy, stranger)
+    )
     assert of_copy[plain] < 0.8 and of_copy[corrected] > 0.9
     assert abs(of_stranger[corrected] - of_stranger[plain]) < 0.1
 
@@ -201,7 +213,7 @@ def test_a_copy_of_light_and_shade_alone_is_seen_by_its_grey_values() -> None:
     """As a generator makes them: the detail is its own (docs/results/memorization.md)."""
     references = grey(textures(2, seed=9))
     shade = smooth(references[:1], 5.0) + 0.5 * (references[1:] - smooth(references[1:], 5.0))
-    values = Agreement(references[:1]).measure(shade, in_place())[0]
+    values = Agreement(references[:1]).measure(shade, in_place(), torch.ones(1, 1).bool())[0]
     coarser = POSED_NAMES.index("coarser than 4 px")
     assert values[coarser] > -np.log(1 - 0.95) and values[: POSED_NAMES.index("2.5 to 6 px, best 50 %")].max() < 2
 

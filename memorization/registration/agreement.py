@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from memorization.registration.maps import SIZE_PX, band, displaced, halved, pooled, smooth, warped
 from memorization.registration.poses import Poses
-from memorization.registration.shared_places import own_places
+from memorization.registration.shared_places import SharedPlaces, shared_places
 
 if TYPE_CHECKING:
     import torch
@@ -74,38 +74,53 @@ class Agreement:
 
     def __init__(self, pixels: torch.Tensor) -> None:
         self._bands = [_of(pixels, b) for b in BANDS]
-        self._own = [_own(detail, b) for detail, b in zip(self._bands, BANDS, strict=True)]
+        self._shared = [_shared(detail, b) for detail, b in zip(self._bands, BANDS, strict=True)]
         self._blurred = [[_of(smooth(pixels, sigma), b) for sigma in BLURRED_PX] for b in BANDS]
         self._smoothed = [smooth(pixels, sigma) for sigma in PIXELS_SMOOTHED_PX]
         self._gains = [_gain(b) for b in BANDS]
 
-    def of_a_part(self, queries: torch.Tensor, poses: Poses) -> torch.Tensor:
-        """(n,) local correlation of the best small part in fine detail: which poses of parts are worth aligning."""
+    def of_a_part(self, queries: torch.Tensor, poses: Poses, allowed: torch.Tensor) -> torch.Tensor:
+        """(n,) local correlation of the best small part in fine detail: which poses of parts are worth aligning.
+
+        ``allowed`` as in ``measure``.
+        """
         seen, inside = warped(queries, poses.matrix, poses.shift, SIZE_PX)
         detail = _of(seen, PART_BAND) * poses.sign[:, None, None, None] * inside
         number = BANDS.index(PART_BAND)
-        best = _best_local(detail, self._bands[number][poses.reference], PART_BAND) * self._own[number][poses.reference]
-        return _of_best(best * _at_places(inside), best, PART_BAND.shares[0])
+        best = _best_local(detail, self._bands[number][poses.reference], PART_BAND)
+        own = best * _at_places(inside) * self._shared[number].own_among(poses.reference, allowed)
+        return _of_best(own, best, PART_BAND.shares[0])
 
-    def measure(self, queries: torch.Tensor, poses: Poses) -> torch.Tensor:
-        """(n, len(POSED_NAMES)) of ``-log(1 - correlation)``, larger is more alike; ``queries`` (n, 1, 64, 64)."""
+    def measure(self, queries: torch.Tensor, poses: Poses, allowed: torch.Tensor) -> torch.Tensor:
+        """(n, len(POSED_NAMES)) of ``-log(1 - correlation)``, larger is more alike.
+
+        Args:
+            queries: (n, 1, 64, 64), of the poses; allowed: (n, references) those that each may be compared with.
+        """
         import torch
 
         seen, inside = warped(queries, poses.matrix, poses.shift, SIZE_PX)
         values = [
-            self._in_bands(seen, inside, poses, BANDS),
+            self._in_bands(seen, inside, poses, BANDS, allowed),
             self._without_noise(seen, inside, poses),
             self._of_pixels(seen, inside, poses),
         ]
         return _as_likeness(torch.cat(values, 1), poses)
 
-    def measure_bent(self, queries: torch.Tensor, poses: Poses, field: torch.Tensor) -> torch.Tensor:
+    def measure_bent(
+        self, queries: torch.Tensor, poses: Poses, field: torch.Tensor, allowed: torch.Tensor
+    ) -> torch.Tensor:
         """(n, the others of NAMES) after displacements (n, 2, 64, 64) in px."""
         seen, inside = displaced(queries, poses.matrix, poses.shift, field)
-        return _as_likeness(self._in_bands(seen, inside, poses, BENT_BANDS), poses)
+        return _as_likeness(self._in_bands(seen, inside, poses, BENT_BANDS, allowed), poses)
 
     def _in_bands(
-        self, seen: torch.Tensor, inside: torch.Tensor, poses: Poses, bands: tuple[Band, ...]
+        self,
+        seen: torch.Tensor,
+        inside: torch.Tensor,
+        poses: Poses,
+        bands: tuple[Band, ...],
+        allowed: torch.Tensor,
     ) -> torch.Tensor:
         import torch
 
@@ -116,7 +131,7 @@ class Agreement:
             detail = _of(seen, b) * poses.sign[:, None, None, None] * valid
             best = _best_local(detail, self._bands[number][poses.reference], b)
             places = _at_places(valid)
-            own = best * places * self._own[number][poses.reference]
+            own = best * places * self._shared[number].own_among(poses.reference, allowed)
             local += [_of_best(best * places if share == 1 else own, places, share) for share in b.shares]
             frame += _over_frame(detail, self._candidates(number, poses), valid, b)
         return torch.stack([*local, *frame], 1)
@@ -231,9 +246,8 @@ def _local(detail: torch.Tensor, reference: torch.Tensor, b: Band, energy: torch
     return local.flatten(1)
 
 
-def _own(detail: torch.Tensor, b: Band) -> torch.Tensor:
-    """(n, places): how little other references show the same there."""
-    return own_places(len(detail), lambda these, others: _local(detail[others], detail[these], b))
+def _shared(detail: torch.Tensor, b: Band) -> SharedPlaces:
+    return shared_places(len(detail), lambda these, others: _local(detail[others], detail[these], b))
 
 
 def _at_places(valid: torch.Tensor) -> torch.Tensor:

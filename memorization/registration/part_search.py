@@ -15,7 +15,7 @@ import numpy as np
 from memorization.registration.cells import FLAT_NORM, Cells, forms, relative_forms, standard
 from memorization.registration.maps import SIZE_PX, halved, locally_normalised, warped
 from memorization.registration.poses import Poses
-from memorization.registration.shared_places import own_places
+from memorization.registration.shared_places import shared_places
 
 if TYPE_CHECKING:
     import torch
@@ -71,18 +71,27 @@ class PartSearch:
     """The references, cut into cells."""
 
     def __init__(self, pixels: torch.Tensor, look: Look) -> None:
-        cells = reference_cells(pixels, look, look.reference_stride)
-        self._look, self._middles = look, look.middles(look.reference_stride)
-        self._values, self._form, self._sign = cells.values, cells.form, cells.sign
+        maps, stride = look.map_of(pixels), look.reference_stride
+        cut = _cut(maps, look, stride)
+        cells = standard(cut.flatten(0, 1))
+        self._look, self._middles = look, look.middles(stride)
+        self._values = cells.values.view(cut.shape)
+        self._form, self._sign = cells.form.view(cut.shape[:2]), cells.sign.view(cut.shape[:2])
+        self._shared = shared_places(len(maps), lambda these, others: _alike(maps[these], maps[others], look, stride))
         self._forms, self._relative = forms(), relative_forms()
 
-    def votes(self, pixels: torch.Tensor, query: int, n_poses: int, chosen: torch.Tensor) -> Poses:
-        """The best poses of one image (1, 1, 64, 64) over the ``chosen`` references; none where nothing matches."""
+    def votes(
+        self, pixels: torch.Tensor, query: int, n_poses: int, chosen: torch.Tensor, allowed: torch.Tensor
+    ) -> Poses:
+        """The best poses of one image (1, 1, 64, 64) over the ``chosen`` of the references ``allowed`` (n,).
+
+        None where nothing matches; what several of the allowed show at one place matches nothing.
+        """
         import torch
 
         look, n_forms = self._look, len(self._forms)
         cells, middle, scale = _query_cells(pixels, look)
-        row, column, value = self._matching(cells.values, chosen)
+        row, column, value = self._matching(cells.values, chosen, allowed)
         form = self._relative[cells.form[row], self._form[chosen].flatten()[column]]
         negative = (value * cells.sign[row] * self._sign[chosen].flatten()[column] < 0).long()
         reference, place = column // len(self._middles), column % len(self._middles)
@@ -105,7 +114,9 @@ class PartSearch:
         shift = -torch.einsum("bij,bj->bi", matrix, moved_px * 2 / (SIZE_PX - 1))
         return Poses(torch.full_like(reference, query), reference, sign, matrix, shift)
 
-    def _matching(self, cells: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _matching(
+        self, cells: torch.Tensor, chosen: torch.Tensor, allowed: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The cell, the position among all cells of the ``chosen`` references, and the correlation of what matches."""
         import torch
 
@@ -115,17 +126,9 @@ class PartSearch:
             row, column, value = _above(cells @ values.flatten(0, 1).T)
             blocks.append((row, column + start * len(self._middles), value))
         row, column, value = (torch.cat(part) for part in zip(*blocks, strict=True))
-        return row, column, value
-
-
-def reference_cells(pixels: torch.Tensor, look: Look, stride: int) -> Cells:
-    """Of every image (n, cells, ...) in standard form; what several of them show at one place matches nothing."""
-    maps = look.map_of(pixels)
-    cells = standard(_cut(maps, look, stride).flatten(0, 1))
-    weight = own_places(len(maps), lambda these, others: _alike(maps[these], maps[others], look, stride))
-    n, n_cells = weight.shape
-    values = cells.values.view(n, n_cells, -1) * weight[:, :, None]
-    return Cells(values, cells.form.view(n, n_cells), cells.sign.view(n, n_cells))
+        value = value * self._shared.own_among(chosen, allowed.expand(len(chosen), -1)).flatten()[column]
+        own = value.abs() > LEAST_CORRELATION
+        return row[own], column[own], value[own]
 
 
 def coarse_cells(pixels: torch.Tensor) -> torch.Tensor:

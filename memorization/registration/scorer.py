@@ -87,11 +87,11 @@ class RegisteredReferences:
         import torch
 
         poses = self._poses(pixels, allowed)
-        posed = self._agreement.measure(pixels[poses.query], poses).to(torch.float64)
+        posed = self._agreement.measure(pixels[poses.query], poses, allowed[poses.query]).to(torch.float64)
         bent_poses = poses.at(_best_of_each(poses.query, posed[:, BENT_BY].sum(1), N_BENT))
         queries = pixels[bent_poses.query]
         field = bend(queries, self._pixels[bent_poses.reference], bent_poses)
-        bent = self._agreement.measure_bent(queries, bent_poses, field).to(torch.float64)
+        bent = self._agreement.measure_bent(queries, bent_poses, field, allowed[bent_poses.query]).to(torch.float64)
         parts = [_best(posed, poses, len(pixels)), _best(bent, bent_poses, len(pixels))]
         values, nearest = (torch.cat(part, 1) for part in zip(*parts, strict=True))
         return Likeness(values.numpy(), nearest.numpy())
@@ -106,14 +106,14 @@ class RegisteredReferences:
             chosen = self._shortlist.choose(one, allowed[query])
             whole.append(self._whole.votes(one, query, N_VOTED, chosen))
             in_place += self._place.votes(one, query, N_IN_PLACE, allowed[query])
-            parts.append(self._parts.votes(one, query, N_PARTS_VOTED, chosen))
-            parts.append(self._fine_parts.votes(one, query, N_FINE_PARTS_VOTED, chosen))
+            parts.append(self._parts.votes(one, query, N_PARTS_VOTED, chosen, allowed[query]))
+            parts.append(self._fine_parts.votes(one, query, N_FINE_PARTS_VOTED, chosen, allowed[query]))
         voted, agreement = self._aligned_coarsely(pixels, joined(whole), N_FIRST_STEPS)
         voted = voted.at(_best_of_each(voted.query, agreement, N_LIKELY))
         aligned, agreement = self._aligned_coarsely(pixels, voted, N_STEPS)
         good = aligned.at(_best_of_each(aligned.query, agreement, N_ALIGNED))
         found = joined(parts)
-        likely = self._agreement.of_a_part(pixels[found.query], found)
+        likely = self._agreement.of_a_part(pixels[found.query], found, allowed[found.query])
         part = found.at(_best_of_each(found.query, likely, N_PARTS))
         fine = joined([good, part])
         finer, _ = align(middle_map(pixels)[fine.query], self._middle[fine.reference], fine, N_STEPS)

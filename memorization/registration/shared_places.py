@@ -6,22 +6,50 @@ Agreement at such a place says nothing of a copy, and would hide what a small pa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
 N_OTHERS = 48  # references that each is set beside
-SHARED_BY, LEAST_SHARED_BY = 0.05, 3  # of them, and at least so many
+SHARED_BY = 3  # of them
 ALIKE, SAME = 0.6, 0.9  # correlations between which a place that others share counts less and less
 SAME_SCENE = 0.5  # mean correlation of two images, above which they are one patient's
 BLOCK = 32  # references at once
+STEPS = 255  # of a correlation as it is kept
 
 
-def own_places(n_references: int, correlations: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """(n, places): 0 where several other references show the same, 1 where none does.
+@dataclass(frozen=True, eq=False)
+class SharedPlaces:
+    """``others`` (n, m): references that each was set beside; ``alike`` (n, places, m): how much, 0 to 255.
 
-    References that are alike all over are not counted: what the images of one patient share is the patient.
+    ``own`` (n, places): 0 where several others show the same, 1 where none does.
+    """
+
+    others: torch.Tensor
+    alike: torch.Tensor
+    own: torch.Tensor
+
+    def own_among(self, references: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """(b, places): the same of some references (b,), where only the ``allowed`` (b, n) others count.
+
+        An image that calibrates must not count itself, nor its patient's: a new patient's image is not among the
+        references either, and that the two are exchangeable is the whole guarantee.
+        """
+        import torch
+
+        if allowed.all():
+            return self.own[references]
+        return _own(self.alike[references] * torch.gather(allowed, 1, self.others[references])[:, None])
+
+
+def shared_places(
+    n_references: int, correlations: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> SharedPlaces:
+    """Set every reference beside others.
+
+    Those that are alike all over do not count: what the images of one patient share is the patient.
 
     Args:
         correlations: of references at these positions (b,) with others at these (b,), place by place (b, places).
@@ -29,14 +57,23 @@ def own_places(n_references: int, correlations: Callable[[torch.Tensor, torch.Te
     import torch
 
     n_others = min(N_OTHERS, n_references - 1)
-    rank = max(LEAST_SHARED_BY, round(SHARED_BY * n_others))
-    steps = [round((other + 1) * n_references / (n_others + 1)) for other in range(n_others)]
-    weights = []
+    steps = torch.tensor([round((other + 1) * n_references / (n_others + 1)) for other in range(n_others)])
+    others = (torch.arange(n_references)[:, None] + steps.long()) % n_references
+    kept = []
     for block in torch.arange(n_references).split(BLOCK):
-        if n_others < rank:
-            weights.append(torch.ones_like(correlations(block, block)))
-            continue
-        found = torch.stack([correlations(block, (block + step) % n_references) for step in steps])
-        found.masked_fill_(found.mean(2, keepdim=True) > SAME_SCENE, 0)
-        weights.append(((SAME - found.topk(rank, dim=0).values[-1]) / (SAME - ALIKE)).clamp(0, 1))
-    return torch.cat(weights)
+        found = [correlations(block, others[block, number]) for number in range(n_others)]
+        alike = torch.stack(found, 2) if found else correlations(block, block)[:, :, None][:, :, :0]
+        alike = torch.where(alike.mean(1, keepdim=True) > SAME_SCENE, 0, alike)
+        kept.append((alike.clamp(0, 1) * STEPS).round().to(torch.uint8))
+    alike = torch.cat(kept)
+    return SharedPlaces(others, alike, torch.cat([_own(block) for block in alike.split(BLOCK)]))
+
+
+def _own(alike: torch.Tensor) -> torch.Tensor:
+    """(b, places, m) -> (b, places)."""
+    import torch
+
+    if alike.shape[2] < SHARED_BY:
+        return torch.ones(alike.shape[:2])
+    shared = alike.topk(SHARED_BY, dim=2).values[:, :, -1] / STEPS
+    return ((SAME - shared) / (SAME - ALIKE)).clamp(0, 1)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from memorization.registration.maps import SIZE_PX, low_map, warped
-from memorization.registration.part_search import LEAST_CORRELATION, MIDDLE, coarse_cells, reference_cells
+from memorization.registration.part_search import LEAST_CORRELATION, coarse_cells
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +40,7 @@ class Shortlist:
         rings = _rings(low_map(pixels), 2)
         self._mean = rings.mean((0, 1))
         self._rings = _centred(rings, self._mean)
-        self._cells = reference_cells(pixels, MIDDLE, MIDDLE.query_stride).values  # (n, cells, size)
+        self._cells = coarse_cells(pixels)  # (n, cells, size)
 
     def choose(self, pixels: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         """Positions of the references worth searching for one image (1, 1, 64, 64), of those ``allowed`` (n,)."""

@@ -18,7 +18,7 @@ FLAT_NORM = 0.5  # cells without structure match nothing
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """Cells in their standard form: ``values`` (..., size * size), ``form`` and ``sign`` (...) that led to it."""
+    """Cells in their standard form: ``values`` (n, size * size), ``form`` and ``sign`` (n,) that led to it."""
 
     values: torch.Tensor
     form: torch.Tensor

@@ -72,8 +72,15 @@ MUTATIONS = (
     Mutation(
         "an honest image as alike as the sample does not count",
         "conformal.py",
-        "(others >= own[:, None])",
-        "(others > own[:, None])",
+        "(others >= (1 - SAME_SCORE) * own[:, None])",
+        "(others > (1 + SAME_SCORE) * own[:, None])",
+        "test_memorization_conformal.py",
+    ),
+    Mutation(
+        "one statistic of one calibration image decides",
+        "conformal.py",
+        "POWER = 6",
+        "POWER = 64",
         "test_memorization_conformal.py",
     ),
     Mutation(

@@ -42,8 +42,12 @@ def test_the_p_value_is_the_rank_by_brute_force(table: np.ndarray) -> None:
     n = len(table)
     median = together[int(np.ceil(0.5 * n - 1e-9)) - 1]
     spread = np.maximum(together[min(n - 1, int(np.ceil(0.97 * n - 1e-9))) - 1] - median, 1e-3)
-    score = max((query - median) / spread)
-    expected = (1 + sum(max((row - median) / spread) >= score for row in honest)) / n
+
+    def score(row: np.ndarray) -> float:
+        return float(sum(max(above, 0.0) ** 6 for above in (row - median) / spread))
+
+    as_alike = sum(score(row) >= (1 - 1e-9) * score(query) for row in honest)  # equal but for rounding is equal
+    expected = (1 + as_alike) / n
     assert p_values(honest, table[-1:])[0] == pytest.approx(expected)
 
 
@@ -85,6 +89,17 @@ def test_a_copy_stands_out_at_a_site_of_a_handful_of_images() -> None:
     """It must not be its own measure of spread."""
     honest = np.array([[0.0, 5.0], [1.0, 4.0], [2.0, 6.0], [3.0, 7.0]])
     assert p_values(honest, np.array([[90.0, 80.0]]))[0] == 1 / 5
+
+
+def test_what_many_statistics_tell_is_found_beside_an_honest_image_that_is_alike_in_one() -> None:
+    """By the largest statistic alone the honest image with the heaviest single one would decide for everybody."""
+    rng = np.random.default_rng(3)
+    honest = rng.standard_normal((60, 20))
+    honest[0, 4] = 1.25 * honest.max()
+    looser_copy = np.full((1, 20), 1.25 * np.quantile(honest, 0.97))
+    spreads = np.quantile(honest, 0.97, axis=0) - np.median(honest, axis=0)
+    assert (looser_copy / spreads).max() < honest[0, 4] / spreads[4]
+    assert p_values(honest, looser_copy)[0] == 1 / 61
 
 
 def test_one_telling_statistic_is_enough_among_many_that_say_nothing() -> None:

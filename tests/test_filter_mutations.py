@@ -112,6 +112,20 @@ MUTATIONS = (
         "test_memorization_registration.py",
     ),
     Mutation(
+        "what a few images show counts for nothing, however exact the copy",
+        "registration/shared_places.py",
+        "torch.maximum(correlation * own(shared), 1 - left)",
+        "correlation * own(shared)",
+        "test_memorization_registration.py",
+    ),
+    Mutation(
+        "a straight edge tells as much as anything else",
+        "registration/local_correlation.py",
+        "TWO_DIRECTIONS = 0.15",
+        "TWO_DIRECTIONS = 1e-6",
+        "test_memorization_registration.py",
+    ),
+    Mutation(
         "images of the same patient calibrate",
         "fused.py",
         "features[queries], same_patient[queries], progress)",

@@ -12,11 +12,12 @@ from memorization.planted import KINDS, plant
 from memorization.registration.agreement import POSED_NAMES, Agreement
 from memorization.registration.alignment import align
 from memorization.registration.bending import bend
+from memorization.registration.local_correlation import best_local_correlation, two_directions
 from memorization.registration.maps import SIZE_PX, box_mean, displaced, grey, middle_map, pooled, smooth, warped
 from memorization.registration.part_search import FINE, MIDDLE, Look, PartSearch
 from memorization.registration.poses import Poses, symmetries
 from memorization.registration.scorer import RegistrationScorer
-from memorization.registration.shared_places import shared_places
+from memorization.registration.shared_places import beyond_shared, shared_places
 
 N_REFERENCES, N_HONEST = 10, 6
 BY_NAME = {kind.name: kind for kind in KINDS}
@@ -124,11 +125,30 @@ def test_a_place_is_its_own_unless_three_others_that_count_show_the_same_and_are
     alike[:, 1:5, 0] = 1  # one place that every reference shares with four others
     alike[6] = 1  # a reference whose others are alike all over: of one patient
     shared = shared_places(8, lambda these, others: alike[these, others])
-    assert shared.own[6].eq(1).all() and shared.own[0, 1:].eq(1).all() and shared.own[[0, 5, 7], 0].eq(0).all()
+    assert shared.shared[6].eq(0).all() and shared.shared[0, 1:].eq(0).all() and shared.shared[[0, 5, 7], 0].eq(1).all()
     without = torch.ones(2, 8, dtype=torch.bool)
     without[1, 1:3] = False  # an image that calibrates, and its patient's other one
-    assert shared.own_among(torch.tensor([0, 0]), without)[:, 0].tolist() == [0, 1]
-    assert shared_places(3, lambda these, others: torch.ones(len(these), 4)).own.eq(1).all()  # too few to tell
+    assert shared.among(torch.tensor([0, 0]), without)[:, 0].tolist() == [1, 0]
+    assert shared_places(3, lambda these, others: torch.ones(len(these), 4)).shared.eq(0).all()  # too few to tell
+
+
+def test_what_others_show_too_says_nothing_unless_the_correlation_is_of_another_order() -> None:
+    shared = torch.tensor([0.2, 0.6, 0.75, 0.95, 0.95, 0.95])
+    found = torch.tensor([0.9, 0.9, 0.8, 0.96, 0.99, 0.9995])
+    expected = torch.tensor([0.9, 0.9, 0.4, 0.0, 0.2, 0.96])
+    torch.testing.assert_close(beyond_shared(found, shared).clamp_min(0), expected)
+
+
+def test_a_place_with_one_straight_edge_tells_nothing_though_any_other_edge_is_like_it() -> None:
+    rows = torch.arange(SIZE_PX, dtype=torch.float32)
+    for direction in (0.0, 0.4, 1.2):
+        across = rows[:, None] * np.sin(direction) + rows[None] * np.cos(direction)
+        edge = torch.tanh((across - across.mean()) / 2)[None, None]
+        softer = torch.tanh((across - across.mean()) / 3)[None, None]
+        middle = (across.flatten() - across.mean()).abs().view(16, 4, 16, 4)[:, 0, :, 0].flatten() < 2
+        assert best_local_correlation(edge, softer, 9)[0, middle].min() > 0.9
+        assert two_directions(edge, 9)[0, middle].max() < 0.2
+    assert two_directions(torch.randn(1, 1, 64, 64, generator=torch.Generator().manual_seed(0)), 9).min() == 1
 
 
 def test_an_image_that_calibrates_is_as_alike_as_if_the_index_had_never_held_it() -> None:

@@ -10,18 +10,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from memorization.registration.maps import SIZE_PX, band, displaced, halved, pooled, smooth, warped
+from memorization.registration.local_correlation import (
+    at_places,
+    best_local_correlation,
+    local_correlation,
+    mean_of_best,
+    two_directions,
+)
+from memorization.registration.maps import SIZE_PX, band, displaced, halved, smooth, warped
 from memorization.registration.poses import Poses
-from memorization.registration.shared_places import SharedPlaces, shared_places
+from memorization.registration.shared_places import SharedPlaces, beyond_shared, shared_places
 
 if TYPE_CHECKING:
     import torch
 
 CEILING = 1e-4  # -log(1 - correlation) ends here: 1 - 1e-4 and 1 are one
-CELLS = 16  # local correlations are taken on 16 x 16 places
-LEAST_FRAME = 0.3  # a mean over less of the frame than this counts as over this much
 FULL_FRAME = 0.5  # a correlation over less of the frame than this is worth less
 LEAST_LEFT = 0.25  # of a band's energy, however much noise there seems to be
+EVENED_PX, LEAST_EVENED = 1.0, 0.004  # strong detail within so many px hides weak detail; less is not amplified
 BLURRED_PX = (1.0, 2.0, 3.5)  # the references are also tried blurred, against a copy that is
 
 
@@ -29,7 +35,8 @@ BLURRED_PX = (1.0, 2.0, 3.5)  # the references are also tried blurred, against a
 class Band:
     """Detail between two Gaussians; ``shares`` of the frame whose best places are averaged; seen at half size or not.
 
-    A small part of a coarse band holds next to no information, so coarse bands have large shares only.
+    A small part of a coarse band holds next to no information, so coarse bands have large shares only. An ``evened``
+    band is divided by its own size nearby, and compared place by place alone.
     """
 
     fine_px: float
@@ -37,11 +44,17 @@ class Band:
     window_px: int
     shares: tuple[float, ...]
     half_size: bool
+    evened: bool = False
 
     @property
     def name(self) -> str:
         """As statistics are called."""
-        return f"{self.fine_px:g} to {self.coarse_px:g} px"
+        return f"{self.fine_px:g} to {self.coarse_px:g} px" + (" evened" if self.evened else "")
+
+    @property
+    def window(self) -> int:
+        """Of local correlations, in samples."""
+        return (self.window_px // 2) | 1 if self.half_size else self.window_px
 
 
 BANDS = (
@@ -50,6 +63,8 @@ BANDS = (
     Band(1.2, 3.0, 11, (0.25, 0.5, 1.0), True),
     Band(2.5, 6.0, 19, (0.5, 1.0), True),
 )
+EVENED_BAND = Band(0.0, 1.0, 9, (0.02, 0.04, 0.1), False, evened=True)
+POSED_BANDS = (*BANDS, EVENED_BAND)
 PART_BAND = BANDS[0]
 NOISY_BANDS = BANDS[1:]  # what white noise leaves of them can be told from the finest
 PIXELS_SMOOTHED_PX = (0.0, 4.0)  # a generator's copy may have little of the original but its light and shade
@@ -58,24 +73,50 @@ BENT_BANDS = tuple(Band(b.fine_px, b.coarse_px, b.window_px, (0.5, 1.0), b.half_
 
 def _names(bands: tuple[Band, ...], after: str = "") -> list[str]:
     places = [f"{b.name}, best {100 * share:g} %{after}" for b in bands for share in b.shares]
-    return places + [f"{b.name}, frame{how}{after}" for b in bands for how in ("", ", flattened")]
+    return places + [f"{b.name}, frame{how}{after}" for b in bands if not b.evened for how in ("", ", flattened")]
 
 
 POSED_NAMES = (
-    *_names(BANDS),
+    *_names(POSED_BANDS),
     *(f"{b.name}, frame, noise taken off" for b in NOISY_BANDS),
     *("pixels" if sigma == 0 else f"coarser than {sigma:g} px" for sigma in PIXELS_SMOOTHED_PX),
 )
 NAMES = (*POSED_NAMES, *_names(BENT_BANDS, ", bent"))
 
 
+@dataclass(frozen=True, eq=False)
+class ReferenceBand:
+    """The references in one band: ``detail`` (n, 1, s, s), what places share and what they can tell (n, places)."""
+
+    detail: torch.Tensor
+    blurred: tuple[torch.Tensor, ...]
+    shared: SharedPlaces
+    telling: torch.Tensor
+
+    @classmethod
+    def of(cls, pixels: torch.Tensor, b: Band) -> ReferenceBand:
+        """References (n, 1, 64, 64)."""
+        detail = _of(pixels, b)
+        blurred = () if b.evened else tuple(_of(smooth(pixels, sigma), b) for sigma in BLURRED_PX)
+        shared = shared_places(
+            len(detail), lambda these, others: local_correlation(detail[others], detail[these], b.window)
+        )
+        return cls(detail, blurred, shared, two_directions(_uneven(pixels, b), b.window))
+
+    def candidates(self, references: torch.Tensor) -> list[torch.Tensor]:
+        """Some of them, as they are and blurred."""
+        return [part[references] for part in (self.detail, *self.blurred)]
+
+    def told(self, local: torch.Tensor, references: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """(b, places): what local correlations with some references say of a copy; ``allowed`` as in ``measure``."""
+        return beyond_shared(local, self.shared.among(references, allowed)) * self.telling[references]
+
+
 class Agreement:
     """The references' bands, ready to be compared with."""
 
     def __init__(self, pixels: torch.Tensor) -> None:
-        self._bands = [_of(pixels, b) for b in BANDS]
-        self._shared = [_shared(detail, b) for detail, b in zip(self._bands, BANDS, strict=True)]
-        self._blurred = [[_of(smooth(pixels, sigma), b) for sigma in BLURRED_PX] for b in BANDS]
+        self._bands = [ReferenceBand.of(pixels, b) for b in POSED_BANDS]
         self._smoothed = [smooth(pixels, sigma) for sigma in PIXELS_SMOOTHED_PX]
         self._gains = [_gain(b) for b in BANDS]
 
@@ -86,10 +127,10 @@ class Agreement:
         """
         seen, inside = warped(queries, poses.matrix, poses.shift, SIZE_PX)
         detail = _of(seen, PART_BAND) * poses.sign[:, None, None, None] * inside
-        number = BANDS.index(PART_BAND)
-        best = _best_local(detail, self._bands[number][poses.reference], PART_BAND)
-        own = best * _at_places(inside) * self._shared[number].own_among(poses.reference, allowed)
-        return _of_best(own, best, PART_BAND.shares[0])
+        references = self._bands[POSED_BANDS.index(PART_BAND)]
+        best = best_local_correlation(detail, references.detail[poses.reference], PART_BAND.window)
+        told = at_places(inside) * references.told(best, poses.reference, allowed)
+        return mean_of_best(told, best, PART_BAND.shares[0])
 
     def measure(self, queries: torch.Tensor, poses: Poses, allowed: torch.Tensor) -> torch.Tensor:
         """(n, len(POSED_NAMES)) of ``-log(1 - correlation)``, larger is more alike.
@@ -101,7 +142,7 @@ class Agreement:
 
         seen, inside = warped(queries, poses.matrix, poses.shift, SIZE_PX)
         values = [
-            self._in_bands(seen, inside, poses, BANDS, allowed),
+            self._in_bands(seen, inside, poses, POSED_BANDS, allowed),
             self._without_noise(seen, inside, poses),
             self._of_pixels(seen, inside, poses),
         ]
@@ -126,19 +167,16 @@ class Agreement:
 
         local: list[torch.Tensor] = []
         frame: list[torch.Tensor] = []
-        for number, b in enumerate(bands):
+        for b, references in zip(bands, self._bands, strict=False):  # bent bands are the first of them
             valid = halved(inside) if b.half_size else inside
             detail = _of(seen, b) * poses.sign[:, None, None, None] * valid
-            best = _best_local(detail, self._bands[number][poses.reference], b)
-            places = _at_places(valid)
-            own = best * places * self._shared[number].own_among(poses.reference, allowed)
-            local += [_of_best(best * places if share == 1 else own, places, share) for share in b.shares]
-            frame += _over_frame(detail, self._candidates(number, poses), valid, b)
+            best = best_local_correlation(detail, references.detail[poses.reference], b.window)
+            places = at_places(valid)
+            told = places * references.told(best, poses.reference, allowed)
+            local += [mean_of_best(best * places if share == 1 else told, places, share) for share in b.shares]
+            if not b.evened:
+                frame += _over_frame(detail, references.candidates(poses.reference), valid, b)
         return torch.stack([*local, *frame], 1)
-
-    def _candidates(self, number: int, poses: Poses) -> list[torch.Tensor]:
-        """A band of the references, as they are and blurred."""
-        return [self._bands[number][poses.reference], *(part[poses.reference] for part in self._blurred[number])]
 
     def _without_noise(self, seen: torch.Tensor, inside: torch.Tensor, poses: Poses) -> torch.Tensor:
         """(n, len(NOISY_BANDS)): correlation over the frame less the energy of white noise.
@@ -149,7 +187,9 @@ class Agreement:
         import torch
 
         finest = _of(seen, BANDS[0]) * inside
-        unexplained = torch.stack([_unexplained(finest, r * inside) for r in self._candidates(0, poses)]).amin(0)
+        unexplained = torch.stack(
+            [_unexplained(finest, r * inside) for r in self._bands[0].candidates(poses.reference)]
+        ).amin(0)
         corrected = []
         for number, b in enumerate(NOISY_BANDS, start=1):
             valid = halved(inside) if b.half_size else inside
@@ -159,7 +199,8 @@ class Agreement:
             left = (energy - noise).clamp_min(LEAST_LEFT * energy).clamp_min(1e-12)
             gained = (energy / left).sqrt()
             covered = _covered(valid)
-            alike = torch.stack([_correlation(detail, r, valid) for r in self._candidates(number, poses)]).amax(0)
+            references = self._bands[number].candidates(poses.reference)
+            alike = torch.stack([_correlation(detail, r, valid) for r in references]).amax(0)
             corrected.append((alike * gained).clamp_max(1) * covered)
         return torch.stack(corrected, 1)
 
@@ -211,58 +252,17 @@ def _covered(valid: torch.Tensor) -> torch.Tensor:
 
 
 def _of(pixels: torch.Tensor, b: Band) -> torch.Tensor:
+    import torch
+
+    detail = _uneven(pixels, b)
+    if not b.evened:
+        return detail
+    return detail / torch.sqrt(smooth(detail * detail, EVENED_PX) + LEAST_EVENED**2)
+
+
+def _uneven(pixels: torch.Tensor, b: Band) -> torch.Tensor:
     detail = band(pixels, b.fine_px, b.coarse_px)
     return halved(detail) if b.half_size else detail
-
-
-def _window(b: Band) -> int:
-    return (b.window_px // 2) | 1 if b.half_size else b.window_px
-
-
-def _best_local(detail: torch.Tensor, reference: torch.Tensor, b: Band) -> torch.Tensor:
-    """(n, places): local correlations, each the best within one sample of shift."""
-    import torch
-    from torch.nn import functional as F
-
-    energy, size = pooled(detail * detail, _window(b), CELLS), detail.shape[-1]
-    padded = F.pad(reference, (1, 1, 1, 1), mode="replicate")
-    best: torch.Tensor | None = None
-    for down in range(3):
-        for right in range(3):
-            local = _local(detail, padded[:, :, down : down + size, right : right + size], b, energy)
-            best = local if best is None else torch.maximum(best, local)
-    assert best is not None
-    return best
-
-
-def _local(detail: torch.Tensor, reference: torch.Tensor, b: Band, energy: torch.Tensor | None = None) -> torch.Tensor:
-    """(n, places): local correlations as the two lie; ``energy``, where known, is the detail's local mean square."""
-    import torch
-
-    window = _window(b)
-    energy = pooled(detail * detail, window, CELLS) if energy is None else energy
-    both = torch.sqrt(energy * pooled(reference * reference, window, CELLS) + 1e-10)
-    local: torch.Tensor = pooled(detail * reference, window, CELLS) / both
-    return local.flatten(1)
-
-
-def _shared(detail: torch.Tensor, b: Band) -> SharedPlaces:
-    return shared_places(len(detail), lambda these, others: _local(detail[others], detail[these], b))
-
-
-def _at_places(valid: torch.Tensor) -> torch.Tensor:
-    """(n, places): whether the query covers the place."""
-    stride = valid.shape[-1] // CELLS
-    return valid[:, :, ::stride, ::stride].flatten(1)
-
-
-def _of_best(local: torch.Tensor, places: torch.Tensor, share: float) -> torch.Tensor:
-    """Mean of the best ``share`` of all places; of all that are covered, for 1."""
-    if share == 1:
-        mean: torch.Tensor = local.sum(1) / places.sum(1).clamp_min(LEAST_FRAME * local.shape[1])
-        return mean
-    best: torch.Tensor = local.topk(max(1, int(share * local.shape[1])), dim=1).values.mean(1)
-    return best
 
 
 def _over_frame(

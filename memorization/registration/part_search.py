@@ -15,7 +15,7 @@ import numpy as np
 from memorization.registration.cells import FLAT_NORM, Cells, forms, relative_forms, standard
 from memorization.registration.maps import SIZE_PX, halved, locally_normalised, warped
 from memorization.registration.poses import Poses
-from memorization.registration.shared_places import shared_places
+from memorization.registration.shared_places import own, shared_places
 
 if TYPE_CHECKING:
     import torch
@@ -126,9 +126,9 @@ class PartSearch:
             row, column, value = _above(cells @ values.flatten(0, 1).T)
             blocks.append((row, column + start * len(self._middles), value))
         row, column, value = (torch.cat(part) for part in zip(*blocks, strict=True))
-        value = value * self._shared.own_among(chosen, allowed.expand(len(chosen), -1)).flatten()[column]
-        own = value.abs() > LEAST_CORRELATION
-        return row[own], column[own], value[own]
+        value = value * own(self._shared.among(chosen, allowed.expand(len(chosen), -1))).flatten()[column]
+        counts = value.abs() > LEAST_CORRELATION
+        return row[counts], column[counts], value[counts]
 
 
 def coarse_cells(pixels: torch.Tensor) -> torch.Tensor:

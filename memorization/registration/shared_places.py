@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 N_OTHERS = 48  # references that each is set beside
 SHARED_BY = 3  # of them
 ALIKE, SAME = 0.6, 0.9  # correlations between which a place that others share counts less and less
+LEFT = 0.25  # of what others leave unexplained: an image that leaves less than this has more than the others
+LEAST_LEFT = 1e-3
 SAME_SCENE = 0.5  # mean correlation of two images, above which they are one patient's
 BLOCK = 32  # references at once
 STEPS = 255  # of a correlation as it is kept
@@ -24,15 +26,15 @@ STEPS = 255  # of a correlation as it is kept
 class SharedPlaces:
     """``others`` (n, m): references that each was set beside; ``alike`` (n, places, m): how much, 0 to 255.
 
-    ``own`` (n, places): 0 where several others show the same, 1 where none does.
+    ``shared`` (n, places): the correlation with which several others show the same.
     """
 
     others: torch.Tensor
     alike: torch.Tensor
-    own: torch.Tensor
+    shared: torch.Tensor
 
-    def own_among(self, references: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
-        """(b, places): the same of some references (b,), where only the ``allowed`` (b, n) others count.
+    def among(self, references: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        """(b, places): ``shared`` of some references (b,), where only the ``allowed`` (b, n) others count.
 
         An image that calibrates must not count itself, nor its patient's: a new patient's image is not among the
         references either, and that the two are exchangeable is the whole guarantee.
@@ -40,8 +42,8 @@ class SharedPlaces:
         import torch
 
         if allowed.all():
-            return self.own[references]
-        return _own(self.alike[references] * torch.gather(allowed, 1, self.others[references])[:, None])
+            return self.shared[references]
+        return _shared(self.alike[references] * torch.gather(allowed, 1, self.others[references])[:, None])
 
 
 def shared_places(
@@ -66,14 +68,29 @@ def shared_places(
         alike = torch.where(alike.mean(1, keepdim=True) > SAME_SCENE, 0, alike)
         kept.append((alike.clamp(0, 1) * STEPS).round().to(torch.uint8))
     alike = torch.cat(kept)
-    return SharedPlaces(others, alike, torch.cat([_own(block) for block in alike.split(BLOCK)]))
+    return SharedPlaces(others, alike, torch.cat([_shared(block) for block in alike.split(BLOCK)]))
 
 
-def _own(alike: torch.Tensor) -> torch.Tensor:
+def own(shared: torch.Tensor) -> torch.Tensor:
+    """0 where several others show the same, 1 where none does."""
+    return ((SAME - shared) / (SAME - ALIKE)).clamp(0, 1)
+
+
+def beyond_shared(correlation: torch.Tensor, shared: torch.Tensor) -> torch.Tensor:
+    """What a correlation says where several others correlate like this.
+
+    Less, down to nothing, unless it is of another order: neighbouring slices are alike, and only a copy is the same.
+    """
+    import torch
+
+    left = (1 - correlation) / (LEFT * (1 - shared)).clamp_min(LEAST_LEFT)
+    return torch.maximum(correlation * own(shared), 1 - left)
+
+
+def _shared(alike: torch.Tensor) -> torch.Tensor:
     """(b, places, m) -> (b, places)."""
     import torch
 
     if alike.shape[2] < SHARED_BY:
-        return torch.ones(alike.shape[:2])
-    shared = alike.topk(SHARED_BY, dim=2).values[:, :, -1] / STEPS
-    return ((SAME - shared) / (SAME - ALIKE)).clamp(0, 1)
+        return torch.zeros(alike.shape[:2])
+    return alike.topk(SHARED_BY, dim=2).values[:, :, -1] / STEPS

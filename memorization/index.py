@@ -11,6 +11,7 @@ from common.errors import InputError
 RESOLUTION_L2 = 1e-9
 QUERY_BLOCK, REFERENCE_BLOCK = 1024, 10240  # their products take 40 MiB
 MIN_GROUPS = 256  # columns whose minima are taken side by side; fewer are slow
+ROWS = 16  # of products that a core's cache holds while they are summed up
 EXACT_FLOATS = 2**16  # of candidates compared in double precision at once: they stay in a core's cache
 
 
@@ -57,13 +58,13 @@ class _Search:
         self._references, self._k, self._block = references, k, block
         self._centre = references.mean(axis=0, dtype=np.float64).astype(np.float32)
         n, dimension = references.shape
-        self._right = np.empty((n, dimension + 1), np.float32)
+        self._right, self._squares = np.empty((n, dimension), np.float32), np.empty(n, np.float32)
         for start in range(0, n, QUERY_BLOCK):
             part = slice(start, start + QUERY_BLOCK)
             centred = references[part] - self._centre.astype(np.float64)
-            self._right[part, :-1], self._right[part, -1] = -2 * centred, np.square(centred).sum(axis=1)
+            self._right[part], self._squares[part] = -2 * centred, np.square(centred).sum(axis=1)
         self._buffer = np.empty(n_queries * min(n, block), np.float32)
-        self._largest_norm = float(np.sqrt(self._right[:, -1].max()))
+        self._largest_norm = float(np.sqrt(self._squares.max()))
 
     def nearest(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances and indices (m, k) of finite queries."""
@@ -77,18 +78,17 @@ class _Search:
 
     def _candidates(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of query and reference that hold the k nearest of every query."""
-        left = np.empty((len(queries), queries.shape[1] + 1), np.float32)
-        np.subtract(queries, self._centre, out=left[:, :-1], casting="same_kind")
-        margin = self._margin(np.sqrt(np.einsum("ij,ij->i", left[:, :-1], left[:, :-1])))
-        left[:, -1] = 1
+        left = np.subtract(queries, self._centre, dtype=np.float32, casting="same_kind")
+        margin = self._margin(np.sqrt(np.einsum("ij,ij->i", left, left)))
         bound = np.full((len(queries), self._k), np.inf, np.float32)  # k values of which each query has some below
         kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for start in range(0, len(self._right), self._block):
-            # |r|^2 - 2 q r: the distance without |q|^2, which all of a row share
-            right = self._right[start : start + self._block]
+            part = slice(start, start + self._block)
+            right = self._right[part]
             products = self._buffer[: len(left) * len(right)].reshape(len(left), len(right))
             np.matmul(left, right.T, out=products)
-            bound, rows, columns = _below(products, bound, margin)
+            minima = _add_and_minima(products, self._squares[part], max(MIN_GROUPS, self._k))
+            bound, rows, columns = _below(products, minima, bound, margin)
             kept.append((rows, columns + start, products[rows, columns]))
         rows, columns, values = (np.concatenate(part) for part in zip(*kept, strict=True))
         near = values <= bound[rows, -1] + margin[rows]
@@ -103,21 +103,33 @@ class _Search:
         return margin
 
 
-def _below(products: np.ndarray, bound: np.ndarray, margin: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _add_and_minima(products: np.ndarray, squares: np.ndarray, n_groups: int) -> np.ndarray:
+    """Make ``products`` (m, n) of -2 q r to |r|^2 - 2 q r, the distance but for |q|^2, which all of a row share.
+
+    Gives the minima (m, n_groups) of every n_groups-th column, infinite where there is none.
+    """
+    n_columns = products.shape[1]
+    n_whole = n_columns // n_groups * n_groups
+    minima = np.full((len(products), n_groups), np.inf, np.float32)
+    for start in range(0, len(products), ROWS):
+        rows, lowest = products[start : start + ROWS], minima[start : start + ROWS]
+        np.add(rows, squares, out=rows)
+        if n_whole:
+            rows[:, :n_whole].reshape(len(rows), -1, n_groups).min(axis=1, out=lowest)
+        rest = rows[:, n_whole:]
+        np.minimum(lowest[:, : rest.shape[1]], rest, out=lowest[:, : rest.shape[1]])
+    return minima
+
+
+def _below(
+    products: np.ndarray, minima: np.ndarray, bound: np.ndarray, margin: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The k smallest group minima so far (m, k), and the pairs within ``margin`` of the largest of them.
 
     Minima of disjoint groups of columns are values of k different columns, so none of the k smallest values is above
     the k-th smallest minimum; only groups whose minimum is as low are looked into.
     """
-    k = bound.shape[1]
-    n_groups = max(MIN_GROUPS, k)
-    n_columns = products.shape[1]
-    n_whole = n_columns // n_groups * n_groups
-    minima = np.full((len(products), n_groups), np.inf, np.float32)
-    if n_whole:
-        products[:, :n_whole].reshape(len(products), -1, n_groups).min(axis=1, out=minima)
-    rest = products[:, n_whole:]
-    np.minimum(minima[:, : rest.shape[1]], rest, out=minima[:, : rest.shape[1]])
+    k, n_groups, n_columns = bound.shape[1], minima.shape[1], products.shape[1]
     bound = np.partition(np.concatenate([bound, minima], axis=1), k - 1, axis=1)[:, :k]
     bound.sort(axis=1)
     limit = bound[:, -1] + margin

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CEILING = 1e-4  # -log(1 - correlation) ends here: 1 - 1e-4 and 1 are one
 FULL_FRAME = 0.5  # a correlation over less of the frame than this is worth less
 LEAST_LEFT = 0.25  # of a band's energy, however much noise there seems to be
+SMALL_SHARE = 0.1  # of the frame: straight edges alone fill as much in images that have nothing in common
 EVENED_PX, LEAST_EVENED = 1.0, 0.004  # strong detail within so many px hides weak detail; less is not amplified
 BLURRED_PX = (1.0, 2.0, 3.5)  # the references are also tried blurred, against a copy that is
 
@@ -107,9 +108,9 @@ class ReferenceBand:
         """Some of them, as they are and blurred."""
         return [part[references] for part in (self.detail, *self.blurred)]
 
-    def told(self, local: torch.Tensor, references: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+    def beyond_others(self, local: torch.Tensor, references: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
         """(b, places): what local correlations with some references say of a copy; ``allowed`` as in ``measure``."""
-        return beyond_shared(local, self.shared.among(references, allowed)) * self.telling[references]
+        return beyond_shared(local, self.shared.among(references, allowed))
 
 
 class Agreement:
@@ -129,8 +130,8 @@ class Agreement:
         detail = _of(seen, PART_BAND) * poses.sign[:, None, None, None] * inside
         references = self._bands[POSED_BANDS.index(PART_BAND)]
         best = best_local_correlation(detail, references.detail[poses.reference], PART_BAND.window)
-        told = at_places(inside) * references.told(best, poses.reference, allowed)
-        return mean_of_best(told, best, PART_BAND.shares[0])
+        told = at_places(inside) * references.beyond_others(best, poses.reference, allowed)
+        return mean_of_best(told * references.telling[poses.reference], best, PART_BAND.shares[0])
 
     def measure(self, queries: torch.Tensor, poses: Poses, allowed: torch.Tensor) -> torch.Tensor:
         """(n, len(POSED_NAMES)) of ``-log(1 - correlation)``, larger is more alike.
@@ -172,8 +173,10 @@ class Agreement:
             detail = _of(seen, b) * poses.sign[:, None, None, None] * valid
             best = best_local_correlation(detail, references.detail[poses.reference], b.window)
             places = at_places(valid)
-            told = places * references.told(best, poses.reference, allowed)
-            local += [mean_of_best(best * places if share == 1 else told, places, share) for share in b.shares]
+            told = places * references.beyond_others(best, poses.reference, allowed)
+            telling = told * references.telling[poses.reference]
+            of_share = {share: telling if share <= SMALL_SHARE else told for share in b.shares} | {1.0: best * places}
+            local += [mean_of_best(of_share[share], places, share) for share in b.shares]
             if not b.evened:
                 frame += _over_frame(detail, references.candidates(poses.reference), valid, b)
         return torch.stack([*local, *frame], 1)

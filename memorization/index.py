@@ -11,7 +11,7 @@ from common.errors import InputError
 RESOLUTION_L2 = 1e-9
 QUERY_BLOCK, REFERENCE_BLOCK = 1024, 10240  # their products take 40 MiB
 MIN_GROUPS = 256  # columns whose minima are taken side by side; fewer are slow
-ROWS = 16  # of products that a core's cache holds while they are summed up
+ROWS = 8  # of products that a core's cache holds while they are summed up
 EXACT_FLOATS = 2**16  # of candidates compared in double precision at once: they stay in a core's cache
 
 
@@ -147,8 +147,7 @@ def _exact(references: np.ndarray, queries: np.ndarray, rows: np.ndarray, column
     step = max(1, EXACT_FLOATS // references.shape[1])
     for start in range(0, len(rows), step):
         pairs = slice(start, start + step)
-        differences = references[columns[pairs]].astype(np.float64)
-        differences -= queries[rows[pairs]]
+        differences = np.subtract(references[columns[pairs]], queries[rows[pairs]], dtype=np.float64)
         squared[pairs] = np.square(differences, out=differences).sum(axis=1)
     return squared
 

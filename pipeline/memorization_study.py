@@ -64,6 +64,7 @@ from pipeline.memorization_tables import (
     WELL_TRAINED,
     format_study,
 )
+from pipeline.store import code_digest
 from pipeline.study_site import StudySite
 
 log = logging.getLogger(__name__)
@@ -231,13 +232,15 @@ def study_site(
 ) -> dict[str, Any]:
     """Calibrate, judge the images and those of unseen patients, audit; as ``describe`` puts it.
 
-    Read from ``out`` where these images were judged by these settings before. The sheet shows patients and stays here.
+    Read from ``out`` where these images were judged by this code and these settings before. The sheet shows patients and
+    stays here.
     """
     content = {kind: sha256(images.tobytes()).hexdigest() for kind, images in made.items()}
-    asked = [content, to_dict(config.memorization), to_dict(config.gates), seed, len(site.own), len(site.unseen)]
+    settings = [to_dict(config.memorization), to_dict(config.gates), seed]
+    asked = [content, settings, code_digest(("memorization", "pipeline")), len(site.own), len(site.unseen)]
     digest, path = sha256_of_json(asked), out / PART.format(name=name)
     if path.is_file() and (known := read_json(path))["digest"] == digest:
-        log.info("%s: judged before; remove %s to judge again", name, path)
+        log.info("%s: judged before, see %s", name, path)
         return dict(known)
     by_generator = find_generator(config.generator.name).sees_mirrored(dict(config.generator.settings))
     mirrored = {"auto": by_generator, "always": True, "never": False}[config.memorization.mirror]

@@ -71,6 +71,9 @@ def test_a_copier_is_dropped_and_refused_and_an_honest_generator_passes(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.memorization_study.calibrate_site", None)  # what was judged is not judged again
         again = {name: study_site(name, site, {SAMPLES: images}, CONFIG, tmp_path, 0) for name, images in made.items()}
+        patch.setattr("pipeline.memorization_study.code_digest", lambda packages: "changed")
+        with pytest.raises(TypeError):  # but by another filter it is
+            study_site(WELL_TRAINED, site, {SAMPLES: made[WELL_TRAINED]}, CONFIG, tmp_path, 0)
     assert again == study["parts"]
     table = format_study(study)
     assert sum(line.startswith("| dropped share |") for line in table) == 4

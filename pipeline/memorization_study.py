@@ -232,8 +232,8 @@ def study_site(
 ) -> dict[str, Any]:
     """Calibrate, judge the images and those of unseen patients, audit; as ``describe`` puts it.
 
-    Read from ``out`` where these images were judged by this code and these settings before. The sheet shows patients and
-    stays here.
+    Read from ``out`` where these images were judged by this code and these settings before. The sheet shows patients
+    and stays here.
     """
     content = {kind: sha256(images.tobytes()).hexdigest() for kind, images in made.items()}
     settings = [to_dict(config.memorization), to_dict(config.gates), seed]

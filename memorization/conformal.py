@@ -67,9 +67,8 @@ def _p_values(calibration: np.ndarray, queries: np.ndarray) -> np.ndarray:
     median, spread = _median_and_spread(calibration, queries)
     own = _score(queries, median, spread)
     others = _score(calibration[None], median[:, None], spread[:, None])
-    as_alike = (others >= (1 - SAME_SCORE) * own[:, None]).sum(
-        axis=1
-    )  # ties count: a copy is not less of one for company
+    # ties count: a copy is not less of one for having company
+    as_alike = (others >= (1 - SAME_SCORE) * own[:, None]).sum(axis=1)
     return np.asarray((1 + as_alike) / (1 + len(calibration)))
 
 

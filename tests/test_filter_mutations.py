@@ -114,8 +114,15 @@ MUTATIONS = (
     Mutation(
         "what a few images show counts for nothing, however exact the copy",
         "registration/shared_places.py",
-        "torch.maximum(correlation * own(shared), 1 - left)",
-        "correlation * own(shared)",
+        "torch.maximum(correlation * unshared(shared), more_than_others)",
+        "correlation * unshared(shared)",
+        "test_memorization_registration.py",
+    ),
+    Mutation(
+        "text that is the same in all images counts where it is exact",
+        "registration/shared_places.py",
+        "IDENTICAL = 0.98",
+        "IDENTICAL = 0.9999",
         "test_memorization_registration.py",
     ),
     Mutation(

@@ -15,7 +15,7 @@ import numpy as np
 from memorization.registration.cells import FLAT_NORM, Cells, forms, relative_forms, standard
 from memorization.registration.maps import SIZE_PX, halved, locally_normalised, warped
 from memorization.registration.poses import Poses
-from memorization.registration.shared_places import own, shared_places
+from memorization.registration.shared_places import shared_places, unshared
 
 if TYPE_CHECKING:
     import torch
@@ -126,7 +126,7 @@ class PartSearch:
             row, column, value = _above(cells @ values.flatten(0, 1).T)
             blocks.append((row, column + start * len(self._middles), value))
         row, column, value = (torch.cat(part) for part in zip(*blocks, strict=True))
-        value = value * own(self._shared.among(chosen, allowed.expand(len(chosen), -1))).flatten()[column]
+        value = value * unshared(self._shared.among(chosen, allowed.expand(len(chosen), -1))).flatten()[column]
         counts = value.abs() > LEAST_CORRELATION
         return row[counts], column[counts], value[counts]
 

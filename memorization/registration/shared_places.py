@@ -16,7 +16,7 @@ N_OTHERS = 48  # references that each is set beside
 SHARED_BY = 3  # of them
 ALIKE, SAME = 0.6, 0.9  # correlations between which a place that others share counts less and less
 LEFT = 0.25  # of what others leave unexplained: an image that leaves less than this has more than the others
-LEAST_LEFT = 1e-3
+IDENTICAL = 0.98  # from here on others have the very same text or frame, and no copy can have more of it
 SAME_SCENE = 0.5  # mean correlation of two images, above which they are one patient's
 BLOCK = 32  # references at once
 STEPS = 255  # of a correlation as it is kept
@@ -71,7 +71,7 @@ def shared_places(
     return SharedPlaces(others, alike, torch.cat([_shared(block) for block in alike.split(BLOCK)]))
 
 
-def own(shared: torch.Tensor) -> torch.Tensor:
+def unshared(shared: torch.Tensor) -> torch.Tensor:
     """0 where several others show the same, 1 where none does."""
     return ((SAME - shared) / (SAME - ALIKE)).clamp(0, 1)
 
@@ -83,8 +83,9 @@ def beyond_shared(correlation: torch.Tensor, shared: torch.Tensor) -> torch.Tens
     """
     import torch
 
-    left = (1 - correlation) / (LEFT * (1 - shared)).clamp_min(LEAST_LEFT)
-    return torch.maximum(correlation * own(shared), 1 - left)
+    left = (1 - correlation) / (LEFT * (1 - shared).clamp_min(1 - IDENTICAL))
+    more_than_others = torch.where(shared < IDENTICAL, 1 - left, 0)
+    return torch.maximum(correlation * unshared(shared), more_than_others)
 
 
 def _shared(alike: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-ROOMS = ("dataset", "nnunetv2_mod", "gan", "memorization", "evaluation")
+ROOMS = ("dataset", "nnunetv2_mod", "gan", "diffusion", "memorization", "evaluation")
 LEVELS = {"common": 0, **dict.fromkeys(ROOMS, 1), "sharing": 2, "federated": 2, "pipeline": 3, "entry": 4}
 ONLY_IN = {  # package -> where it may be imported
     "ray": ("pipeline/",),

@@ -1,0 +1,114 @@
+"""What a training is shown: whole batches that follow from the step and the seed alone, in [-1, 1]."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import InputError
+from common.seeds import derive_seed
+from diffusion.settings import DiffusionSettings
+
+N_FIXED = 32  # images or crops that validation looks at
+
+
+class Data(Protocol):
+    """Images, or crops of volumes; labels follow the image's channels, one for each, -1 outside and 1 inside."""
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """JSON-able: what samples are written with (type, intensities, geometry); stored in the checkpoint."""
+
+    def at(self, step: int, batch_size: int) -> Tensor:
+        """The whole batch of ``step``, (batch_size, data channels, *size)."""
+
+    def fixed(self) -> Tensor:
+        """The same crops at every call, for validation: of held-out cases where there are some."""
+
+
+class ImageData:
+    """Images that fit into memory: each once before any is shown again, in a fresh order each time."""
+
+    def __init__(
+        self, images: np.ndarray, settings: DiffusionSettings, seed: int, labels: np.ndarray | None = None
+    ) -> None:
+        """The images.
+
+        Args:
+            images: (n, channels, height, width), uint8 or uint16.
+            labels: (n, height, width), 0 for background to the number of label channels; they are generated too.
+        """
+        check_images(images, settings)
+        _check_labels(images, labels, settings)
+        self.images, self.labels, self.settings, self.seed = images, labels, settings, seed
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """The integer type of the images."""
+        return {"dtype": str(self.images.dtype)}
+
+    def at(self, step: int, batch_size: int) -> Tensor:
+        """The batch of ``step``: (batch_size, data channels, height, width) in [-1, 1]."""
+        n_images = len(self.images)
+        positions = range(step * batch_size, (step + 1) * batch_size)
+        orders = {epoch: self._order(epoch) for epoch in {position // n_images for position in positions}}
+        batch = self._shown([int(orders[position // n_images][position % n_images]) for position in positions])
+        if self.settings.config.mirror:
+            draws = torch.Generator().manual_seed(derive_seed(self.seed, step, "mirror"))
+            flipped = torch.rand(len(batch), generator=draws) < 0.5
+            batch[flipped] = batch[flipped].flip(3)
+        return batch
+
+    def fixed(self) -> Tensor:
+        """Some of the images themselves: who is held out is known to the gauge alone."""
+        chosen = np.unique(np.linspace(0, len(self.images) - 1, N_FIXED).round().astype(int))
+        return self._shown(chosen.tolist())
+
+    def _shown(self, chosen: list[int]) -> Tensor:
+        batch = self.images[chosen]
+        shown = torch.from_numpy(batch.astype(np.float32)) / (np.iinfo(batch.dtype).max / 2) - 1
+        if self.labels is None:
+            return shown
+        return torch.cat([shown, labels_as_channels(self.labels[chosen], self.settings.n_label_channels)], 1)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(len(self.images))
+
+
+def labels_as_channels(labels: np.ndarray, n_labels: int) -> Tensor:
+    """(n, ...) of 0 to ``n_labels`` to (n, n_labels, ...): 1 inside the label and -1 outside."""
+    inside = np.stack([labels == label for label in range(1, n_labels + 1)], axis=1)
+    return torch.from_numpy(inside.astype(np.float32) * 2 - 1)
+
+
+def channels_as_labels(channels: np.ndarray) -> np.ndarray:
+    """(n, n_labels, ...) to (n, ...) uint8: the largest channel above 0, background where there is none."""
+    largest = channels.argmax(axis=1) + 1
+    return np.where(channels.max(axis=1) > 0, largest, 0).astype(np.uint8)
+
+
+def check_images(images: np.ndarray, settings: DiffusionSettings) -> None:
+    """InputError unless ``images`` are at least two different ones of the plan's size and an integer type."""
+    expected, fix = (settings.n_channels, *settings.image_size), "write the slices again with this plan"
+    if images.ndim != 4 or images.shape[1:] != expected:
+        raise InputError(f"images {images.shape} are not (n, {expected})", where="generator", fix=fix)
+    if images.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
+        raise InputError(f"images are {images.dtype}", where="generator", fix="store them as uint8 or uint16")
+    if len(images) < 2 or all(np.array_equal(image, images[0]) for image in images):
+        problem = f"{len(images)} different training images"
+        raise InputError(problem, where="generator", fix="give the site at least two")
+
+
+def _check_labels(images: np.ndarray, labels: np.ndarray | None, settings: DiffusionSettings) -> None:
+    fix = "give one label map an image, with values from 0 to the number of labels"
+    if (labels is None) != (settings.n_label_channels == 0):
+        raise InputError(f"{settings.n_label_channels} label channels and labels {labels}", where="labels", fix=fix)
+    if labels is not None and (
+        labels.shape != (len(images), *images.shape[2:]) or labels.max(initial=0) > settings.n_label_channels
+    ):
+        problem = f"labels {labels.shape} up to {labels.max(initial=0)} for images {images.shape}"
+        raise InputError(problem, where="labels", fix=fix)

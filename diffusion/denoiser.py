@@ -1,0 +1,133 @@
+"""The denoiser: a U-Net told of the time, on a plan's strides and kernels (Ho et al. 2020; Rombach et al. 2022).
+
+It can also be told of a class (one more stands for none, for guidance: Ho and Salimans 2022), be given masks or images
+of its own size beside the noise, and be told how a training image was augmented (Karras et al. 2022, appendix F.2).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock, get_timestep_embedding
+from torch import Tensor, nn
+
+from diffusion.blocks import (
+    NORM_EPS,
+    Upsample,
+    attention,
+    convolution,
+    last_layers,
+    maybe_checkpointed,
+    n_groups,
+)
+from diffusion.settings import DenoiserSettings
+
+
+class Denoiser(nn.Module):
+    """``denoiser(noisy, times)`` in the shape of ``noisy`` (b, channels, ...); every axis divisible by its strides."""
+
+    def __init__(self, settings: DenoiserSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        widths, n_axes = settings.channels, len(settings.first_kernel)
+        groups, n_embedded = n_groups(math.gcd(*widths)), 4 * widths[0]
+        self.embed_time = nn.Sequential(nn.Linear(widths[0], n_embedded), nn.SiLU(), nn.Linear(n_embedded, n_embedded))
+        if settings.n_classes:
+            self.embed_class = nn.Embedding(settings.n_classes + 1, n_embedded)
+        if settings.n_augment:
+            self.embed_augment = nn.Linear(settings.n_augment, n_embedded, bias=False)
+        n_in = settings.n_channels + settings.n_context_channels
+        self.first = convolution(n_in, widths[0], settings.first_kernel)
+        kept = [widths[0]]  # widths of what the way down leaves for the way up
+        self.down, self.smaller = nn.ModuleList(), nn.ModuleList()
+        n_before = widths[0]
+        for level, width in enumerate(widths):
+            blocks = nn.ModuleList()
+            for _ in range(settings.n_res_blocks):
+                blocks.append(_Block(n_axes, n_before, width, n_embedded, groups, settings.attention[level]))
+                n_before = width
+                kept.append(width)
+            self.down.append(blocks)
+            if level < len(settings.strides):
+                self.smaller.append(convolution(width, width, settings.kernel_sizes[level], settings.strides[level]))
+                kept.append(width)
+        self.middle = nn.ModuleList(
+            _Block(n_axes, n_before, n_before, n_embedded, groups, settings.attention[-1] and i == 0) for i in range(2)
+        )
+        self.up, self.larger = nn.ModuleList(), nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            blocks = nn.ModuleList()
+            for _ in range(settings.n_res_blocks + 1):
+                n_joined = n_before + kept.pop()
+                blocks.append(_Block(n_axes, n_joined, widths[level], n_embedded, groups, settings.attention[level]))
+                n_before = widths[level]
+            self.up.append(blocks)
+            if level > 0:
+                self.larger.append(Upsample(n_before, settings.strides[level - 1], settings.kernel_sizes[level - 1]))
+        self.last = last_layers(widths[0], settings.n_channels, settings.first_kernel, groups, is_zero=True)
+
+    def forward(
+        self,
+        noisy: Tensor,
+        times: Tensor,
+        classes: Tensor | None = None,
+        context: Tensor | None = None,
+        augmented: Tensor | None = None,
+    ) -> Tensor:
+        """What is asked of ``noisy``.
+
+        Args:
+            times: (b,) from 0 to 1000, as ``Process.shown`` gives them.
+            classes: (b,) whole numbers below ``n_classes``; None: no class.
+            context: (b, ``n_context_channels``, ...) in the size of ``noisy``; None: zeros.
+            augmented: (b, ``n_augment``) how the images were changed; None: not at all.
+        """
+        told = self._told(noisy, times, classes, augmented)
+        is_checkpointed = self.settings.checkpointing
+        if self.settings.n_context_channels:
+            if context is None:
+                context = noisy.new_zeros(len(noisy), self.settings.n_context_channels, *noisy.shape[2:])
+            noisy = torch.cat([noisy, context], 1)
+        x = self.first(noisy)
+        kept = [x]
+        for level, blocks in enumerate(self.down):
+            for block in blocks:
+                x = maybe_checkpointed(block, is_checkpointed, x, told)
+                kept.append(x)
+            if level < len(self.smaller):
+                x = self.smaller[level](x)
+                kept.append(x)
+        for block in self.middle:
+            x = maybe_checkpointed(block, is_checkpointed, x, told)
+        for level, blocks in enumerate(self.up):
+            for block in blocks:
+                x = maybe_checkpointed(block, is_checkpointed, torch.cat([x, kept.pop()], 1), told)
+            if level < len(self.larger):
+                x = self.larger[level](x)
+        made: Tensor = self.last(x)
+        return made
+
+    def _told(self, noisy: Tensor, times: Tensor, classes: Tensor | None, augmented: Tensor | None) -> Tensor:
+        """(b, n) of time, class and augmentation together."""
+        settings = self.settings
+        told: Tensor = self.embed_time(get_timestep_embedding(times, settings.channels[0]).to(noisy.dtype))
+        if settings.n_classes:
+            none = torch.full((len(noisy),), settings.n_classes, device=noisy.device)
+            told = told + self.embed_class(none if classes is None else classes)
+        if settings.n_augment and augmented is not None:
+            told = told + self.embed_augment(augmented)
+        return told
+
+
+class _Block(nn.Module):
+    """A residual block told of the time, and attention where the level has it."""
+
+    def __init__(self, n_axes: int, n_in: int, n_out: int, n_embedded: int, groups: int, has_attention: bool) -> None:
+        super().__init__()
+        self.residual = DiffusionUNetResnetBlock(n_axes, n_in, n_embedded, n_out, False, False, groups, NORM_EPS)
+        self.attention = attention(n_axes, n_out, groups) if has_attention else nn.Identity()
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        made: Tensor = self.attention(self.residual(x, told))
+        return made

@@ -1,0 +1,71 @@
+"""How noise is added: x_t = alpha_t x_0 + sigma_t e, with e of N(0, 1), for the times 0 (clean) to n - 1 (noise).
+
+Schedules: ``scaled_linear`` (Rombach et al. 2022; the numbers of the specification), ``cosine`` (Nichol and Dhariwal
+2021, equation 17), ``rectified_flow`` (Liu et al. 2022: a straight line from image to noise). What the network says of
+x_t is e, or v = alpha e - sigma x_0 (Salimans and Ho 2022), which for a rectified flow is the velocity e - x_0.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+SCALED_LINEAR = 0.0015, 0.0205  # first and last beta
+COSINE_OFFSET, LARGEST_BETA = 0.008, 0.999
+TIME_SCALE = 1000.0  # times are shown to the network as 0 to 1000, however many there are
+
+
+class Process:
+    """The tables of a schedule in double precision; every time is an index into them."""
+
+    def __init__(self, schedule: str, prediction: str, n_times: int) -> None:
+        self.schedule, self.prediction, self.n_times = schedule, prediction, n_times
+        if schedule == "rectified_flow":
+            # never quite noise: at alpha 0 nothing could be said of x_0
+            self.sigma = (torch.arange(n_times, dtype=torch.float64) + 0.5) / n_times
+            self.alpha = 1 - self.sigma
+        else:
+            self.alpha = torch.cumprod(1 - _betas(schedule, n_times), 0).sqrt()
+            self.sigma = (1 - self.alpha**2).sqrt()
+
+    def noised(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """x_t for ``times`` (b,), of the shape of ``clean`` (b, channels, ...)."""
+        return self.at(self.alpha, times, clean) * clean + self.at(self.sigma, times, clean) * noise
+
+    def target(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
+        """What the network should say."""
+        if self.prediction == "epsilon":
+            return noise
+        if self.schedule == "rectified_flow":
+            return noise - clean
+        return self.at(self.alpha, times, clean) * noise - self.at(self.sigma, times, clean) * clean
+
+    def clean_and_noise(self, said: Tensor, noisy: Tensor, time: int) -> tuple[Tensor, Tensor]:
+        """x_0 and e that follow from what the network said at one ``time``."""
+        alpha, sigma = float(self.alpha[time]), float(self.sigma[time])
+        if self.prediction == "epsilon":
+            return (noisy - sigma * said) / alpha, said
+        if self.schedule == "rectified_flow":
+            return noisy - sigma * said, noisy + alpha * said
+        return alpha * noisy - sigma * said, sigma * noisy + alpha * said
+
+    def shown(self, times: Tensor) -> Tensor:
+        """``times`` as the network is told them, float."""
+        return times.float() * (TIME_SCALE / self.n_times)
+
+    def at(self, table: Tensor, times: Tensor, like: Tensor) -> Tensor:
+        """Entries of a table, shaped to be multiplied with ``like`` (b, ...)."""
+        values = table.to(like.device, like.dtype)[times.to(like.device)]
+        return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _betas(schedule: str, n_times: int) -> Tensor:
+    if schedule == "scaled_linear":
+        first, last = (math.sqrt(beta) for beta in SCALED_LINEAR)
+        # as noisy at the end as with the 1000 times the two numbers are for
+        return torch.linspace(first, last, n_times, dtype=torch.float64) ** 2 * (1000 / n_times)
+    shares = torch.arange(n_times + 1, dtype=torch.float64) / n_times
+    kept = torch.cos((shares + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
+    return (1 - kept[1:] / kept[:-1]).clamp(max=LARGEST_BETA)

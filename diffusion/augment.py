@@ -23,7 +23,9 @@ def n_augment_numbers(names: Sequence[str], n_axes: int) -> int:
     return sum(n_axes if name == "translation" else 1 for name in names)
 
 
-def augment(batch: Tensor, names: Sequence[str], n_image_channels: int, draws: torch.Generator) -> tuple[Tensor, Tensor]:
+def augment(
+    batch: Tensor, names: Sequence[str], n_image_channels: int, draws: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """``(changed, told)``: the batch (b, channels, ...) in [-1, 1], and (b, numbers), each about -1 to 1.
 
     Labels, the channels after ``n_image_channels``, move with the image and keep their values; borders are repeated.

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from common.share import ALONE, Share
 from torch import Tensor, nn
 
 from common.checkpoints import load_tensors, save_tensors
 from common.seeds import derive_seed
 from common.settings import to_dict
-from common.share import ALONE, Share
 from diffusion.autoencoder import Autoencoder
 from diffusion.data import Data
 from diffusion.loss import AdversarialLoss, build_discriminator
@@ -192,12 +192,9 @@ def latent_statistics(autoencoder: Autoencoder, data: Data, settings: DiffusionS
     return mean.float().reshape(shape), std.float().reshape(shape)
 
 
-def latents_of(
-    autoencoder: Autoencoder, statistics: tuple[Tensor, Tensor], images: Tensor, noise: Tensor
-) -> Tensor:
+def latents_of(autoencoder: Autoencoder, statistics: tuple[Tensor, Tensor], images: Tensor, noise: Tensor) -> Tensor:
     """A draw of each image's latents, of mean 0 and deviation 1 over the set."""
     mean, log_variance = autoencoder.moments(images)
     centre, std = statistics
     drawn: Tensor = (mean + torch.exp(log_variance / 2) * noise - centre) / std
     return drawn
-

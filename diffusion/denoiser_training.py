@@ -10,13 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from common.checkpoints import save_tensors
-from common.gauge import Gauge
 from common.pictures import images_to_integers
-from common.seeds import derive_seed
-from common.settings import from_dict, to_dict
 from common.share import ALONE, Share
 from common.snapshots import (
     Candidate,
@@ -27,6 +21,12 @@ from common.snapshots import (
     save_candidate,
     still_eligible,
 )
+from torch import Tensor, nn
+
+from common.checkpoints import save_tensors
+from common.gauge import Gauge
+from common.seeds import derive_seed
+from common.settings import from_dict, to_dict
 from diffusion.augment import augment
 from diffusion.autoencoder_training import latents_of, load_trained
 from diffusion.data import Data
@@ -208,8 +208,8 @@ class DenoiserTraining(Training):
         """Keep the epoch's averaged weights while they may still be chosen."""
         if self.gauge is None and self.settings.config.snapshot == "heldout":
             best = self.candidates[0].scores[VALIDATION] if self.candidates else float("inf")
-            self.candidates = [candidate] if self._is_validated and candidate.scores[VALIDATION] < best else (
-                self.candidates
+            self.candidates = (
+                [candidate] if self._is_validated and candidate.scores[VALIDATION] < best else (self.candidates)
             )
         else:
             self.candidates = still_eligible([*self.candidates, candidate], self.settings.config.snapshot)

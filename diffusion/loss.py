@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
@@ -54,5 +53,3 @@ class AdversarialLoss:
         of_made: Tensor = self._least_squares(critic(made.detach())[-1], target_is_real=False, for_discriminator=True)
         of_real: Tensor = self._least_squares(critic(real)[-1], target_is_real=True, for_discriminator=True)
         return (of_made + of_real) / 2
-
-

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from common.share import Share
 from torch import Tensor, nn
 
 from common.checkpoints import load_tensors, save_tensors
@@ -23,7 +24,6 @@ from common.errors import InputError
 from common.files import write_text
 from common.seeds import derive_seed
 from common.settings import to_dict
-from common.share import Share
 from common.training_state import load_state, state_to_tensors
 from diffusion.data import Data
 from diffusion.settings import DiffusionSettings

@@ -1,4 +1,4 @@
-"""Training of the autoencoder: L1, perceptual, adversarial, and what keeps latents in order; then the latents' scale."""
+"""Training of the autoencoder: L1, perceptual and adversarial terms, order in the latents; then the latents' scale."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from common.share import ALONE, Share
 from torch import Tensor, nn
 
 from common.checkpoints import load_tensors, save_tensors
 from common.seeds import derive_seed
 from common.settings import to_dict
+from common.share import ALONE, Share
 from diffusion.autoencoder import Autoencoder
 from diffusion.data import Data
 from diffusion.loss import AdversarialLoss, build_discriminator
@@ -116,7 +116,7 @@ class AutoencoderTraining(Training):
         for weight, fake, real in made:
             with self.low_precision():
                 loss = weight * self.adversarial.of_critic(critic, fake, real).float()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
         self.apply_gradients("critic", critic, self.own.learning_rate)
         return total

@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
+from common.checkpoints import save_tensors
+from common.gauge import Gauge
 from common.pictures import images_to_integers
+from common.seeds import derive_seed
+from common.settings import from_dict, to_dict
 from common.share import ALONE, Share
 from common.snapshots import (
     Candidate,
@@ -21,12 +27,6 @@ from common.snapshots import (
     save_candidate,
     still_eligible,
 )
-from torch import Tensor, nn
-
-from common.checkpoints import save_tensors
-from common.gauge import Gauge
-from common.seeds import derive_seed
-from common.settings import from_dict, to_dict
 from diffusion.augment import augment
 from diffusion.autoencoder_training import latents_of, load_trained
 from diffusion.data import Data
@@ -123,7 +123,7 @@ class DenoiserTraining(Training):
                 noisy = process.noised(clean, added, part_times)
                 said = self.denoiser(noisy, process.shown(part_times), augmented=part_told)
                 loss = weight * denoising_errors(process, said, clean, added, part_times).mean()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total += loss.detach()
         norm = self.apply_gradients("denoiser", self.denoiser, settings.learning_rate)
         self._average_weights()
@@ -153,8 +153,8 @@ class DenoiserTraining(Training):
         """Half-life of ``ema_kimg``, shorter in the beginning, when there is little to average."""
         half_life = min(self.settings.ema_kimg * 1000, 0.1 * (self.step + 1) * self.batch_size)
         kept = 0.5 ** (self.batch_size / max(half_life, 1e-8))
-        averages, weights = list(self.average.parameters()), list(self.denoiser.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - kept)
+        for averaged, weight in zip(self.average.parameters(), self.denoiser.parameters(), strict=True):
+            averaged.lerp_(weight, 1 - kept)
 
     def look(self, out: Path) -> Mapping[str, float]:
         """Validation at every epoch; samples, for the sheet and the gauge, at some."""

@@ -22,7 +22,7 @@ RESULT = "generator.safetensors"
 
 
 class Model(nn.Module):
-    """``denoiser`` and, for latents, ``autoencoder`` with the ``latent_mean`` and ``latent_std`` of its training set."""
+    """``denoiser`` and, for latents, ``autoencoder`` with the latents' mean and deviation."""
 
     latent_mean: Tensor
     latent_std: Tensor

@@ -9,15 +9,15 @@ from pathlib import Path
 from uuid import uuid4
 
 import torch
-from common.pictures import SHEETS
-from common.share import Share
-from common.together import run_together
 
 from common.checkpoints import load_tensors
 from common.errors import InputError
 from common.gauge import Gauge
 from common.memory import keep_freed_memory
+from common.pictures import SHEETS
 from common.progress import Progress, silent
+from common.share import Share
+from common.together import run_together
 from diffusion.autoencoder_training import RESULT as AUTOENCODER
 from diffusion.autoencoder_training import AutoencoderTraining
 from diffusion.card import Card

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from common.share import Share
 from torch import Tensor, nn
 
 from common.checkpoints import load_tensors, save_tensors
@@ -24,6 +23,7 @@ from common.errors import InputError
 from common.files import write_text
 from common.seeds import derive_seed
 from common.settings import to_dict
+from common.share import Share
 from common.training_state import load_state, state_to_tensors
 from diffusion.data import Data
 from diffusion.settings import DiffusionSettings
@@ -116,7 +116,9 @@ class Training(ABC):
         return {}
 
     def load_more_state(self, metadata: Mapping[str, Any]) -> None:
-        """Take it over again."""
+        """Take over what ``more_state`` gave; InputError where something of it is missing."""
+        if missing := self.more_state().keys() - metadata.keys():
+            raise InputError(f"it lacks {sorted(missing)}", where=self.checkpoint, fix="delete the folder")
 
     def resume(self, out: Path) -> None:
         """Go on from the checkpoint in ``out``, if there is one; InputError if it is of another training."""

@@ -233,10 +233,9 @@ class DenoiserTraining(Training):
     def finish(self, out: Path) -> dict[str, Any]:
         """Write the chosen snapshot as ``generator.safetensors``; returns which it is and why. The state goes."""
         rule, last = self.settings.config.snapshot, Candidate(self.step, self.kimg)
+        candidate, reason = choose(self.candidates, rule)
         if self.gauge is None and rule == "heldout" and self.candidates:
             candidate, reason = self.candidates[0], "the lowest denoising loss on held-out cases"
-        else:
-            candidate, reason = choose(self.candidates, rule)
         if candidate is not None and candidate.step != self.step:
             self.average.load_state_dict(load_candidate(candidate, out))
             if self.schedule.n_samples:

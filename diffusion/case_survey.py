@@ -70,17 +70,20 @@ class Survey:
         none = np.empty((self.folder.n_channels, 0), np.float32)
         return [case for case, _ in looked_at], np.concatenate([none, *(values for _, values in looked_at)], axis=1)
 
-    def read(self, case: SurveyedCase, start: Voxel, stop: Voxel) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, case: SurveyedCase, start: Voxel, stop: Voxel, *, with_labels: bool = True
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Values (channels, Z, Y, X) and labels (Z, Y, X), uint8, from ``start`` to before ``stop``.
 
         Either end may lie beyond the case, where there is background.
         """
         first = [max(begin, 0) for begin in start]
         last = [min(end, n) for end, n in zip(stop, case.size, strict=True)]
-        values, ids = self.folder.read(case.name, tuple(first), tuple(last))
+        needed = with_labels or bool(self.masked.any())
+        values, ids = self.folder.read(case.name, tuple(first), tuple(last), with_labels=needed)
         self._fill(values, ids, case.background)
         margins = [(a - b, d - c) for a, b, c, d in zip(first, start, last, stop, strict=True)]
-        labels = np.pad(np.maximum(ids, 0), margins).astype(np.uint8)
+        labels = np.pad(np.maximum(ids, 0), margins).astype(np.uint8) if with_labels else None
         if not any(map(any, margins)):
             return values, labels
         shape = tuple(end - begin for begin, end in zip(start, stop, strict=True))

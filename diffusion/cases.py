@@ -8,6 +8,8 @@ The properties in ``<case>.pkl`` are never opened: unpickling runs code, and all
 from __future__ import annotations
 
 import os
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,12 +50,16 @@ class CaseFolder:
         without = [name for name in self.names if not self._has_labels(name)]
         self.labelled = len(without) < len(self.names)
         if without and self.labelled:
-            missing = f"no label map beside {without[0]}.b2nd, and of {len(self.names) - len(without)} others there is"
-            raise InputError(missing, where=folder / f"{without[0]}_seg.b2nd", fix=PREPROCESS)
+            missing = f"case {without[0]} has no label map, {len(self.names) - len(without)} others have one"
+            raise InputError(missing, where=self.label_file(without[0]), fix=PREPROCESS)
 
     def file(self, name: str) -> Path:
         """The file with the image of case ``name``."""
         return self.folder / (f"{name}.b2nd" if name in self._blosc else f"{name}.npz")
+
+    def label_file(self, name: str) -> Path:
+        """The file with its label map."""
+        return self.folder / f"{name}_seg.b2nd" if name in self._blosc else self.file(name)
 
     def size(self, name: str) -> Voxel:
         """(Z, Y, X) of case ``name``.
@@ -65,42 +71,46 @@ class CaseFolder:
         self._check_shapes(name, image, labels)
         return tuple(int(n) for n in image.shape[1:])
 
-    def read(self, name: str, start: Voxel | None = None, stop: Voxel | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def read(
+        self, name: str, start: Voxel | None = None, stop: Voxel | None = None, *, with_labels: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The voxels from ``start`` to before ``stop``, by default all.
 
         Returns:
-            Normalised values, (channels, Z, Y, X) float32, and ids, (Z, Y, X) int16, -1 outside the non-zero region.
+            Normalised values, (channels, Z, Y, X) float32, and ids, (Z, Y, X) int16, -1 outside the non-zero region;
+            all 0 where there are no label maps or none are asked for.
 
         Raises:
             InputError: an unreadable file, or one with other channels or of another size than its label map.
         """
-        image, labels = self._open(name)
+        image, labels = self._open(name, with_labels)
         self._check_shapes(name, image, labels)
         box = tuple(slice(*ends) for ends in zip(start or (0, 0, 0), stop or image.shape[1:], strict=True))
         with _readable(self.file(name)):
-            values = np.asarray(image[(slice(None), *box)], np.float32)
-            ids = np.zeros(values.shape[1:], np.int16) if labels is None else np.asarray(labels[(0, *box)], np.int16)
-        return values, ids
+            values = np.array(image[(slice(None), *box)], np.float32)
+        if labels is None:
+            return values, np.zeros(values.shape[1:], np.int16)
+        with _readable(self.label_file(name)):
+            return values, np.asarray(labels[(0, *box)], np.int16)
 
     def _has_labels(self, name: str) -> bool:
         if name in self._blosc:
-            return (self.folder / f"{name}_seg.b2nd").is_file()
+            return self.label_file(name).is_file()
         with _readable(self.file(name)), np.load(self.file(name)) as stored:
             return "seg" in stored
 
-    def _open(self, name: str) -> tuple[Any, Any]:
+    def _open(self, name: str, with_labels: bool = True) -> tuple[Any, Any]:
         """Arrays that are read when they are indexed, where the format allows it; no labels: None."""
-        path = self.file(name)
+        path, with_labels = self.file(name), with_labels and self.labelled
+        if name in self._blosc:
+            return _open_blosc(path), _open_blosc(self.label_file(name)) if with_labels else None
         with _readable(path):
-            if name in self._blosc:
-                labels = self.folder / f"{name}_seg.b2nd"
-                return _open_blosc(path), _open_blosc(labels) if self.labelled else None
             if name in self._unpacked:
                 files = [self.folder / f"{name}{suffix}.npy" for suffix in ("", "_seg")]
                 image, ids = (np.load(file, mmap_mode="r") for file in files)
                 return image, ids
             with np.load(path) as stored:
-                return stored["data"], stored["seg"] if self.labelled else None
+                return stored["data"], stored["seg"] if with_labels else None
 
     def _check_shapes(self, name: str, image: Any, labels: Any) -> None:
         if len(image.shape) != 4 or image.shape[0] != self.n_channels or 0 in image.shape:
@@ -108,14 +118,15 @@ class CaseFolder:
             raise InputError(problem, where=self.file(name), fix=PREPROCESS)
         if labels is not None and tuple(labels.shape) != (1, *image.shape[1:]):
             problem = f"a label map of shape {tuple(labels.shape)} for an image of {tuple(image.shape)}"
-            raise InputError(problem, where=self.file(name), fix=PREPROCESS)
+            raise InputError(problem, where=self.label_file(name), fix=PREPROCESS)
 
 
 def _open_blosc(path: Path) -> Any:
     import blosc2
 
     mapped = {} if os.name == "nt" else {"mmap_mode": "r"}
-    return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mapped)
+    with _readable(path):
+        return blosc2.open(urlpath=str(path), mode="r", dparams={"nthreads": 1}, **mapped)
 
 
 @contextmanager
@@ -123,7 +134,7 @@ def _readable(path: Path) -> Iterator[None]:
     """InputError for a file that is missing, cut off or not what its name says."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as error:
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"not readable ({error})", where=path, fix=PREPROCESS) from error

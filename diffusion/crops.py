@@ -79,28 +79,31 @@ class CropData:
         n_cases = len(self._cases)
         positions = range(step * batch_size, (step + 1) * batch_size)
         orders = {epoch: self._order(epoch) for epoch in {position // n_cases for position in positions}}
-        crops = []
+        batch = self._empty(batch_size)
         for place, position in enumerate(positions):
             case = self._cases[orders[position // n_cases][position % n_cases]]
             draws = np.random.default_rng(derive_seed(self.seed, "crop", step, place))
-            crop = self._crop(case, self._start(case, draws, on_label=place >= n_random))
-            mirrored = self.settings.config.mirror and draws.random() < 0.5
-            crops.append(crop.flip(-1) if mirrored else crop)
-        return torch.stack(crops)
+            self._show(batch[place], case, self._start(case, draws, on_label=place >= n_random))
+            if self.settings.config.mirror and draws.random() < 0.5:
+                batch[place] = batch[place].flip(-1)
+        return batch
 
     def fixed(self) -> Tensor:
         """Crops of the held-out cases, (number, data channels, *size): central ones and ones centred on labels."""
         n_fixed = N_FIXED[self.settings.n_axes]
         chosen = np.unique(np.linspace(0, len(self._watched) - 1, n_fixed).round().astype(int))
-        found: dict[tuple[str, Voxel], Tensor] = {}
+        found: dict[tuple[str, Voxel], SurveyedCase] = {}
         for turn in range(MOST_FIXED_OF_A_CASE):
             for number, case in enumerate(self._watched[i] for i in chosen):
                 draws = np.random.default_rng(derive_seed("fixed", case.name, turn))
                 central = turn < 2 and (turn + number) % 2 == 0
                 start = self._central(case) if central else self._start(case, draws, on_label=True)
-                if len(found) < n_fixed and (case.name, start) not in found:
-                    found[case.name, start] = self._crop(case, start)
-        return torch.stack(list(found.values()))
+                if len(found) < n_fixed:
+                    found[case.name, start] = case
+        batch = self._empty(len(found))
+        for crop, ((_, start), case) in zip(batch, found.items(), strict=True):
+            self._show(crop, case, start)
+        return batch
 
     @property
     def _size(self) -> Voxel:
@@ -126,15 +129,18 @@ class CropData:
     def _central(self, case: SurveyedCase) -> Voxel:
         return tuple((n - size) // 2 for n, size in zip(case.size, self._size, strict=True))
 
-    def _crop(self, case: SurveyedCase, start: Voxel) -> Tensor:
-        """(data channels, *size) in [-1, 1]."""
+    def _empty(self, n_crops: int) -> Tensor:
+        return torch.empty((n_crops, self.settings.n_data_channels, *self.settings.image_size))
+
+    def _show(self, crop: Tensor, case: SurveyedCase, start: Voxel) -> None:
+        """Fill ``crop``, (data channels, *size), with the voxels of ``case`` from ``start`` on."""
         stop = tuple(begin + size for begin, size in zip(start, self._size, strict=True))
-        values, labels = self._survey.read(case, start, stop)
-        crop = torch.from_numpy(to_network(values, self._facts.channels))
-        n_labels = self.settings.n_label_channels
-        if n_labels:
-            crop = torch.cat([crop, labels_as_channels(labels[None], n_labels)[0]])
-        return crop if self.settings.n_axes == 3 else crop[:, 0]
+        n_images, n_labels = self.settings.n_channels, self.settings.n_label_channels
+        values, labels = self._survey.read(case, start, stop, with_labels=n_labels > 0)
+        shown = crop if self.settings.n_axes == 3 else crop[:, None]
+        shown[:n_images] = torch.from_numpy(to_network(values, self._facts.channels))
+        if labels is not None:
+            shown[n_images:] = labels_as_channels(labels[None], n_labels)[0]
 
 
 def _check_use(folder: CaseFolder, train: tuple[str, ...], settings: DiffusionSettings) -> None:

@@ -72,7 +72,7 @@ def restored_channel(plan: SpatialPlan, channel: int, raw: RawImages | None, end
     bounds = Restored()
     if raw is not None and not raw.negative[channel]:
         bounds = Restored(lower=0.0)
-    if scheme == CT:
+    if scheme == CT and intensity:
         scale = max(float(intensity["std"]), SMALLEST_STD)
         lower, upper = float(intensity["percentile_00_5"]), float(intensity["percentile_99_5"])
         return Restored(SOURCE, scale, float(intensity["mean"]), lower, upper)

@@ -1,1 +1,1 @@
-"""Seeds, checkpoints, errors, image sets and the plan: what every other room needs, kept small."""
+"""What every other room needs, kept small: errors, seeds, checkpoints, the plan, and what generators share."""

@@ -23,6 +23,14 @@ class Data(Protocol):
     def facts(self) -> Mapping[str, Any]:
         """JSON-able: what samples are written with (type, intensities, geometry); stored in the checkpoint."""
 
+    @property
+    def n_items(self) -> int:
+        """Images, or cases."""
+
+    @property
+    def has_heldout(self) -> bool:
+        """Whether ``fixed`` shows cases that are not trained on."""
+
     def at(self, step: int, batch_size: int) -> Tensor:
         """The whole batch of ``step``, (batch_size, data channels, *size)."""
 
@@ -51,6 +59,16 @@ class ImageData:
         """The integer type of the images."""
         return {"dtype": str(self.images.dtype)}
 
+    @property
+    def n_items(self) -> int:
+        """Images."""
+        return len(self.images)
+
+    @property
+    def has_heldout(self) -> bool:
+        """Never: who is held out is known to the gauge alone."""
+        return False
+
     def at(self, step: int, batch_size: int) -> Tensor:
         """The batch of ``step``: (batch_size, data channels, height, width) in [-1, 1]."""
         n_images = len(self.images)
@@ -64,7 +82,7 @@ class ImageData:
         return batch
 
     def fixed(self) -> Tensor:
-        """Some of the images themselves: who is held out is known to the gauge alone."""
+        """Some of the images themselves."""
         chosen = np.unique(np.linspace(0, len(self.images) - 1, N_FIXED).round().astype(int))
         return self._shown(chosen.tolist())
 

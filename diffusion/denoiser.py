@@ -7,6 +7,7 @@ of its own size beside the noise, and be told how a training image was augmented
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from monai.networks.nets.diffusion_model_unet import DiffusionUNetResnetBlock, get_timestep_embedding
@@ -40,7 +41,8 @@ class Denoiser(nn.Module):
         n_in = settings.n_channels + settings.n_context_channels
         self.first = convolution(n_in, widths[0], settings.first_kernel)
         kept = [widths[0]]  # widths of what the way down leaves for the way up
-        self.down, self.smaller = nn.ModuleList(), nn.ModuleList()
+        down: list[nn.ModuleList] = []
+        smaller: list[nn.Module] = []
         n_before = widths[0]
         for level, width in enumerate(widths):
             blocks = nn.ModuleList()
@@ -48,10 +50,11 @@ class Denoiser(nn.Module):
                 blocks.append(_Block(n_axes, n_before, width, n_embedded, groups, settings.attention[level]))
                 n_before = width
                 kept.append(width)
-            self.down.append(blocks)
+            down.append(blocks)
             if level < len(settings.strides):
-                self.smaller.append(convolution(width, width, settings.kernel_sizes[level], settings.strides[level]))
+                smaller.append(convolution(width, width, settings.kernel_sizes[level], settings.strides[level]))
                 kept.append(width)
+        self.down, self.smaller = nn.ModuleList(down), nn.ModuleList(smaller)
         self.middle = nn.ModuleList(
             _Block(n_axes, n_before, n_before, n_embedded, groups, settings.attention[-1] and i == 0) for i in range(2)
         )
@@ -91,8 +94,8 @@ class Denoiser(nn.Module):
             noisy = torch.cat([noisy, context], 1)
         x = self.first(noisy)
         kept = [x]
-        for level, blocks in enumerate(self.down):
-            for block in blocks:
+        for level in range(len(self.down)):
+            for block in _blocks_of(self.down[level]):
                 x = maybe_checkpointed(block, is_checkpointed, x, told)
                 kept.append(x)
             if level < len(self.smaller):
@@ -100,8 +103,8 @@ class Denoiser(nn.Module):
                 kept.append(x)
         for block in self.middle:
             x = maybe_checkpointed(block, is_checkpointed, x, told)
-        for level, blocks in enumerate(self.up):
-            for block in blocks:
+        for level in range(len(self.up)):
+            for block in _blocks_of(self.up[level]):
                 x = maybe_checkpointed(block, is_checkpointed, torch.cat([x, kept.pop()], 1), told)
             if level < len(self.larger):
                 x = self.larger[level](x)
@@ -118,6 +121,11 @@ class Denoiser(nn.Module):
         if settings.n_augment and augmented is not None:
             told = told + self.embed_augment(augmented)
         return told
+
+
+def _blocks_of(level: nn.Module) -> Iterator[nn.Module]:
+    assert isinstance(level, nn.ModuleList)
+    return iter(level)
 
 
 class _Block(nn.Module):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 SCALED_LINEAR = 0.0015, 0.0205  # first and last beta
+N_TABLE = 1000  # times these two are for
 COSINE_OFFSET, LARGEST_BETA = 0.008, 0.999
 TIME_SCALE = 1000.0  # times are shown to the network as 0 to 1000, however many there are
 
@@ -27,8 +28,8 @@ class Process:
             self.sigma = (torch.arange(n_times, dtype=torch.float64) + 0.5) / n_times
             self.alpha = 1 - self.sigma
         else:
-            self.alpha = torch.cumprod(1 - _betas(schedule, n_times), 0).sqrt()
-            self.sigma = (1 - self.alpha**2).sqrt()
+            kept = _kept_variances(schedule, n_times)
+            self.alpha, self.sigma = kept.sqrt(), (1 - kept).sqrt()
 
     def noised(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """x_t for ``times`` (b,), of the shape of ``clean`` (b, channels, ...)."""
@@ -61,11 +62,15 @@ class Process:
         return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _betas(schedule: str, n_times: int) -> Tensor:
+def _kept_variances(schedule: str, n_times: int) -> Tensor:
+    """alpha squared at each time; fewer times than 1000 end as noisy as these."""
     if schedule == "scaled_linear":
         first, last = (math.sqrt(beta) for beta in SCALED_LINEAR)
-        # as noisy at the end as with the 1000 times the two numbers are for
-        return torch.linspace(first, last, n_times, dtype=torch.float64) ** 2 * (1000 / n_times)
+        logs = torch.cumsum(torch.log1p(-(torch.linspace(first, last, N_TABLE, dtype=torch.float64) ** 2)), 0)
+        logs = torch.cat([torch.zeros(1, dtype=torch.float64), logs])
+        places = torch.arange(1, n_times + 1, dtype=torch.float64) * (N_TABLE / n_times)
+        below = places.long().clamp(max=N_TABLE - 1)
+        return torch.exp(logs[below].lerp(logs[below + 1], places - below))
     shares = torch.arange(n_times + 1, dtype=torch.float64) / n_times
     kept = torch.cos((shares + COSINE_OFFSET) / (1 + COSINE_OFFSET) * math.pi / 2) ** 2
-    return (1 - kept[1:] / kept[:-1]).clamp(max=LARGEST_BETA)
+    return torch.cumprod(1 - (1 - kept[1:] / kept[:-1]).clamp(max=LARGEST_BETA), 0)

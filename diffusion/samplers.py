@@ -18,6 +18,8 @@ from common.errors import InputError
 from diffusion.process import Process
 from diffusion.settings import SAMPLERS
 
+NOISIEST_LOG_SNR = -5.1  # from which the multistep solver spaces its steps: beyond it there is nothing to see
+
 Denoise = Callable[[Tensor, int], Tensor]
 """``denoise(noisy, time)``: what the network says of a batch at one time."""
 DrawNoise = Callable[[], Tensor]
@@ -45,9 +47,9 @@ def sampling_times(process: Process, n_evaluations: int, sampler: str) -> list[i
     if sampler != "multistep":
         return [round(last * (n_evaluations - 1 - i) / (n_evaluations - 1)) for i in range(n_evaluations)]
     log_snr = torch.log(process.alpha / process.sigma)
-    wanted = torch.linspace(float(log_snr[last]), float(log_snr[0]), n_evaluations, dtype=torch.float64)
-    times = [int((log_snr - value).abs().argmin()) for value in wanted]
-    return _made_different(times)
+    noisiest = max(float(log_snr[last]), NOISIEST_LOG_SNR)
+    wanted = torch.linspace(noisiest, float(log_snr[0]), n_evaluations, dtype=torch.float64)
+    return _made_different([last, *(int((log_snr - value).abs().argmin()) for value in wanted[1:])])
 
 
 def _made_different(times: list[int]) -> list[int]:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.pictures import images_to_integers
 from gan.model import Generator
-from gan.pictures import images_to_integers
 from gan.settings import GanSettings
 
 PIXELS_PER_PASS = {"cpu": 2**15, "cuda": 2**20}  # where more no longer make an image cheaper

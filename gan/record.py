@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.events import EVENTS, Events
+from common.pictures import SHEETS, kimg_of_sheet
 from gan.card import CARD, CARD_TEXT, build_card, seconds_so_far, write_card
-from gan.events import EVENTS, Events
-from gan.pictures import SHEETS, kimg_of_sheet
 from gan.settings import GanSettings
 
 TIMED = (CARD, CARD_TEXT, EVENTS)

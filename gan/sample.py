@@ -20,16 +20,14 @@ import torch
 
 from common.checkpoints import load_tensors
 from common.errors import InputError
+from common.pictures import as_sheet, write_grid
 from common.progress import Progress, silent
 from common.settings import from_dict
+from common.single_images import write_image
 from gan.model import Generator
 from gan.passes import Passes
-from gan.pictures import as_sheet, images_to_integers, write_grid
 from gan.progress_line import progress_line
 from gan.settings import GanSettings
-from gan.single_images import write_image
-
-__all__ = ["Opened", "images_to_integers", "main", "open_generator", "sample"]
 
 AVERAGE = "average."  # the averaged generator's tensors in the checkpoint of a running training
 RESULT = "generator.safetensors"

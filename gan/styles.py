@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.pictures import images_to_integers
 from gan.passes import Passes
-from gan.pictures import images_to_integers
 from gan.sample import Opened, open_generator
 
 N_FOR_THE_MEAN = 1000

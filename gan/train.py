@@ -11,15 +11,17 @@ import torch
 from common.checkpoints import load_tensors
 from common.gauge import Gauge
 from common.memory import keep_freed_memory
+from common.pictures import SHEET, SHEETS
 from common.progress import Progress, silent
+from common.share import Share
+from common.snapshots import CANDIDATE
+from common.together import run_together
 from gan.alarms import ALARMS, LAST_GOOD, TrainingFailedError
 from gan.batches import Batches
-from gan.parallel import Share, check_shares
-from gan.pictures import INTERPOLATION, SHEET, SHEETS
+from gan.parallel import check_shares
+from gan.pictures import INTERPOLATION
 from gan.record import TIMED, Record
 from gan.settings import GanSettings
-from gan.snapshots import CANDIDATE
-from gan.together import run_together
 from gan.training import CHECKPOINT, CURVES, RESULT, Training, check_same_run, remove_state
 
 RENDEZVOUS = "rendezvous"  # of the processes, while there are several

@@ -21,8 +21,19 @@ from common.checkpoints import load_tensors, save_tensors
 from common.errors import InputError
 from common.files import atomic_path, write_text
 from common.gauge import DIVERSITY, Gauge
+from common.pictures import SHEET
 from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
+from common.share import ALONE, Share
+from common.snapshots import (
+    Candidate,
+    choose,
+    chosen_as_metadata,
+    load_candidate,
+    remove_candidates,
+    save_candidate,
+    still_eligible,
+)
 from gan.alarms import (
     ALARMS,
     LAST_GOOD,
@@ -38,22 +49,11 @@ from gan.alarms import (
     write_alarms,
 )
 from gan.batches import Batches, PoissonBatches
-from gan.parallel import ALONE, Share
 from gan.phases import Measured, Phases
-from gan.pictures import INTERPOLATION, SHEET, draw_interpolation, draw_sheet, write_pictures
+from gan.pictures import INTERPOLATION, draw_fixed_samples, draw_interpolation, draw_sheet, write_pictures
 from gan.privacy import derive_mechanism, new_secret, privacy_record
 from gan.schedule import NEVER, GaugeSchedule, derive_schedule, snapshot_interval
 from gan.settings import GanSettings
-from gan.snapshots import (
-    Candidate,
-    choose,
-    chosen_as_metadata,
-    draw_fixed_samples,
-    load_candidate,
-    remove_candidates,
-    save_candidate,
-    still_eligible,
-)
 from gan.state import load_phases, phases_to_tensors
 
 log = logging.getLogger(__name__)
@@ -196,7 +196,7 @@ class Training:
         """Keep the snapshot's averaged weights while it may still be chosen."""
         self.candidates = still_eligible([*self.candidates, candidate], self.settings.config.snapshot)
         if candidate in self.candidates:
-            save_candidate(candidate, self.phases.average, out)
+            save_candidate(candidate, self.phases.average.state_dict(), out)
 
     def fall_back(self, out: Path, failure: TrainingFailedError) -> None:
         """Go on from the last good snapshot, or the start, as another attempt.

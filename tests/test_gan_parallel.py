@@ -18,13 +18,14 @@ import torch
 
 from common.checkpoints import load_tensors
 from common.errors import InputError
+from common.events import EVENTS
 from common.plan import Plan
+from common.share import Share
+from common.together import run_together
 from gan.alarms import ALARMS, TrainingFailedError
-from gan.events import EVENTS
-from gan.parallel import Share, check_shares, n_processes_for
+from gan.parallel import check_shares, n_processes_for
 from gan.phases import Phases
 from gan.settings import GanConfig, GanSettings, derive_settings
-from gan.together import run_together
 from gan.train import RENDEZVOUS, train
 from gan.training import CHECKPOINT, RESULT, Training
 

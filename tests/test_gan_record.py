@@ -12,8 +12,9 @@ from PIL import Image, ImageSequence
 from test_gan_training import TINY, Stop, noise_images, stop_after, tiny_settings
 
 import gan.card
-from gan.events import EVENTS
-from gan.pictures import FRAMES, INTERPOLATION, PATHS, SHEET, SHEETS, draw_interpolation
+from common.events import EVENTS
+from common.pictures import SHEET, SHEETS
+from gan.pictures import FRAMES, INTERPOLATION, PATHS, draw_interpolation
 from gan.record import TIMED, Record
 from gan.settings import GanConfig
 from gan.train import train
@@ -110,6 +111,6 @@ def test_events_of_a_resumed_training_hold_each_point_once_and_none_of_a_lost_fu
 
 
 def test_without_tensorboard_everything_else_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gan.events.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("common.events.importlib.util.find_spec", lambda name: None)
     train(noise_images(), tmp_path, tiny_settings(n_steps=2), 3)
     assert {name for name in TIMED if (tmp_path / name).exists()} == set(TIMED) - {EVENTS}

@@ -15,13 +15,14 @@ import torch
 
 from common.checkpoints import load_tensors
 from common.errors import InputError
+from common.pictures import SHEET, images_to_integers
 from common.plan import Plan
 from gan.batches import Batches
 from gan.model import Discriminator, Generator
 from gan.phases import Phases
-from gan.pictures import INTERPOLATION, SHEET
+from gan.pictures import INTERPOLATION
 from gan.record import TIMED
-from gan.sample import images_to_integers, sample
+from gan.sample import sample
 from gan.settings import GanConfig, GanSettings, derive_settings
 from gan.train import train
 from gan.training import CHECKPOINT, CURVES, RESULT, Training

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,12 @@ from pipeline.generators import GENERATORS, find_generator
 from pipeline.store import VOLATILE
 from sharing.schema import GENERATORS as SETTINGS_OF_GENERATORS
 
-SMALL = {"stylegan2": {"channel_base": 128, "channel_max": 8, "z_dim": 8, "w_dim": 8, "batch_size": 4}}
+DIFFUSION = {"channels": [8, 16], "n_res_blocks": 1, "batch_size": 4, "n_snapshots": 2, "n_evaluations": 4}
+SMALL: dict[str, dict[str, Any]] = {
+    "stylegan2": {"channel_base": 128, "channel_max": 8, "z_dim": 8, "w_dim": 8, "batch_size": 4},
+    "ddpm": DIFFUSION,
+    "ldm": {**DIFFUSION, "autoencoder": {"channels": [8, 16]}},
+}
 KIMG = 0.02
 
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from gan.parallel import ALONE, ProcessLostError, Share, answered
+from common.share import ALONE, ProcessLostError, Share, answered
 
 T = TypeVar("T")
 Follow = Callable[..., None]

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gan.pictures import SHEETS, kimg_of_sheet
+from common.pictures import SHEETS, kimg_of_sheet
 
 log = logging.getLogger(__name__)
 

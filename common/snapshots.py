@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from common.checkpoints import load_tensors, save_tensors
 from common.gauge import FRECHET_TRAIN, KERNEL_HELDOUT, KERNEL_HELDOUT_ERROR, NEAREST_TRAIN
-from common.seeds import derive_seed
-from gan.draws import draw_noise
-from gan.model import Generator
-from gan.sample import images_to_integers
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 NO_COPYING = 1.0  # as near to the training images as unseen patients are
 CANDIDATE = "candidate_{step}.safetensors"
-BATCH_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -89,9 +83,9 @@ def choose(candidates: Sequence[Candidate], rule: str) -> tuple[Candidate | None
     )
 
 
-def save_candidate(candidate: Candidate, network: Generator, out: Path) -> None:
+def save_candidate(candidate: Candidate, tensors: Mapping[str, Tensor], out: Path) -> None:
     """Write the weights, whole or not at all."""
-    save_tensors(candidate.path(out), network.state_dict(), {"step": candidate.step})
+    save_tensors(candidate.path(out), tensors, {"step": candidate.step})
 
 
 def load_candidate(candidate: Candidate, out: Path) -> Mapping[str, Tensor]:
@@ -118,17 +112,3 @@ def chosen_as_metadata(candidate: Candidate | None, last: Candidate, rule: str, 
         "reason": reason,
         "scores": used.scores,
     }
-
-
-@torch.no_grad()
-def draw_fixed_samples(network: Generator, seed: int, n_samples: int, dtype: np.dtype) -> np.ndarray:
-    """(n_samples, channels, height, width) integers from latents and noise that are the same at every snapshot."""
-    device = network.constant.device
-    blocks = []
-    for start in range(0, n_samples, BATCH_SIZE):
-        n_images = min(BATCH_SIZE, n_samples - start)
-        draws = torch.Generator().manual_seed(derive_seed(seed, "fixed samples", start))
-        latents = torch.randn(n_images, network.settings.config.z_dim, generator=draws).to(device)
-        noise = [maps.to(device) for maps in draw_noise(network, n_images, draws)]
-        blocks.append(images_to_integers(network(latents, noise).cpu(), dtype))
-    return np.concatenate(blocks)

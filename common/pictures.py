@@ -1,0 +1,72 @@
+"""Images as integers, grids of them as pictures, and the sheets of a training by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.files import atomic_path
+
+SHEET_SHAPE = (4, 8)  # rows, columns
+FRAME_MS = 100
+SHEET = "sample_sheet.png"
+SHEETS = "sheets"
+
+
+def sheet_name(kimg: float) -> str:
+    """File names sort by length: ``kimg_000004.800.png`` after 4,800 images."""
+    return f"kimg_{kimg:010.3f}.png"
+
+
+def kimg_of_sheet(path: Path) -> float:
+    """The length ``sheet_name`` put into a file's name."""
+    return float(path.stem.removeprefix("kimg_"))
+
+
+def images_to_integers(images: Tensor, dtype: np.dtype) -> np.ndarray:
+    """[-1, 1] to the whole range of ``dtype`` (uint8 or uint16), rounded and clipped; computed where the images are."""
+    largest = float(np.iinfo(dtype).max)
+    scaled = ((images.double() + 1) * (largest / 2)).round_().clamp_(0, largest)
+    return scaled.to(torch.uint8 if dtype == np.uint8 else torch.int32).cpu().numpy().astype(dtype, copy=False)
+
+
+def write_grid(images: np.ndarray, shape: tuple[int, int], path: Path) -> None:
+    """Write images (rows * columns, channels, h, w) as one PNG; see ``grid_of``."""
+    from PIL import Image
+
+    picture = grid_of(images, shape)
+    with atomic_path(path) as temporary:
+        Image.fromarray(picture).save(temporary, format="PNG")
+
+
+def grid_of(images: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(rows * columns, channels, h, w) -> (rows * h, columns * w), or with 3 channels (..., 3); else the first one."""
+    rows, columns = shape
+    shown = images if images.shape[1] == 3 else images[:, :1]
+    height, width = shown.shape[-2:]
+    grid = shown.reshape(rows, columns, -1, height, width).transpose(0, 3, 1, 4, 2)
+    picture = grid.reshape(rows * height, columns * width, -1)
+    return picture if picture.shape[2] == 3 else picture[:, :, 0]
+
+
+def as_sheet(images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """Any number of images as uint8, black ones added at the end so that they fill a grid: ``(images, shape)``."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    levels = images if images.dtype == np.uint8 else (images >> 8).astype(np.uint8)
+    missing = np.zeros((rows * columns - len(images), *images.shape[1:]), np.uint8)
+    return np.concatenate([levels, missing]), (rows, columns)
+
+
+def write_animation(frames: Sequence[np.ndarray], path: Path) -> None:
+    """Write pictures as ``grid_of`` makes them as one GIF, played forth and back."""
+    from PIL import Image
+
+    played = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
+    with atomic_path(path) as temporary:
+        played[0].save(temporary, format="GIF", save_all=True, append_images=played[1:], duration=FRAME_MS, loop=0)

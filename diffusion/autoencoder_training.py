@@ -1,0 +1,200 @@
+"""Training of the autoencoder: L1, perceptual and adversarial terms, order in the latents; then the latents' scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common.checkpoints import load_tensors, save_tensors
+from common.seeds import derive_seed
+from common.settings import to_dict
+from common.share import ALONE, Share
+from diffusion.autoencoder import Autoencoder
+from diffusion.data import Data
+from diffusion.loss import AdversarialLoss, build_discriminator
+from diffusion.perceptual import build_perceptual, perceptual_distance
+from diffusion.pictures import write_reconstructions
+from diffusion.settings import AutoencoderSettings, DiffusionSettings
+from diffusion.training import Training, check_same_run
+
+RESULT = "autoencoder.safetensors"
+LARGEST_CRITIC = 64  # feature maps of its first layer
+MOST_SCALE_BATCHES = 64  # over which the latents' mean and deviation are estimated
+PICTURES = 5  # reconstructions over the training
+ADAM_BETAS = 0.5, 0.9
+
+
+class AutoencoderTraining(Training):
+    """The networks are ``autoencoder`` and, where images are large enough for patches, ``critic``."""
+
+    checkpoint = "training.safetensors"
+
+    def __init__(
+        self, data: Data, settings: DiffusionSettings, seed: int, device: torch.device, share: Share = ALONE
+    ) -> None:
+        super().__init__(data, settings, seed, device, share)
+        torch.manual_seed(derive_seed(seed, "autoencoder"))
+        self.own = autoencoder_settings(settings)
+        self.autoencoder = Autoencoder(self.own).to(device)
+        self.modules: dict[str, nn.Module] = {"autoencoder": self.autoencoder}
+        n_critic = min(LARGEST_CRITIC, 2 * self.own.channels[0])
+        self.critic = build_discriminator(self.own.n_channels, settings.image_size, n_critic)
+        if self.critic is not None and self.own.adversarial_weight > 0:
+            self.modules["critic"] = self.critic.to(device)
+        self.optimizers = {
+            name: torch.optim.Adam(module.parameters(), self.own.learning_rate, ADAM_BETAS)
+            for name, module in self.modules.items()
+        }
+        network = build_perceptual(self.own.perceptual) if self.own.perceptual_weight > 0 else None
+        self.perceptual = None if network is None else network.to(device)
+        self.adversarial = AdversarialLoss()
+        self.fixed = data.fixed()
+
+    @property
+    def n_epochs(self) -> int:
+        """Of the settings."""
+        return self.own.n_epochs
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Of the settings."""
+        return self.own.steps_per_epoch
+
+    @property
+    def batch_size(self) -> int:
+        """Of the settings."""
+        return self.own.batch_size
+
+    @property
+    def n_accumulated(self) -> int:
+        """Of the settings."""
+        return self.own.n_accumulated
+
+    def update(self) -> Mapping[str, Tensor]:
+        """Autoencoder, then the critic once it has joined."""
+        batch = self.data.at(self.step, self.batch_size)
+        noise = torch.randn(len(batch), *self._latent_shape(), generator=self.draws("latent"))
+        has_critic = "critic" in self.modules and self.step >= self.own.adversarial_from_step
+        measured: dict[str, Tensor] = {}
+        made: list[tuple[float, Tensor, Tensor]] = []
+        for weight, (real, drawn) in self.parts(batch, noise):
+            with self.low_precision():
+                reconstructed, order = self.autoencoder(real, drawn)
+                terms = self._terms(reconstructed.float(), real, order.float(), has_critic)
+            (weight * torch.stack(list(terms.values())).sum()).backward()
+            for name, value in terms.items():
+                measured[name] = measured.get(name, torch.zeros((), device=self.device)) + weight * value.detach()
+            made.append((weight, reconstructed.detach().float(), real))
+        if has_critic:  # the autoencoder's loss went through it
+            self.optimizers["critic"].zero_grad(set_to_none=True)
+        measured["gradient_norm"] = self.apply_gradients("autoencoder", self.autoencoder, self.own.learning_rate)
+        if has_critic:
+            measured["loss_critic"] = self._update_critic(made)
+        return measured
+
+    def _terms(self, made: Tensor, real: Tensor, order: Tensor, has_critic: bool) -> dict[str, Tensor]:
+        """Weighted parts of the loss."""
+        own = self.own
+        terms = {"loss_l1": (made - real).abs().mean(), "loss_latent": order}
+        if own.kind == "kl":
+            terms["loss_latent"] = own.kl_weight * order
+        if self.perceptual is not None:
+            distance = perceptual_distance(self.perceptual, made, real, self.draws("slices"))
+            terms["loss_perceptual"] = own.perceptual_weight * distance
+        if has_critic:
+            terms["loss_adversarial"] = own.adversarial_weight * self.adversarial.of_generator(
+                self.modules["critic"], made
+            )
+        return terms
+
+    def _update_critic(self, made: list[tuple[float, Tensor, Tensor]]) -> Tensor:
+        critic, total = self.modules["critic"], torch.zeros((), device=self.device)
+        for weight, fake, real in made:
+            with self.low_precision():
+                loss = weight * self.adversarial.of_critic(critic, fake, real).float()
+            loss.backward()
+            total += loss.detach()
+        self.apply_gradients("critic", critic, self.own.learning_rate)
+        return total
+
+    def _latent_shape(self) -> tuple[int, ...]:
+        return (self.own.latent_channels, *self.settings.denoised_size)
+
+    @torch.no_grad()
+    def look(self, out: Path) -> Mapping[str, float]:
+        """Mean absolute error on the fixed crops, from the latents' means."""
+        made = torch.cat([self._reconstructed(crops) for crops in self.fixed.split(self.batch_size)])
+        every = math.ceil(self.n_epochs / PICTURES)
+        if (self.n_epochs - self.epoch) % every == 0:
+            write_reconstructions(out, self.fixed, made, self.kimg)
+        return {"val_l1": float((made - self.fixed).abs().mean())}
+
+    def _reconstructed(self, crops: Tensor) -> Tensor:
+        with self.low_precision():
+            return self.autoencoder.decode(self.autoencoder.moments(crops.to(self.device))[0]).float().cpu()
+
+    def finish(self, out: Path) -> None:
+        """The weights, and the mean and deviation of the latents, estimated over the set; the state goes."""
+        mean, std = latent_statistics(self.autoencoder, self.data, self.settings)
+        tensors = {**self.autoencoder.state_dict(), "latent_mean": mean, "latent_std": std}
+        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "facts": dict(self.data.facts)}
+        save_tensors(out / RESULT, tensors, metadata)
+        (out / self.checkpoint).unlink(missing_ok=True)
+
+
+def autoencoder_settings(settings: DiffusionSettings) -> AutoencoderSettings:
+    """Those of a latent diffusion model."""
+    if settings.autoencoder is None:
+        raise ValueError("a diffusion model in pixels has no autoencoder")
+    return settings.autoencoder
+
+
+def load_trained(
+    out: Path, settings: DiffusionSettings, seed: int, device: torch.device
+) -> tuple[Autoencoder, Tensor, Tensor]:
+    """The finished autoencoder in ``out``, frozen, and its latents' mean and deviation (1, channels, 1, ...).
+
+    Raises:
+        InputError: it is of another training.
+    """
+    tensors, metadata = load_tensors(out / RESULT)
+    check_same_run(out / RESULT, metadata, settings, seed)
+    mean, std = tensors.pop("latent_mean"), tensors.pop("latent_std")
+    autoencoder = Autoencoder(autoencoder_settings(settings))
+    autoencoder.load_state_dict(tensors)
+    return autoencoder.to(device).eval().requires_grad_(False), mean.to(device), std.to(device)
+
+
+@torch.no_grad()
+def latent_statistics(autoencoder: Autoencoder, data: Data, settings: DiffusionSettings) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each latent channel over the set, (1, channels, 1, ...) on the CPU.
+
+    The original took one random batch, and another one after every resume (defect 5).
+    """
+    own = autoencoder_settings(settings)
+    device = next(autoencoder.parameters()).device
+    n_batches = min(MOST_SCALE_BATCHES, -(-data.n_items // own.batch_size))
+    total = torch.zeros(2, own.latent_channels, dtype=torch.float64)
+    n_values = 0
+    for index in range(n_batches):
+        mean, log_variance = autoencoder.moments(data.at(index, own.batch_size).to(device))
+        axes = (0, *range(2, mean.ndim))
+        squares = mean.double().square() + log_variance.double().exp()
+        total += torch.stack([mean.double().sum(axes), squares.sum(axes)]).cpu()
+        n_values += mean.numel() // own.latent_channels
+    mean, squared = total / n_values
+    std = (squared - mean.square()).clamp(min=1e-12).sqrt()
+    shape = (1, own.latent_channels, *[1] * settings.n_axes)
+    return mean.float().reshape(shape), std.float().reshape(shape)
+
+
+def latents_of(autoencoder: Autoencoder, statistics: tuple[Tensor, Tensor], images: Tensor, noise: Tensor) -> Tensor:
+    """A draw of each image's latents, of mean 0 and deviation 1 over the set."""
+    mean, log_variance = autoencoder.moments(images)
+    centre, std = statistics
+    drawn: Tensor = (mean + torch.exp(log_variance / 2) * noise - centre) / std
+    return drawn

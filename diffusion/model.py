@@ -1,0 +1,99 @@
+"""A diffusion model ready to sample: the averaged denoiser, the decoder where there is one, and the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from common.checkpoints import load_tensors
+from common.errors import InputError
+from common.settings import from_dict
+from diffusion.autoencoder import Autoencoder
+from diffusion.denoiser import Denoiser
+from diffusion.process import Process
+from diffusion.settings import DiffusionSettings
+
+RESULT = "generator.safetensors"
+
+
+class Model(nn.Module):
+    """``denoiser`` and, for latents, ``autoencoder`` with the latents' mean and deviation."""
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, settings: DiffusionSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        self.process = Process(settings.config.schedule, settings.config.prediction, settings.config.n_times)
+        self.denoiser = Denoiser(settings.denoiser)
+        if settings.autoencoder is not None:
+            shape = (1, settings.autoencoder.latent_channels, *[1] * settings.n_axes)
+            self.autoencoder = Autoencoder(settings.autoencoder)
+            self.register_buffer("latent_mean", torch.zeros(shape))
+            self.register_buffer("latent_std", torch.ones(shape))
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(self.parameters()).device
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of what an image begins as: (channels, *size)."""
+        return (self.settings.denoiser.n_channels, *self.settings.denoised_size)
+
+    def images(self, denoised: Tensor) -> Tensor:
+        """(b, data channels, *size), about [-1, 1], of what the denoiser was led to."""
+        if self.settings.autoencoder is None:
+            return denoised
+        return self.autoencoder.decode(denoised * self.latent_std + self.latent_mean)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model from a file, what its samples are written with, and how long it has been trained."""
+
+    model: Model
+    facts: Mapping[str, Any]
+    kimg: float
+
+
+def open_model(checkpoint: Path, device: str = "cpu") -> Opened:
+    """Read ``generator.safetensors``.
+
+    Raises:
+        InputError: the file is missing or holds no diffusion model of this version, or there is no such device.
+    """
+    if checkpoint.is_dir():
+        raise InputError("a folder, not a checkpoint", where=checkpoint, fix=f"give {checkpoint / RESULT}")
+    if not checkpoint.is_file():
+        found = sorted(checkpoint.parent.glob("*.safetensors")) if checkpoint.parent.is_dir() else []
+        fix = f"give {' or '.join(str(path) for path in found)}" if found else f"give the {RESULT} of a training"
+        raise InputError("no such file", where=checkpoint, fix=fix)
+    tensors, metadata = load_tensors(checkpoint)
+    try:
+        model = Model(from_dict(DiffusionSettings, metadata["settings"]))
+        model.load_state_dict(tensors)
+        opened = Opened(model.eval().requires_grad_(False), metadata["facts"], float(metadata["snapshot"]["kimg"]))
+    except (KeyError, TypeError, RuntimeError) as error:
+        problem = f"not a diffusion model of this version ({str(error).splitlines()[0]})"
+        raise InputError(problem, where=checkpoint, fix=f"give the {RESULT} of a finished training") from error
+    opened.model.to(checked_device(device))
+    return opened
+
+
+def checked_device(name: str) -> torch.device:
+    """The device ``name``, or InputError where there is none."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        problem = f"no such device here: {name!r} ({str(error).splitlines()[0]})"
+        raise InputError(problem, where="device", fix="use cpu") from error
+    return device

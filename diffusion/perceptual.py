@@ -1,0 +1,103 @@
+"""How different two images look to a network trained on photographs: without a download, for any number of channels.
+
+``efficientnet_lite0``: the weights come with the installation; features of its first blocks are compared as LPIPS
+compares them (Zhang et al. 2018: unit length at each position, mean squared difference) but for its learned weights.
+``lpips_alex``: LPIPS itself through MONAI, for those who have its package and weights. Both take RGB: three channels go
+in as they are, others one by one, each repeated. Of volumes, slices along every axis (the spec's fake 3D).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from common.efficientnet import IMAGENET_MEAN, IMAGENET_STD, load_efficientnet_lite0
+from common.errors import InputError
+
+LAST_BLOCKS = (0, 2, 4)  # whose outputs are compared: strides 2, 4 and 8
+SMALLEST_PX = 32  # smaller images are enlarged
+SLICE_SHARE = 0.2  # of a volume's slices along each axis
+EPS = 1e-8
+
+
+def check_perceptual(name: str) -> None:
+    """InputError, before any training, for a network that is not to be had here."""
+    if name == "lpips_alex" and importlib.util.find_spec("lpips") is None:
+        raise InputError(
+            "the package lpips is not installed",
+            where="autoencoder.perceptual",
+            fix="pip install lpips where its weights can be downloaded, or use efficientnet_lite0, which is here",
+        )
+
+
+def build_perceptual(name: str) -> nn.Module | None:
+    """The network ``name``, frozen; None for ``none``."""
+    check_perceptual(name)
+    if name == "none":
+        return None
+    if name == "lpips_alex":
+        from monai.losses import PerceptualLoss
+
+        network: nn.Module = PerceptualLoss(2, "alex")
+    else:
+        network = _EarlyFeatures()
+    return network.eval().requires_grad_(False)
+
+
+def perceptual_distance(network: nn.Module, made: Tensor, real: Tensor, draws: torch.Generator) -> Tensor:
+    """One number for two batches (b, channels, height, width) or (b, channels, depth, height, width) in [-1, 1].
+
+    ``draws`` (on the CPU) chooses a volume's slices: the same for every image of the batch.
+    """
+    if made.ndim == 4:
+        distance: Tensor = network(_as_rgb(made), _as_rgb(real))
+        return distance
+    of_axes = []
+    for axis in (2, 3, 4):
+        n_slices = made.shape[axis]
+        chosen = torch.randperm(n_slices, generator=draws)[: max(1, round(SLICE_SHARE * n_slices))].to(made.device)
+        slices = [x.index_select(axis, chosen).movedim(axis, 1).flatten(0, 1) for x in (made, real)]
+        of_axes.append(network(*(_as_rgb(x) for x in slices)))
+    return torch.stack(of_axes).mean()
+
+
+def _as_rgb(images: Tensor) -> Tensor:
+    """(b, channels, h, w) to (b', 3, h, w), at least SMALLEST_PX along both sides."""
+    if images.shape[1] != 3:
+        images = images.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)
+    factor = max(1, -(-SMALLEST_PX // min(images.shape[-2:])))
+    return F.interpolate(images, scale_factor=float(factor), mode="nearest") if factor > 1 else images
+
+
+class _EarlyFeatures(nn.Module):
+    """Mean squared difference of EfficientNet-lite0's early features."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = load_efficientnet_lite0()
+        self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
+        self.blocks = nn.ModuleList(list(network._blocks)[: LAST_BLOCKS[-1] + 1])
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None])
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Of (b, 3, h, w) in [-1, 1], each of unit length over its channels."""
+        x = self.stem(((images + 1) / 2 - self.mean) / self.std)
+        found = []
+        for index, block in enumerate(self.blocks):
+            x = block(x)
+            if index in LAST_BLOCKS:
+                found.append(x / (x.square().sum(1, keepdim=True) + EPS).sqrt())
+        return found
+
+    def forward(self, made: Tensor, real: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = self.features(real)
+        pairs = zip(self.features(made), wanted, strict=True)
+        return torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).mean()

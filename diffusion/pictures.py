@@ -1,0 +1,71 @@
+"""Pictures of a training: samples and reconstructions, as PNG for images and as moving GIF for volumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from common.files import atomic_path
+from common.pictures import SHEET, SHEETS, grid_of, images_to_integers, sheet_name, write_grid
+
+N_COLUMNS = 4
+FRAME_MS = 120  # of a volume's slice
+RECONSTRUCTIONS = "reconstructions"
+MOST_SHOWN = 4  # pairs of crop and reconstruction
+
+
+def write_samples(out: Path, samples: Tensor, n_image_channels: int, kimg: float) -> None:
+    """The newest sheet of ``samples`` (n, channels, *size), and a copy under ``sheets/`` for the length so far.
+
+    Images: one PNG, every channel below the other unless there are three. Volumes: a GIF that goes through the slices.
+    """
+    shown = samples[: len(samples) // N_COLUMNS * N_COLUMNS] if len(samples) >= N_COLUMNS else samples
+    suffix = ".png" if shown.ndim == 4 else ".gif"
+    newest = out / SHEET if suffix == ".png" else (out / SHEET).with_suffix(suffix)
+    _write(shown[:, :n_image_channels], min(N_COLUMNS, len(shown)), newest)
+    with atomic_path((out / SHEETS / sheet_name(kimg)).with_suffix(suffix)) as temporary:
+        temporary.write_bytes(newest.read_bytes())
+
+
+def write_reconstructions(out: Path, crops: Tensor, made: Tensor, kimg: float) -> None:
+    """Crops in the upper row, what the autoencoder made of them below."""
+    n_shown = min(MOST_SHOWN, len(crops))
+    both = np.concatenate([crops[:n_shown], made[:n_shown]])
+    suffix = ".png" if crops.ndim == 4 else ".gif"
+    _write(Tensor(both), n_shown, out / f"{RECONSTRUCTIONS}{suffix}")
+    with atomic_path((out / SHEETS / sheet_name(kimg)).with_suffix(suffix)) as temporary:
+        temporary.write_bytes((out / f"{RECONSTRUCTIONS}{suffix}").read_bytes())
+
+
+def _write(images: Tensor, n_columns: int, path: Path) -> None:
+    integers = images_to_integers(images, np.dtype(np.uint8))
+    rows = len(integers) // n_columns
+    if integers.ndim == 4:
+        write_grid(_channels_as_rows(integers, rows, n_columns), _shape(integers, rows, n_columns), path)
+        return
+    from PIL import Image
+
+    frames = []
+    for index in range(integers.shape[2]):
+        tiles = integers[:, :, index]
+        picture = grid_of(_channels_as_rows(tiles, rows, n_columns), _shape(tiles, rows, n_columns))
+        frames.append(Image.fromarray(picture))
+    with atomic_path(path) as temporary:
+        frames[0].save(
+            temporary, format="GIF", save_all=True, append_images=frames[1:] or [], duration=FRAME_MS, loop=0
+        )
+
+
+def _channels_as_rows(tiles: np.ndarray, rows: int, n_columns: int) -> np.ndarray:
+    """(rows * columns, channels, h, w): three channels stay together; of others each has a row of its own."""
+    n_channels = tiles.shape[1]
+    if n_channels in (1, 3):
+        return tiles
+    apart = tiles.reshape(rows, n_columns, n_channels, 1, *tiles.shape[2:]).swapaxes(1, 2)
+    return apart.reshape(rows * n_channels * n_columns, 1, *tiles.shape[2:])
+
+
+def _shape(tiles: np.ndarray, rows: int, n_columns: int) -> tuple[int, int]:
+    return (rows if tiles.shape[1] in (1, 3) else rows * tiles.shape[1], n_columns)

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import InputError
 from common.files import read_json
 
 Pair = tuple[int, int]
+PLANS_FILE = "nnUNetPlans.json"
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,13 @@ class Plan:
 
 
 def plan_from_json(plans: Mapping[str, Any], configuration: str = "2d") -> Plan:
-    """Read nnU-Net plans of the current layout (``architecture.arch_kwargs``) or of v2.2 (flat keys)."""
-    config = plans["configurations"][configuration]
-    architecture = config.get("architecture", {}).get("arch_kwargs")
-    strides = architecture["strides"] if architecture else config["pool_op_kernel_sizes"]
-    kernels = architecture["kernel_sizes"] if architecture else config["conv_kernel_sizes"]
+    """Read nnU-Net plans of the current layout (``architecture.arch_kwargs``) or of v2.2 (flat keys).
+
+    Raises:
+        InputError: there is no such configuration.
+    """
+    config = resolved_configuration(plans, configuration)
+    strides, kernels = strides_and_kernels(config)
     n_channels = len(config["normalization_schemes"])
     intensity = plans.get("foreground_intensity_properties_per_channel", {})
     return Plan(
@@ -51,6 +55,38 @@ def plan_from_json(plans: Mapping[str, Any], configuration: str = "2d") -> Plan:
         intensity=tuple(dict(intensity.get(str(channel), {})) for channel in range(n_channels)),
         batch_size=int(config["batch_size"]),
     )
+
+
+def resolved_configuration(plans: Mapping[str, Any], configuration: str, where: str = PLANS_FILE) -> dict[str, Any]:
+    """A configuration as nnU-Net reads it: what it lacks comes from the one that it names in ``inherits_from``.
+
+    Raises:
+        InputError: it, or one it inherits from, is not there, or they inherit from each other; ``where`` is the file.
+    """
+    known, chain, name = plans.get("configurations", {}), list[str](), configuration
+    resolved: dict[str, Any] = {}
+    while name is not None:
+        if name in chain:
+            problem = f"configurations inherit from each other: {' -> '.join([*chain, name])}"
+            raise InputError(problem, where=where, fix="remove one inherits_from of them")
+        if name not in known:
+            named = f", which {chain[-1]!r} inherits from," if chain else ""
+            there = ", ".join(sorted(known)) or "none"
+            fix = f"choose one that is there ({there}), or plan the dataset with nnU-Net again"
+            raise InputError(f"configuration {name!r}{named} is not in the plans", where=where, fix=fix)
+        chain.append(name)
+        resolved = {**known[name], **resolved}
+        name = known[name].get("inherits_from")
+    resolved.pop("inherits_from", None)
+    return resolved
+
+
+def strides_and_kernels(config: Mapping[str, Any]) -> tuple[list[Any], list[Any]]:
+    """As they stand in a resolved configuration, one entry a stage: the current layout, or v2.2's flat keys."""
+    architecture = config.get("architecture", {}).get("arch_kwargs")
+    strides = architecture["strides"] if architecture else config["pool_op_kernel_sizes"]
+    kernels = architecture["kernel_sizes"] if architecture else config["conv_kernel_sizes"]
+    return list(strides), list(kernels)
 
 
 def load_plan(path: Path, configuration: str = "2d") -> Plan:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.files import read_json, write_json
+from common.machine import Machine, describe_machine
 from common.plan import Pair, Plan
 from common.settings import from_dict, to_dict
 from gan.settings import AUTO, GanConfig, GanSettings, derive_settings
@@ -51,15 +51,6 @@ BUDGET_SHARE = 0.8  # of the memory there is
 TRAINING_OVER_FORWARD = 6.6  # amortised cost of an image over one pass of both networks (204 / 31 GFLOP at 64 px)
 TENSORS_PER_MAP = 16  # float32 copies of each feature map alive at the peak, in R1; 9 to 15 measured at 32 to 128 px
 BASELINE_BYTES = 0.6 * 2**30
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What of a machine matters: its kind of device, the memory there, whether it computes in bfloat16."""
-
-    kind: str  # "cpu" or "cuda"
-    memory_gib: float
-    has_bf16: bool
 
 
 @dataclass(frozen=True)
@@ -215,16 +206,3 @@ def resolve(
         config = replace(config, **values)
         kimg = length if is_length_chosen else kimg
     return derive_settings(plan, n_images, n_channels, kimg, config)
-
-
-def describe_machine(device: str) -> Machine:
-    """The machine this process runs on; memory rounded down to whole GiB, so that like machines choose alike."""
-    import torch
-
-    if torch.device(device).type == "cuda":
-        total = torch.cuda.get_device_properties(torch.device(device)).total_memory
-        return Machine("cuda", float(max(1, total // 2**30)), torch.cuda.is_bf16_supported())
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cpu_info = Path("/proc/cpuinfo")
-    flags = cpu_info.read_text(encoding="utf-8") if cpu_info.is_file() else ""
-    return Machine("cpu", float(max(1, total // 2**30)), "avx512_bf16" in flags or "amx_bf16" in flags)

@@ -1,0 +1,29 @@
+"""The machine a training runs on, as far as settings follow from it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What of a machine matters: its kind of device, the memory there, whether it computes in bfloat16."""
+
+    kind: str  # "cpu" or "cuda"
+    memory_gib: float
+    has_bf16: bool
+
+
+def describe_machine(device: str) -> Machine:
+    """The machine this process runs on; memory rounded down to whole GiB, so that like machines choose alike."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        total = torch.cuda.get_device_properties(torch.device(device)).total_memory
+        return Machine("cuda", float(max(1, total // 2**30)), torch.cuda.is_bf16_supported())
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cpu_info = Path("/proc/cpuinfo")
+    flags = cpu_info.read_text(encoding="utf-8") if cpu_info.is_file() else ""
+    return Machine("cpu", float(max(1, total // 2**30)), "avx512_bf16" in flags or "amx_bf16" in flags)

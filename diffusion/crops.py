@@ -1,0 +1,151 @@
+"""Crops of preprocessed cases, as a training is shown them: what a batch holds follows from the seed and the step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from common.errors import InputError
+from common.seeds import derive_seed
+from common.settings import to_dict
+from diffusion.case_splits import split_cases
+from diffusion.case_survey import Survey, SurveyedCase, window_of
+from diffusion.cases import CaseFolder, Voxel
+from diffusion.data import labels_as_channels
+from diffusion.facts import SOURCE, to_network
+from diffusion.settings import DiffusionSettings
+from diffusion.source_facts import facts_of, source_of
+
+if TYPE_CHECKING:
+    from diffusion.nnunet_folder import NnunetDataset
+    from diffusion.spatial_plan import SpatialPlan
+
+log = logging.getLogger(__name__)
+
+FOREGROUND_SHARE = 0.33  # nnU-Net's: crops of a batch that are centred on a label
+N_FIXED = {2: 16, 3: 4}  # crops that validation looks at, by the number of axes
+MOST_FIXED_OF_A_CASE = 4
+N_VALUES, MOST_VALUES = 4_000_000, 20_000  # voxels the windows follow from: of all cases, at most of each
+
+
+class CropData:
+    """Crops of the training cases of one fold: each case once before any is shown again.
+
+    ``split`` says which cases train and which are held out. Of a 2D plan, a crop is one slice.
+    """
+
+    def __init__(
+        self, dataset: NnunetDataset, plan: SpatialPlan, settings: DiffusionSettings, fold: int | str, seed: int
+    ) -> None:
+        """Look at all cases of the fold, which reads each of them once.
+
+        Args:
+            fold: 0 to 4, or ``all``.
+
+        Raises:
+            InputError: no cases, a fold that does not exist, or a case no training can use; it names the file.
+        """
+        folder = CaseFolder(dataset.preprocessed / plan.data_identifier, settings.n_channels)
+        self.settings, self.seed = settings, seed
+        self.split = split_cases(dataset, folder.names, fold)
+        train = self.split.train
+        others = [name for name in self.split.validate if name not in train]
+        _check_use(folder, train, settings)
+        source = source_of(dataset, plan, train)
+        zero = [-one.offset / one.scale if one.space == SOURCE else None for one in source.restored]
+        ignore = dataset.dataset_json["labels"].get("ignore")
+        self._survey = Survey(
+            folder, plan.use_mask_for_norm, zero, settings.n_label_channels or None, [] if ignore is None else [ignore]
+        )
+        self._cases, values = self._survey.of(train, max(1, min(N_VALUES // len(train), MOST_VALUES)))
+        held_out = {case.name: case for case in [*self._cases, *self._survey.of(others)[0]]}
+        self._watched = [held_out[name] for name in self.split.validate]
+        self._facts = facts_of(dataset, plan, source, window_of(values))
+        log.info("%s, fold %s: %d cases to train on, %d held out", dataset.name, fold, len(train), len(others))
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """``diffusion.facts.Facts`` as JSON-able values."""
+        return to_dict(self._facts)
+
+    def at(self, step: int, batch_size: int) -> Tensor:
+        """The batch of ``step``: (batch_size, data channels, *size) in [-1, 1]; its last third is centred on labels."""
+        n_random = batch_size - round(batch_size * FOREGROUND_SHARE)
+        n_cases = len(self._cases)
+        positions = range(step * batch_size, (step + 1) * batch_size)
+        orders = {epoch: self._order(epoch) for epoch in {position // n_cases for position in positions}}
+        batch = self._empty(batch_size)
+        for place, position in enumerate(positions):
+            case = self._cases[orders[position // n_cases][position % n_cases]]
+            draws = np.random.default_rng(derive_seed(self.seed, "crop", step, place))
+            self._show(batch[place], case, self._start(case, draws, on_label=place >= n_random))
+            if self.settings.config.mirror and draws.random() < 0.5:
+                batch[place] = batch[place].flip(-1)
+        return batch
+
+    def fixed(self) -> Tensor:
+        """Crops of the held-out cases, (number, data channels, *size): central ones and ones centred on labels."""
+        n_fixed = N_FIXED[self.settings.n_axes]
+        chosen = np.unique(np.linspace(0, len(self._watched) - 1, n_fixed).round().astype(int))
+        found: dict[tuple[str, Voxel], SurveyedCase] = {}
+        for turn in range(MOST_FIXED_OF_A_CASE):
+            for number, case in enumerate(self._watched[i] for i in chosen):
+                draws = np.random.default_rng(derive_seed("fixed", case.name, turn))
+                central = turn < 2 and (turn + number) % 2 == 0
+                start = self._central(case) if central else self._start(case, draws, on_label=True)
+                if len(found) < n_fixed:
+                    found[case.name, start] = case
+        batch = self._empty(len(found))
+        for crop, ((_, start), case) in zip(batch, found.items(), strict=True):
+            self._show(crop, case, start)
+        return batch
+
+    @property
+    def _size(self) -> Voxel:
+        """(Z, Y, X) of a crop."""
+        return (1,) * (3 - self.settings.n_axes) + self.settings.image_size
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(len(self._cases))
+
+    def _start(self, case: SurveyedCase, draws: np.random.Generator, *, on_label: bool) -> Voxel:
+        """Where a crop begins: around a random voxel of a random label, or anywhere within the case."""
+        rooms = [n - size for n, size in zip(case.size, self._size, strict=True)]
+        if on_label and case.places:
+            label = sorted(case.places)[draws.integers(len(case.places))]
+            centre = case.places[label][draws.integers(len(case.places[label]))]
+            start = [int(voxel) - size // 2 for voxel, size in zip(centre, self._size, strict=True)]
+        else:
+            start = [int(draws.integers(max(room, 0) + 1)) for room in rooms]
+        return tuple(
+            min(max(begin, 0), room) if room >= 0 else room // 2 for begin, room in zip(start, rooms, strict=True)
+        )
+
+    def _central(self, case: SurveyedCase) -> Voxel:
+        return tuple((n - size) // 2 for n, size in zip(case.size, self._size, strict=True))
+
+    def _empty(self, n_crops: int) -> Tensor:
+        return torch.empty((n_crops, self.settings.n_data_channels, *self.settings.image_size))
+
+    def _show(self, crop: Tensor, case: SurveyedCase, start: Voxel) -> None:
+        """Fill ``crop``, (data channels, *size), with the voxels of ``case`` from ``start`` on."""
+        stop = tuple(begin + size for begin, size in zip(start, self._size, strict=True))
+        n_images, n_labels = self.settings.n_channels, self.settings.n_label_channels
+        values, labels = self._survey.read(case, start, stop, with_labels=n_labels > 0)
+        shown = crop if self.settings.n_axes == 3 else crop[:, None]
+        shown[:n_images] = torch.from_numpy(to_network(values, self._facts.channels))
+        if labels is not None:
+            shown[n_images:] = labels_as_channels(labels[None], n_labels)[0]
+
+
+def _check_use(folder: CaseFolder, train: tuple[str, ...], settings: DiffusionSettings) -> None:
+    if len(train) < 2:
+        problem = f"{len(train)} case to train on, which the model could only repeat"
+        raise InputError(problem, where=folder.folder, fix="give the dataset at least two")
+    if settings.n_label_channels and not folder.labelled:
+        raise InputError("no label maps", where=folder.folder, fix="generate no labels, or preprocess with labels")

@@ -1,0 +1,402 @@
+"""What ``auto`` stands for in a diffusion model's settings: from plan, data and machine, the same three give the same.
+
+================ =================================================================================================
+image size       2D: the plan's patch. 3D: each axis the edge of ``layout.EDGES`` nearest the median size (a shorter
+                 axis as it is), then the nearest multiple of all strides that are used
+autoencoder      n downsamplings for a largest edge up to 64: 1, 256: 2, beyond: 3; no more than the plan has, and no
+                 shortened axis below 4 voxels; the plan's strides and kernels of the stages 1 to n, axis by axis
+denoiser         goes on where the autoencoder ends: up to 3 levels (pixels: 4), while the plan has strides, no
+                 shortened axis falls below 4 voxels and the longest not below 8; 2D: while they divide the size
+attention        in levels but the first with up to 256 positions on a CPU, 4096 on a GPU; the middle as the last level
+widths, GPU      autoencoder 2D 64, 128, 256, 256, 3D 32, 64, 128, 128; denoiser of latents 256, 512, 768, of pixels
+                 64, 128, 256, 256
+widths, CPU      base x (1, 2, 4, 4), latents base x (1, 2, 2), with the largest base of 64, 48, 32, 24, 16, 8 at which
+                 a forward pass of an image costs up to 1.25 GFLOP: autoencoder and denoiser each, counted
+batch            CPU: 8. GPU: 2D three quarters of the plan's, 3D autoencoder 2, denoiser 4. No more than the images,
+                 at least 2, above 4 a multiple of 4; and of ``n_accumulated`` where that is given
+memory           while a step as measured exceeds 0.8 of the machine's: checkpointing, then the batch in more parts
+                 (the next divisor at least twice as many), then, if their number is given, half the batch; then half
+                 of all widths, down to 8, with all of that again
+precision        bf16 where a GPU has it, else fp32
+learning_rate    denoiser 0.025 / first width, autoencoder 0.032 / first width, at most 0.001
+perceptual       0.5 in 2D, 0.125 in 3D
+kimg             as many as images; on a CPU no more than 1.5e14 FLOP (a training step is three forward passes), and
+                 at least 3
+lengths          ``autoencoder.kimg_share`` of kimg for the autoencoder, the rest for the denoiser; an epoch lies
+                 between two of ``n_snapshots``
+ema_kimg         10, or a twentieth of kimg if that is less
+================ =================================================================================================
+
+A value that the settings do name stays (batch, parts and checkpointing for both networks), and the others are chosen
+around it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from common.errors import InputError
+from common.machine import Machine
+from diffusion.layout import WHERE, Layout, layout_of, sizes_of_levels
+from diffusion.settings import (
+    AUTO,
+    AutoencoderConfig,
+    AutoencoderSettings,
+    DenoiserSettings,
+    DiffusionConfig,
+    DiffusionSettings,
+    check_config,
+)
+from diffusion.spatial_plan import SpatialPlan
+
+MOST_ATTENDED = {"cpu": 256, "cuda": 4096}  # positions
+GPU_AUTOENCODER = {2: (64, 128, 256, 256), 3: (32, 64, 128, 128)}
+GPU_LATENT, GPU_PIXELS = (256, 512, 768), (64, 128, 256, 256)
+CPU_BASES = (64, 48, 32, 24, 16, 8)
+CPU_MULTIPLES, CPU_LATENT_MULTIPLES = (1, 2, 4, 4), (1, 2, 2)
+SMALLEST_BASE = 8
+MOST_CPU_FLOP_PER_IMAGE = 1.25e9  # of a forward pass
+CPU_FLOP = 1.5e14  # two hours of two cores at 20 GFLOP/s
+TRAINING_OVER_FORWARD = 3
+CPU_BATCH, GPU_BATCH_SHARE, GPU_AUTOENCODER_BATCH, GPU_DENOISER_BATCH = 8, 0.75, 2, 4
+DIVISIBLE_BATCH = 4  # larger ones are multiples of it, so that they have parts
+BUDGET_SHARE = 0.8  # of the memory there is
+LARGEST_RATE, DENOISER_RATE, AUTOENCODER_RATE = 1e-3, 0.025, 0.032
+PERCEPTUAL_WEIGHT = {2: 0.5, 3: 0.125}
+SHORTEST_KIMG, SHORTEST_CPU_KIMG = 1.0, 3.0
+MAX_EMA_KIMG, EMA_SHARE = 10.0, 0.05
+
+
+def derive_settings(
+    plan: SpatialPlan,
+    n_images: int,
+    n_channels: int,
+    kimg: float | None,
+    config: DiffusionConfig,
+    machine: Machine,
+    n_label_channels: int = 0,
+) -> DiffusionSettings:
+    """The table at the top.
+
+    Args:
+        n_images: of the training, or cases.
+        n_channels: of an image; labels that are generated with it come on top.
+        kimg: thousand images shown, in both trainings together; None: auto.
+
+    Raises:
+        InputError: settings no training can use, a plan too short for them, or nothing fits into the memory.
+    """
+    check_config(config)
+    layout = layout_of(plan, config)
+    precision = config.precision if config.precision != AUTO else _precision(machine)
+    n_data_channels = n_channels + n_label_channels
+    autoencoder = None
+    if config.autoencoder is not None:
+        autoencoder = _autoencoder(layout, plan, config, config.autoencoder, machine, n_images, n_data_channels)
+        autoencoder = _fitted_autoencoder(autoencoder, config, layout, precision, machine)
+    denoiser, fit = _fitted_denoiser(layout, plan, config, machine, n_images, n_data_channels, precision)
+    settings = DiffusionSettings(
+        config=config,
+        image_size=layout.image_size,
+        n_channels=n_channels,
+        n_label_channels=n_label_channels,
+        autoencoder=autoencoder,
+        denoiser=denoiser,
+        batch_size=fit.batch_size,
+        n_accumulated=fit.n_accumulated,
+        precision=precision,
+        learning_rate=_rate(config.learning_rate, DENOISER_RATE, denoiser.channels),
+        kimg=0.0,
+        ema_kimg=0.0,
+        n_epochs=0,
+        steps_per_epoch=0,
+    )
+    return with_length(settings, kimg if kimg is not None else _auto_kimg(settings, n_images, machine))
+
+
+def with_length(settings: DiffusionSettings, kimg: float) -> DiffusionSettings:
+    """The same networks trained on ``kimg`` thousand images, autoencoder and denoiser together."""
+    config, autoencoder = settings.config, settings.autoencoder
+    share = config.autoencoder.kimg_share if config.autoencoder is not None else 0.0
+    if autoencoder is not None and config.autoencoder is not None:
+        n_epochs, n_steps = _epochs(kimg * share, autoencoder.batch_size, config.n_snapshots)
+        joins = int(config.autoencoder.adversarial_from * n_epochs * n_steps)
+        autoencoder = replace(autoencoder, n_epochs=n_epochs, steps_per_epoch=n_steps, adversarial_from_step=joins)
+    n_epochs, n_steps = _epochs(kimg * (1 - share), settings.batch_size, config.n_snapshots)
+    ema_kimg = config.ema_kimg if config.ema_kimg is not None else min(MAX_EMA_KIMG, EMA_SHARE * kimg)
+    return replace(
+        settings,
+        autoencoder=autoencoder,
+        kimg=float(kimg),
+        ema_kimg=float(ema_kimg),
+        n_epochs=n_epochs,
+        steps_per_epoch=n_steps,
+    )
+
+
+def estimated_bytes(settings: DiffusionSettings) -> dict[str, float]:
+    """Peak memory of each training: ``denoiser`` and, if there is one, ``autoencoder``."""
+    from diffusion.memory import autoencoder_bytes, denoiser_bytes
+
+    sizes, own = (settings.image_size, settings.precision), settings.autoencoder
+    part = math.ceil(settings.batch_size / settings.n_accumulated)
+    estimates = {"denoiser": denoiser_bytes(settings.denoiser, settings.denoised_size, settings.precision, part)}
+    if own is not None:
+        part = math.ceil(own.batch_size / own.n_accumulated)
+        estimates["autoencoder"] = autoencoder_bytes(own, *sizes, part)
+    return estimates
+
+
+def _precision(machine: Machine) -> str:
+    return "bf16" if machine.kind == "cuda" and machine.has_bf16 else "fp32"
+
+
+def _rate(given: float | str, over_width: float, channels: Sequence[int]) -> float:
+    return min(LARGEST_RATE, over_width / channels[0]) if isinstance(given, str) else float(given)
+
+
+def _epochs(kimg: float, batch_size: int, n_snapshots: int) -> tuple[int, int]:
+    """Epochs, and steps of one."""
+    n_steps = math.ceil(round(kimg * 1000, 6) / batch_size)
+    return n_snapshots, max(1, math.ceil(n_steps / n_snapshots))
+
+
+def _auto_kimg(settings: DiffusionSettings, n_images: int, machine: Machine) -> float:
+    if machine.kind == "cuda":
+        return max(SHORTEST_KIMG, float(n_images))
+    affordable = float(math.floor(CPU_FLOP / training_flop(settings) / 1000))
+    return max(SHORTEST_CPU_KIMG, min(float(n_images), affordable))
+
+
+def training_flop(settings: DiffusionSettings) -> float:
+    """Operations for one image of a training, both networks by their shares; a denoiser's latents are encoded first."""
+    from diffusion.cost import autoencoder_flop, denoiser_flop
+
+    of_denoiser = TRAINING_OVER_FORWARD * denoiser_flop(settings.denoiser, settings.denoised_size)
+    if settings.autoencoder is None or settings.config.autoencoder is None:
+        return of_denoiser
+    share, both_ways = (
+        settings.config.autoencoder.kimg_share,
+        autoencoder_flop(settings.autoencoder, settings.image_size),
+    )
+    return share * TRAINING_OVER_FORWARD * both_ways + (1 - share) * (of_denoiser + both_ways / 2)
+
+
+def _widths(multiples: Sequence[int], n_levels: int, base: int = 1) -> tuple[int, ...]:
+    """``n_levels`` of them, the last one repeated if need be."""
+    return tuple(base * multiples[min(level, len(multiples) - 1)] for level in range(n_levels))
+
+
+def _affordable(candidates: Sequence[tuple[int, ...]], flop: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
+    """The first, widest, at which an image costs little enough for a CPU, else the last."""
+    return next((widths for widths in candidates if flop(widths) <= MOST_CPU_FLOP_PER_IMAGE), candidates[-1])
+
+
+def _autoencoder(
+    layout: Layout,
+    plan: SpatialPlan,
+    config: DiffusionConfig,
+    own: AutoencoderConfig,
+    machine: Machine,
+    n_images: int,
+    n_channels: int,
+) -> AutoencoderSettings:
+    """As wide as the machine computes it; memory and length come later."""
+    n_levels, n_axes = len(layout.autoencoder_strides) + 1, plan.n_axes
+    weight = own.perceptual_weight
+    settings = AutoencoderSettings(
+        kind=own.kind,
+        n_channels=n_channels,
+        channels=_widths(GPU_AUTOENCODER[n_axes], n_levels),
+        latent_channels=own.latent_channels,
+        n_res_blocks=own.n_res_blocks,
+        codebook_size=own.codebook_size,
+        first_kernel=layout.first_kernel,
+        strides=layout.autoencoder_strides,
+        kernel_sizes=layout.autoencoder_kernels,
+        perceptual=own.perceptual,
+        perceptual_weight=PERCEPTUAL_WEIGHT[n_axes] if isinstance(weight, str) else float(weight),
+        adversarial_weight=own.adversarial_weight,
+        kl_weight=own.kl_weight,
+        learning_rate=0.0,
+        batch_size=_batch(config, plan, machine, n_images, GPU_AUTOENCODER_BATCH),
+        n_accumulated=1,
+        checkpointing=False,
+        n_epochs=0,
+        steps_per_epoch=0,
+        adversarial_from_step=0,
+    )
+    if not isinstance(own.channels, str):
+        return replace(settings, channels=own.channels)
+    if machine.kind == "cuda":
+        return settings
+    from diffusion.cost import autoencoder_flop
+
+    candidates = [_widths(CPU_MULTIPLES, n_levels, base) for base in CPU_BASES]
+    widths = _affordable(candidates, lambda w: autoencoder_flop(replace(settings, channels=w), layout.image_size))
+    return replace(settings, channels=widths)
+
+
+def _fitted_autoencoder(
+    settings: AutoencoderSettings, config: DiffusionConfig, layout: Layout, precision: str, machine: Machine
+) -> AutoencoderSettings:
+    from diffusion.memory import autoencoder_bytes
+
+    assert config.autoencoder is not None
+
+    def n_bytes(fit: _Fit) -> float:
+        tried = replace(settings, channels=fit.channels, checkpointing=fit.checkpointing)
+        return autoencoder_bytes(tried, layout.image_size, precision, fit.n_at_once)
+
+    is_given = not isinstance(config.autoencoder.channels, str)
+    fit = _fit(config, settings.batch_size, settings.channels, is_given, n_bytes, layout, machine)
+    return replace(
+        settings,
+        channels=fit.channels,
+        checkpointing=fit.checkpointing,
+        batch_size=fit.batch_size,
+        n_accumulated=fit.n_accumulated,
+        learning_rate=_rate(config.autoencoder.learning_rate, AUTOENCODER_RATE, fit.channels),
+    )
+
+
+def _fitted_denoiser(
+    layout: Layout,
+    plan: SpatialPlan,
+    config: DiffusionConfig,
+    machine: Machine,
+    n_images: int,
+    n_data_channels: int,
+    precision: str,
+) -> tuple[DenoiserSettings, _Fit]:
+    from diffusion.cost import denoiser_flop
+    from diffusion.memory import denoiser_bytes
+
+    latent, size = config.autoencoder, layout.denoised_size
+    levels = sizes_of_levels(size, layout.denoiser_strides)
+    most = MOST_ATTENDED[machine.kind]
+    settings = DenoiserSettings(
+        n_channels=n_data_channels if latent is None else latent.latent_channels,
+        channels=_widths(GPU_PIXELS if latent is None else GPU_LATENT, len(levels)),
+        n_res_blocks=config.n_res_blocks,
+        first_kernel=layout.denoiser_first_kernel,
+        strides=layout.denoiser_strides,
+        kernel_sizes=layout.denoiser_kernels,
+        attention=tuple(level > 0 and math.prod(edges) <= most for level, edges in enumerate(levels)),
+        n_augment=_n_augment(config, plan.n_axes),
+    )
+    if not isinstance(config.channels, str):
+        settings = replace(settings, channels=config.channels)
+    elif machine.kind == "cpu":
+        multiples = CPU_MULTIPLES if latent is None else CPU_LATENT_MULTIPLES
+        candidates = [_widths(multiples, len(levels), base) for base in CPU_BASES]
+        widths = _affordable(candidates, lambda w: denoiser_flop(replace(settings, channels=w), size))
+        settings = replace(settings, channels=widths)
+
+    def n_bytes(fit: _Fit) -> float:
+        tried = replace(settings, channels=fit.channels, checkpointing=fit.checkpointing)
+        return denoiser_bytes(tried, size, precision, fit.n_at_once)
+
+    batch_size = _batch(config, plan, machine, n_images, GPU_DENOISER_BATCH)
+    is_given = not isinstance(config.channels, str)
+    fit = _fit(config, batch_size, settings.channels, is_given, n_bytes, layout, machine)
+    return replace(settings, channels=fit.channels, checkpointing=fit.checkpointing), fit
+
+
+def _n_augment(config: DiffusionConfig, n_axes: int) -> int:
+    """Numbers that say how a training image was changed."""
+    return sum(n_axes if name == "translation" else 1 for name in config.augment)
+
+
+def _batch(config: DiffusionConfig, plan: SpatialPlan, machine: Machine, n_images: int, of_volumes: int) -> int:
+    given, n_parts = config.batch_size, config.n_accumulated
+    if not isinstance(given, str):
+        if not isinstance(n_parts, str) and given % n_parts:
+            problem = f"a batch of {given} has no {n_parts} equal parts"
+            raise InputError(problem, where=f"{WHERE}.n_accumulated", fix="give a divisor of batch_size, or auto")
+        return int(given)
+    if machine.kind == "cpu":
+        wanted = CPU_BATCH
+    else:
+        wanted = int(GPU_BATCH_SHARE * plan.batch_size) if plan.n_axes == 2 else of_volumes
+    batch_size = max(2, min(wanted, n_images))
+    if batch_size > DIVISIBLE_BATCH:
+        batch_size -= batch_size % DIVISIBLE_BATCH
+    return batch_size if isinstance(n_parts, str) else math.ceil(batch_size / n_parts) * int(n_parts)
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What may change so that a training fits into the memory."""
+
+    channels: tuple[int, ...]
+    batch_size: int
+    n_accumulated: int
+    checkpointing: bool
+
+    @property
+    def n_at_once(self) -> int:
+        return math.ceil(self.batch_size / self.n_accumulated)
+
+
+def _fit(
+    config: DiffusionConfig,
+    batch_size: int,
+    channels: tuple[int, ...],
+    are_widths_given: bool,
+    n_bytes: Callable[[_Fit], float],
+    layout: Layout,
+    machine: Machine,
+) -> _Fit:
+    """The first that fits of those that ``_candidates`` yields."""
+    budget, needed = BUDGET_SHARE * machine.memory_gib * 2**30, math.inf
+    for tried in _candidates(config, batch_size, channels, are_widths_given):
+        needed = n_bytes(tried)
+        if needed <= budget:
+            return tried
+    problem = (
+        f"images of {layout.image_size} with widths {tried.channels} need {needed / 2**30:.1f} GiB, "
+        f"and {BUDGET_SHARE:g} of the {machine.memory_gib:g} GiB here are {budget / 2**30:.1f}"
+    )
+    raise InputError(problem, where=WHERE, fix="use a machine with more memory, or leave more of them on auto")
+
+
+def _candidates(
+    config: DiffusionConfig, batch_size: int, channels: tuple[int, ...], are_widths_given: bool
+) -> Iterator[_Fit]:
+    """Ever less memory; what changes the result comes last."""
+    checkpointing = [False, True] if isinstance(config.checkpointing, str) else [config.checkpointing]
+    for widths in [channels] if are_widths_given else _halvings(channels):
+        if isinstance(config.n_accumulated, str):
+            parts = _more_parts(batch_size)
+            firsts = [_Fit(widths, batch_size, parts[0], kept) for kept in checkpointing]
+            yield from firsts
+            yield from (replace(firsts[-1], n_accumulated=n) for n in parts[1:])
+            continue
+        batches = [batch_size]
+        while isinstance(config.batch_size, str) and _is_batch(batches[-1] / 2, int(config.n_accumulated)):
+            batches.append(batches[-1] // 2)
+        for n in batches:
+            yield from (_Fit(widths, n, int(config.n_accumulated), kept) for kept in checkpointing)
+
+
+def _is_batch(n: float, n_parts: int) -> bool:
+    return n >= 2 and n % n_parts == 0
+
+
+def _halvings(channels: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    while True:
+        yield channels
+        if channels[0] % 2 or channels[0] // 2 < SMALLEST_BASE:
+            return
+        channels = tuple(n // 2 for n in channels)
+
+
+def _more_parts(batch_size: int) -> list[int]:
+    """Divisors, each at least twice the one before, from 1 to the batch itself."""
+    found = [1]
+    while found[-1] < batch_size:
+        found.append(next(n for n in range(2 * found[-1], batch_size + 1) if batch_size % n == 0))
+    return found

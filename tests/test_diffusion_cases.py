@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import SimpleITK
 from conftest import SHARED_DATA
+from diffusion.nnunet_folder import NnunetDataset
 
 from common.errors import InputError
 from common.files import read_json, write_json
@@ -24,7 +25,6 @@ from diffusion.cases import CaseFolder
 from diffusion.crops import CropData
 from diffusion.data import channels_as_labels
 from diffusion.facts import facts_from
-from diffusion.nnunet_folder import NnunetDataset
 from diffusion.settings import DenoiserSettings, DiffusionConfig, DiffusionSettings
 from diffusion.source_facts import source_of
 from diffusion.spatial_plan import SpatialPlan, spatial_plan_from_json

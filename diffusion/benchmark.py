@@ -93,7 +93,8 @@ def measure_overhead(model: Model, sampler: str, n_evaluations: int, n_repeats: 
         for _ in passes(seeds):
             pass
 
-    whole(), bare()
+    whole()
+    bare()
     ratios, seconds = [], []
     for repeat in range(n_repeats):
         order = (whole, bare) if repeat % 2 else (bare, whole)

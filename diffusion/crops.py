@@ -73,6 +73,16 @@ class CropData:
         """``diffusion.facts.Facts`` as JSON-able values."""
         return to_dict(self._facts)
 
+    @property
+    def n_items(self) -> int:
+        """Cases to train on."""
+        return len(self._cases)
+
+    @property
+    def has_heldout(self) -> bool:
+        """Of every fold but ``all``."""
+        return not set(self.split.validate) & set(self.split.train)
+
     def at(self, step: int, batch_size: int) -> Tensor:
         """The batch of ``step``: (batch_size, data channels, *size) in [-1, 1]; its last third is centred on labels."""
         n_random = batch_size - round(batch_size * FOREGROUND_SHARE)

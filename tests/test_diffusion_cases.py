@@ -448,6 +448,8 @@ def test_images_are_mirrored_along_the_last_axis_only_and_with_their_labels(ct: 
 def test_validation_looks_at_held_out_cases(ct: Planned) -> None:
     data = CropData(ct.dataset, ct.volumes, settings_for(WHOLE), 0, seed=0)
     assert not set(data.split.train) & set(data.split.validate)
+    assert data.has_heldout and data.n_items == len(data.split.train) == 5
+    assert not CropData(ct.dataset, ct.volumes, settings_for(WHOLE), "all", seed=0).has_heldout
     shown = {crop.numpy().tobytes() for crop in data.at(0, len(data.split.train))}
     fixed = data.fixed()
     assert len(fixed) == len(data.split.validate)  # a whole case has one crop only

@@ -103,7 +103,8 @@ class AutoencoderTraining(Training):
         if own.kind == "kl":
             terms["loss_latent"] = own.kl_weight * order
         if self.perceptual is not None:
-            distance = perceptual_distance(self.perceptual, made, real, self.draws("slices"))
+            draws = self.draws("slices")
+            distance = perceptual_distance(self.perceptual, made, real, draws, own.checkpointing)
             terms["loss_perceptual"] = own.perceptual_weight * distance
         if has_critic:
             terms["loss_adversarial"] = own.adversarial_weight * self.adversarial.of_generator(

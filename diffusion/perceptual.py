@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from common.efficientnet import IMAGENET_MEAN, IMAGENET_STD, load_efficientnet_lite0
 from common.errors import InputError
+from diffusion.blocks import maybe_checkpointed
 
 LAST_BLOCKS = (0, 2, 4)  # whose outputs are compared: strides 2, 4 and 8
 SMALLEST_PX = 32  # smaller images are enlarged
@@ -47,21 +48,33 @@ def build_perceptual(name: str) -> nn.Module | None:
     return network.eval().requires_grad_(False)
 
 
-def perceptual_distance(network: nn.Module, made: Tensor, real: Tensor, draws: torch.Generator) -> Tensor:
+def perceptual_distance(
+    network: nn.Module, made: Tensor, real: Tensor, draws: torch.Generator, is_checkpointed: bool = False
+) -> Tensor:
     """One number for two batches (b, channels, height, width) or (b, channels, depth, height, width) in [-1, 1].
 
-    ``draws`` (on the CPU) chooses a volume's slices: the same for every image of the batch.
+    ``draws`` (on the CPU) chooses a volume's slices: the same for every image of the batch. ``is_checkpointed``: part
+    by part, each computed again for its gradient; what is kept of a whole volume's slices would be the largest part of
+    a training's memory.
     """
     if made.ndim == 4:
-        distance: Tensor = network(_as_rgb(made), _as_rgb(real))
-        return distance
+        return _in_parts(network, made, real, is_checkpointed)
     of_axes = []
     for axis in (2, 3, 4):
         n_slices = made.shape[axis]
         chosen = torch.randperm(n_slices, generator=draws)[: max(1, round(SLICE_SHARE * n_slices))].to(made.device)
-        slices = [x.index_select(axis, chosen).movedim(axis, 1).flatten(0, 1) for x in (made, real)]
-        of_axes.append(network(*(_as_rgb(x) for x in slices)))
+        made_slices, real_slices = (x.index_select(axis, chosen).movedim(axis, 1).flatten(0, 1) for x in (made, real))
+        of_axes.append(_in_parts(network, made_slices, real_slices, is_checkpointed))
     return torch.stack(of_axes).mean()
+
+
+def _in_parts(network: nn.Module, made: Tensor, real: Tensor, is_checkpointed: bool) -> Tensor:
+    """The distance of images, as many parts as they have channels where that saves memory."""
+    n_parts = made.shape[1] if is_checkpointed else 1
+    pairs = list(zip(*(_as_rgb(x).chunk(n_parts) for x in (made, real)), strict=True))
+    n_images = sum(len(part) for part, _ in pairs)
+    distances = [maybe_checkpointed(network, is_checkpointed, *pair) * (len(pair[0]) / n_images) for pair in pairs]
+    return torch.stack(distances).sum()
 
 
 def _as_rgb(images: Tensor) -> Tensor:

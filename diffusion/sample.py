@@ -23,12 +23,10 @@ from common.pictures import images_to_integers
 from common.progress import Progress, shown_progress, silent
 from common.single_images import write_image
 from diffusion.data import channels_as_labels
-from diffusion.facts import facts_from
 from diffusion.model import RESULT, Opened, open_model
 from diffusion.passes import Passes
 from diffusion.pictures import write_samples
 from diffusion.settings import SAMPLERS
-from diffusion.write_images import write_sample
 
 MOST_ON_A_SHEET = 64
 
@@ -162,6 +160,9 @@ def _write_one(image: Tensor, opened: Opened, folder: Path, seed: int) -> None:
         if labels is not None:
             write_image(labels[None], folder / "labels", seed)
         return
+    from diffusion.facts import facts_from
+    from diffusion.write_images import write_sample
+
     facts = facts_from(opened.facts)
     write_sample(folder, f"seed_{seed:08d}", image[:n_channels].numpy(), facts, labels)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from diffusion.cost import decoder_flop, denoiser_flop
+from diffusion.cost import autoencoder_flop, denoiser_flop
 from diffusion.settings import DiffusionSettings
 
 SHARE_OF_TIME = 0.10
@@ -43,7 +43,9 @@ def derive_schedule(
     gauge (``n_references`` 0), has ``N_SHEETS`` sheets.
     """
     speed = FLOP_PER_S["cuda" if device.startswith("cuda") else "cpu"]
-    forward_s, decode_s = denoiser_flop(settings) / speed, decoder_flop(settings) / speed
+    forward_s = denoiser_flop(settings.denoiser, settings.denoised_size) / speed
+    autoencoder = settings.autoencoder
+    decode_s = 0.0 if autoencoder is None else autoencoder_flop(autoencoder, settings.image_size) / 2 / speed
     training_s = PASSES_PER_STEP * forward_s * settings.n_steps * settings.batch_size
     sample_s = EVALUATIONS * forward_s + decode_s
     sheets = SampleSchedule(math.ceil(settings.n_epochs / N_SHEETS), N_SHOWN[settings.n_axes], 0)

@@ -106,7 +106,7 @@ class Training(ABC):
         scores = self.look(out)
         if scores:
             self.rows.append({"step": self.kimg, "unit": "kimg", **scores})
-        write_text(out / CURVES, "".join(json.dumps(row) + "\n" for row in self.rows))
+        write_text(out / CURVES, "".join(json.dumps(_ordered(row)) + "\n" for row in self.rows))
         metadata = {"step": self.step, "rows": self.rows, "facts": dict(self.data.facts), **self.more_state()}
         metadata |= {"settings": to_dict(self.settings), "seed": self.seed}
         save_tensors(out / self.checkpoint, state_to_tensors(self.modules, self.optimizers), metadata)
@@ -162,6 +162,11 @@ class Training(ABC):
     def low_precision(self) -> AbstractContextManager[None]:
         """bfloat16 where the settings say so; it has the range of float32, so that nothing need be scaled."""
         return autocast(self.device, self.settings.precision)
+
+
+def _ordered(row: Mapping[str, float | str]) -> dict[str, float | str]:
+    """A row of the curves in an order that a checkpoint's JSON does not change."""
+    return {key: row[key] for key in ("step", "unit", *sorted(row.keys() - {"step", "unit"}))}
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

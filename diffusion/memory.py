@@ -21,10 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from diffusion.autoencoder import Autoencoder
-from diffusion.blocks import Upsample
+from diffusion.blocks import Upsample, maybe_checkpointed
 from diffusion.cost import META, meta_autoencoder, meta_denoiser
 from diffusion.loss import build_discriminator
-from diffusion.perceptual import build_perceptual, perceptual_distance
+from diffusion.perceptual import build_perceptual, comparisons
 from diffusion.settings import PERCEPTUAL, AutoencoderSettings, DenoiserSettings, Size
 
 STATES = 5  # of each weight: itself, gradient, two moments of Adam, average
@@ -151,7 +151,9 @@ class _AutoencoderStep(nn.Module):
         terms = [(made - images).abs().mean(), order]
         if self.perceptual is not None:
             is_checkpointed = self.autoencoder.settings.checkpointing
-            terms.append(perceptual_distance(self.perceptual, made, images, torch.Generator(), is_checkpointed))
+            parts = comparisons(made, images, torch.Generator(), made.shape[1] if is_checkpointed else 1)
+            for _, *pair in parts[:1] if is_checkpointed else parts:  # one after the other: one is as good as all
+                terms.append(maybe_checkpointed(self.perceptual, is_checkpointed, *pair))
         if self.critic is not None:
             terms.append(self.critic(made)[-1])
         return tuple(terms)

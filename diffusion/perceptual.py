@@ -54,27 +54,33 @@ def perceptual_distance(
     """One number for two batches (b, channels, height, width) or (b, channels, depth, height, width) in [-1, 1].
 
     ``draws`` (on the CPU) chooses a volume's slices: the same for every image of the batch. ``is_checkpointed``: part
-    by part, each computed again for its gradient; what is kept of a whole volume's slices would be the largest part of
+    by part, each computed again for its gradient; what is kept of all of a volume's slices would be the largest part of
     a training's memory.
     """
+    parts = comparisons(made, real, draws, made.shape[1] if is_checkpointed else 1)
+    return torch.stack([share * maybe_checkpointed(network, is_checkpointed, *pair) for share, *pair in parts]).sum()
+
+
+def comparisons(made: Tensor, real: Tensor, draws: torch.Generator, n_parts: int) -> list[tuple[float, Tensor, Tensor]]:
+    """What the network compares, (n, 3, height, width) each, and its share of the distance.
+
+    Of volumes, slices along each axis; images and the slices of an axis in at most ``n_parts`` parts.
+    """
     if made.ndim == 4:
-        return _in_parts(network, made, real, is_checkpointed)
-    of_axes = []
-    for axis in (2, 3, 4):
-        n_slices = made.shape[axis]
-        chosen = torch.randperm(n_slices, generator=draws)[: max(1, round(SLICE_SHARE * n_slices))].to(made.device)
-        made_slices, real_slices = (x.index_select(axis, chosen).movedim(axis, 1).flatten(0, 1) for x in (made, real))
-        of_axes.append(_in_parts(network, made_slices, real_slices, is_checkpointed))
-    return torch.stack(of_axes).mean()
-
-
-def _in_parts(network: nn.Module, made: Tensor, real: Tensor, is_checkpointed: bool) -> Tensor:
-    """The distance of images, as many parts as they have channels where that saves memory."""
-    n_parts = made.shape[1] if is_checkpointed else 1
-    pairs = list(zip(*(_as_rgb(x).chunk(n_parts) for x in (made, real)), strict=True))
-    n_images = sum(len(part) for part, _ in pairs)
-    distances = [maybe_checkpointed(network, is_checkpointed, *pair) * (len(pair[0]) / n_images) for pair in pairs]
-    return torch.stack(distances).sum()
+        pairs = [(made, real)]
+    else:
+        pairs = []
+        for axis in (2, 3, 4):
+            n_slices = made.shape[axis]
+            chosen = torch.randperm(n_slices, generator=draws)[: max(1, round(SLICE_SHARE * n_slices))].to(made.device)
+            of_made, of_real = (x.index_select(axis, chosen).movedim(axis, 1).flatten(0, 1) for x in (made, real))
+            pairs.append((of_made, of_real))
+    found = []
+    for pair in pairs:
+        made_rgb, real_rgb = (_as_rgb(x) for x in pair)
+        for parts in zip(made_rgb.chunk(n_parts), real_rgb.chunk(n_parts), strict=True):
+            found.append((len(parts[0]) / len(made_rgb) / len(pairs), *parts))
+    return found
 
 
 def _as_rgb(images: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class AutoencoderTraining(Training):
         self.own = autoencoder_settings(settings)
         self.autoencoder = Autoencoder(self.own).to(device)
         self.modules: dict[str, nn.Module] = {"autoencoder": self.autoencoder}
-        n_critic = min(LARGEST_CRITIC, 2 * self.own.channels[0])
+        n_critic = min(LARGEST_CRITIC, self.own.channels[0])
         self.critic = build_discriminator(self.own.n_channels, settings.image_size, n_critic)
         if self.critic is not None and self.own.adversarial_weight > 0:
             self.modules["critic"] = self.critic.to(device)

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 
 import torch
 
+from common.machine import Machine
+from common.plan import Plan
 from diffusion.model import Model
 from diffusion.passes import Passes
-from diffusion.planning import Machine, derive_settings
+from diffusion.planning import derive_settings
 from diffusion.settings import SAMPLERS, AutoencoderConfig, DiffusionConfig
-from diffusion.spatial_plan import square_plan
+from diffusion.spatial_plan import spatial_plan_from_2d
 from diffusion.training import autocast
 
 EVALUATIONS = {"ddpm": 50, "ddim": 20, "multistep": 10}  # the overhead of a step does not depend on their number
@@ -62,9 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_model(config: DiffusionConfig, size_px: int, device: str) -> Model:
     """A model of square grey images with the widths that are derived for the device."""
     machine = Machine("cuda" if device.startswith("cuda") else "cpu", 8.0, False)
-    settings = derive_settings(square_plan(size_px), 1000, 1, None, config, machine)
+    settings = derive_settings(spatial_plan_from_2d(_square_plan(size_px)), 1000, 1, None, config, machine)
     torch.manual_seed(0)
     return Model(settings).eval().requires_grad_(False).to(torch.device(device))
+
+
+def _square_plan(size_px: int) -> Plan:
+    """nnU-Net's for square images of 64 px and more: 3 x 3 kernels, halved four times."""
+    strides = ((1, 1), *[(2, 2)] * 4)
+    return Plan((size_px, size_px), strides, ((3, 3),) * 5, (1.0, 1.0), (0, 1, 2), ("ZScore",), (False,), ({},), 12)
 
 
 def measure_overhead(model: Model, sampler: str, n_evaluations: int, n_repeats: int) -> Overhead:
@@ -85,7 +93,8 @@ def measure_overhead(model: Model, sampler: str, n_evaluations: int, n_repeats: 
         for _ in passes(seeds):
             pass
 
-    whole(), bare()
+    whole()
+    bare()
     ratios, seconds = [], []
     for repeat in range(n_repeats):
         order = (whole, bare) if repeat % 2 else (bare, whole)

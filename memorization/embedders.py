@@ -165,7 +165,6 @@ def _weights_sha256(network: torch.nn.Module) -> str:
 
 def _efficientnet_lite0() -> torch.nn.Module:
     """EfficientNet-lite0 without its classifier."""
-    import torch
     from torch import nn
 
     class Features(nn.Module):

@@ -21,8 +21,8 @@ OTHER_STAGE_S = 5.0
 
 DSL_ROOMS = ("gan", "memorization", "evaluation/fidelity.py")
 SCHEMA_FILES = (
-    *("gan/settings.py", "diffusion/settings.py", "memorization/gates.py", "memorization/leakage.py", "memorization/resampling.py"),
-    "memorization/site_audit.py",
+    *("gan/settings.py", "diffusion/settings.py", "memorization/gates.py", "memorization/leakage.py"),
+    *("memorization/resampling.py", "memorization/site_audit.py"),
 )
 CODE = {
     "prepare": ("dataset", "pipeline/stages/prepare.py"),

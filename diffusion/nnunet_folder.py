@@ -37,8 +37,8 @@ def find_dataset(text: str, plans_name: str = "nnUNetPlans") -> NnunetDataset:
         InputError: no such dataset, or several with that id; no plans of that name, or an unreadable file.
     """
     folder = _folder_of(text)
-    raw = _folder_in(RAW)
-    raw_dataset = raw / folder.name if raw is not None and (raw / folder.name).is_dir() else None
+    raw = Path(os.environ.get(RAW, "")) / folder.name
+    raw_dataset = raw if RAW in os.environ and raw.is_dir() else None
     return NnunetDataset(
         name=folder.name,
         preprocessed=folder,
@@ -50,7 +50,7 @@ def find_dataset(text: str, plans_name: str = "nnUNetPlans") -> NnunetDataset:
 
 def _folder_of(text: str) -> Path:
     is_path = not text.isdecimal() and (len(Path(text).parts) != 1 or text in (".", ".."))
-    preprocessed = _folder_in(PREPROCESSED)
+    preprocessed = _preprocessed()
     if is_path or (preprocessed is None and not text.isdecimal() and Path(text).is_dir()):
         folder = Path(text).resolve()
         if not folder.is_dir():
@@ -70,15 +70,14 @@ def _folder_of(text: str) -> Path:
     raise InputError(f"no dataset {text!r}; those there: {there}", where=preprocessed, fix=f"give one, or {PREPARE}")
 
 
-def _folder_in(variable: str) -> Path | None:
-    """The folder an environment variable names; None where it is not set."""
-    value = os.environ.get(variable)
+def _preprocessed() -> Path | None:
+    """The folder of all datasets; None where the variable is not set."""
+    value = os.environ.get(PREPROCESSED)
     if not value:
         return None
-    folder = Path(value)
-    if not folder.is_dir():
-        raise InputError(f"no such folder: {value!r}", where=variable, fix="name a folder that is there, or unset it")
-    return folder
+    if not Path(value).is_dir():
+        raise InputError(f"no such folder: {value!r}", where=PREPROCESSED, fix="name a folder that is there")
+    return Path(value)
 
 
 def _id_of(name: str) -> int:

@@ -40,7 +40,7 @@ from diffusion.training import Training, autocast
 
 log = logging.getLogger(__name__)
 
-N_VALIDATION_PAIRS = 32  # of a fixed crop and a time of a fixed grid
+N_VALIDATION_PAIRS = {2: 32, 3: 8}  # of a fixed crop and a time of a fixed grid, by the number of axes
 VALIDATION = "val_loss"
 N_SHOWN = 16  # samples on a sheet; four of volumes
 CHECKPOINT_SAMPLER, CHECKPOINT_EVALUATIONS = "multistep", 10
@@ -174,12 +174,13 @@ class DenoiserTraining(Training):
     def _validation_loss(self) -> float:
         """Of the averaged weights, on fixed crops, at a fixed grid of times, with fixed noise."""
         process, crops = self.model.process, self.data.fixed()
-        pairs = torch.arange(N_VALIDATION_PAIRS)
+        n_pairs = N_VALIDATION_PAIRS[self.settings.n_axes]
+        pairs = torch.arange(n_pairs)
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "validation"))
-        noise = torch.randn(N_VALIDATION_PAIRS, *self.model.noise_shape, generator=draws)
+        noise = torch.randn(n_pairs, *self.model.noise_shape, generator=draws)
         latent_noise = torch.zeros_like(noise)
-        times = (pairs + 0.5) / N_VALIDATION_PAIRS * process.n_times
-        times = times.long()[torch.randperm(N_VALIDATION_PAIRS, generator=draws)]
+        times = (pairs + 0.5) / n_pairs * process.n_times
+        times = times.long()[torch.randperm(n_pairs, generator=draws)]
         errors = []
         for part in pairs.split(max(1, self.batch_size // self.n_accumulated)):
             images = crops[part % len(crops)].to(self.device)

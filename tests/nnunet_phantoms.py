@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import SimpleITK
 
@@ -88,6 +90,15 @@ def write_colour(raw: Path) -> None:
         write_image(raw / "labelsTr" / f"p{number}.png", disc, (1.0, 1.0))
     described = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "disc": 1}}
     write_json(raw / "dataset.json", {**described, "numTraining": N_CASES, "file_ending": ".png"})
+
+
+def mni_template(name: str) -> np.ndarray:
+    """A volume of nilearn's wheel, the ICBM 152 average brain at 1 mm (x, y, z): ``t1``, ``gm`` or ``wm``, 0 to 255."""
+    found = importlib.util.find_spec("nilearn")
+    assert found is not None and found.origin is not None, "nilearn is in the test extra"
+    path = Path(found.origin).parent / f"datasets/data/mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz"
+    volume = np.asarray(nibabel.load(path).dataobj, np.float32)
+    return np.rint(volume / np.quantile(volume, 0.999) * 255).clip(0, 255).astype(np.uint8)
 
 
 def plan_with_nnunet(raw: Path, preprocessed: Path, configurations: tuple[str, ...]) -> NnunetDataset:

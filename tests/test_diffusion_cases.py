@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from multiprocessing.pool import ThreadPool
@@ -13,13 +12,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import SimpleITK
-from conftest import SHARED_DATA
 from nnunet_phantoms import (
     ARRAY_SPACING_MM,
     FILE_SPACING_MM,
     SMALL,
     WHOLE,
     Planned,
+    mni_template,
     plan_with_nnunet,
     planned,
     read_image,
@@ -215,13 +214,7 @@ def test_without_raw_images_z_scores_are_said_to_be_normalised(mr: Planned, capl
 
 def test_the_mni_brain_comes_back(tmp_path: Path) -> None:
     """A real volume in z-scores: cut, windowed and written, it is what it was up to the clipping."""
-    wheel = os.environ.get("AUTOSHARE_NILEARN_WHEEL", "")
-    found = [Path(wheel)] if wheel else sorted(SHARED_DATA.glob("**/nilearn-*.whl"))
-    if not found or not found[0].is_file():
-        pytest.skip("no nilearn wheel (pip download --no-deps nilearn; AUTOSHARE_NILEARN_WHEEL names it)")
-    from dataset.mni_slices import read_template
-
-    volume = read_template(found[0])[::3, ::3, ::3].astype(np.float32)
+    volume = mni_template("t1")[::3, ::3, ::3].astype(np.float32)
     raw = tmp_path / "raw/Dataset004_Brain"
     for number in range(5):
         write_image(raw / f"imagesTr/b{number}_0000.nii.gz", volume * (1 + number / 100), (3.0, 3.0, 3.0))

@@ -9,7 +9,7 @@ float32. What is not measured, the device's own libraries and their work space, 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -40,6 +40,7 @@ class StepMemory:
     weights: float
     activations: float  # at the peak, with all that is on its way
     largest: float  # tensor
+    copies: float = 0.0  # of weights, in bfloat16
 
     @property
     def at_once(self) -> float:
@@ -76,48 +77,53 @@ class _Counter(TorchDispatchMode):
         self.now -= self.alive.pop(key, 0)
 
 
-def _as_autocast(network: nn.Module) -> None:
-    """Let its layers compute in what ``torch.autocast``, which knows no meta tensors, has them compute on a GPU."""
+def _as_autocast(network: nn.Module) -> list[Tensor]:
+    """Let its layers compute in what ``torch.autocast``, which knows no meta tensors, has them compute on a GPU.
+
+    Returns the weights in bfloat16, which are there once however many images there are.
+    """
+    copies: list[Tensor] = []
     for module in network.modules():
-        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
-            _replace_forward(module, partial(_low_convolution, module))
-        elif isinstance(module, nn.Linear):
-            _replace_forward(module, partial(_low_linear, module))
+        if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.Linear)):
+            weight, bias = _low(module.weight), None if module.bias is None else _low(module.bias)
+            copies += [weight] if bias is None else [weight, bias]
+            compute = F.linear if isinstance(module, nn.Linear) else module._conv_forward
+            _replace_forward(module, partial(_in_low, partial(compute, weight=weight, bias=bias)))
         elif isinstance(module, (nn.GroupNorm, Upsample)):
             _replace_forward(module, partial(_in_full, module.forward))
+    return copies
 
 
 def _replace_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
     module.forward = forward
 
 
-def _low_convolution(module: nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    return module._conv_forward(_low(x), _low(module.weight), None if module.bias is None else _low(module.bias))
+def _low(x: Tensor) -> Tensor:
+    return x.to(torch.bfloat16)
 
 
-def _low_linear(module: nn.Linear, x: Tensor) -> Tensor:
-    return F.linear(_low(x), _low(module.weight), None if module.bias is None else _low(module.bias))
+def _in_low(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return forward(_low(x))
 
 
 def _in_full(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return forward(x.float())
 
 
-def _low(x: Tensor) -> Tensor:
-    return x.to(torch.bfloat16)
+def measured_step(network: nn.Module, inputs: tuple[Tensor, ...], copies: Sequence[Tensor] = ()) -> StepMemory:
+    """Forward and backward pass of ``network`` on meta tensors; it has gradients already, as from a part before.
 
-
-def measured_step(network: nn.Module, inputs: tuple[Tensor, ...]) -> StepMemory:
-    """Forward and backward pass of ``network`` on meta tensors; it has gradients already, as from a part before."""
+    ``copies``: of weights, which are there all the time.
+    """
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in learned:
         parameter.grad = torch.zeros_like(parameter)
-    known = [*network.parameters(), *(p.grad for p in learned if p.grad is not None), *network.buffers()]
+    known = [*copies, *network.parameters(), *(p.grad for p in learned if p.grad is not None), *network.buffers()]
     with _Counter(known) as counter:
         made = network(*inputs)
         losses = [tensor.float().square().mean() for tensor in (made if isinstance(made, tuple) else (made,))]
         torch.stack(losses).sum().backward()
-    return StepMemory(_n_bytes(learned), float(counter.peak), float(counter.largest))
+    return StepMemory(_n_bytes(learned), float(counter.peak), float(counter.largest), _n_bytes(copies))
 
 
 def _n_bytes(tensors: Iterable[Tensor]) -> float:
@@ -128,9 +134,7 @@ def _n_bytes(tensors: Iterable[Tensor]) -> float:
 def denoiser_step(settings: DenoiserSettings, size: Size, precision: str) -> StepMemory:
     """Of one image of ``size``."""
     network, inputs = meta_denoiser(settings, size)
-    if precision == "bf16":
-        _as_autocast(network)
-    return measured_step(network, inputs)
+    return measured_step(network, inputs, _as_autocast(network) if precision == "bf16" else ())
 
 
 class _AutoencoderStep(nn.Module):
@@ -170,9 +174,8 @@ def _meta_perceptual() -> nn.Module | None:
 def autoencoder_step(settings: AutoencoderSettings, image_size: Size, precision: str) -> StepMemory:
     """Of one image of ``image_size``, with the critic and the perceptual network."""
     network, inputs = meta_autoencoder(settings, image_size)
-    if precision == "bf16":
-        _as_autocast(network)
-    return measured_step(_AutoencoderStep(settings, network, image_size), inputs)
+    copies = _as_autocast(network) if precision == "bf16" else []
+    return measured_step(_AutoencoderStep(settings, network, image_size), inputs, copies)
 
 
 @lru_cache(maxsize=256)
@@ -216,4 +219,4 @@ def autoencoder_bytes(settings: AutoencoderSettings, image_size: Size, precision
 
 def _training_bytes(step: StepMemory, n_images: int) -> float:
     # without activations, but with a copy of the weights: Adam's own step
-    return BASELINE_BYTES + STATES * step.weights + max(n_images * step.at_once, step.weights)
+    return BASELINE_BYTES + STATES * step.weights + max(step.copies + n_images * step.at_once, step.weights)

@@ -30,7 +30,7 @@ from diffusion.spatial_plan import SpatialPlan, spatial_plan_from_json
 
 log = logging.getLogger(__name__)
 
-FILE = "diffusion_plan.yaml"
+PLAN_FILE = "diffusion_plan.yaml"
 CONFIGURATIONS = {"2D": "2d", "3D": "3d_fullres"}
 MODELS = {"ddpm": None, "ldm": AutoencoderConfig()}
 ABOUT = {"ddpm": "a diffusion model in pixels", "ldm": "a diffusion model in the latents of an autoencoder"}
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         dataset = find_dataset(chosen.dataset, chosen.plans_name)
         machine = _machine(chosen.device, chosen.memory_gib)
-        text = plan_text(dataset, chosen.plans_name, machine, chosen.channels)
-        target = chosen.out or dataset.preprocessed / FILE
+        text = plan_text(dataset, chosen.plans_name, machine, chosen.channels, chosen.labels)
+        target = chosen.out or dataset.preprocessed / PLAN_FILE
         write_text(target, text)
     except InputError as error:
         sys.stderr.write(f"{error}\n")
@@ -73,7 +73,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--plans-name", default="nnUNetPlans", help="file of the plans (default nnUNetPlans)")
     parser.add_argument("--channels", type=_channels, default=None, help="such as 0,2: only these (default all)")
-    parser.add_argument("--out", type=Path, default=None, help=f"file (default {FILE} in the preprocessed dataset)")
+    parser.add_argument("--labels", action="store_true", help="generate the label maps with the images")
+    parser.add_argument(
+        "--out", type=Path, default=None, help=f"file (default {PLAN_FILE} in the preprocessed dataset)"
+    )
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="to train on (default: a GPU if one is here)"
     )
@@ -109,11 +112,21 @@ def _machine(device: str, memory_gib: float | None) -> Machine:
     return Machine(kind, MEMORY_WITHOUT_GPU_GIB if memory_gib is None else memory_gib, has_bf16=False)
 
 
-def plan_text(dataset: NnunetDataset, plans_name: str, machine: Machine, channels: list[int] | None = None) -> str:
+def plan_text(
+    dataset: NnunetDataset,
+    plans_name: str,
+    machine: Machine,
+    channels: list[int] | None = None,
+    with_labels: bool = False,
+) -> str:
     """The YAML file.
 
-    ``channels``: which of the images' are generated; None: all. A configuration that the plans lack, or a model that
-    does not fit into the machine, is left out with a line in the log.
+    A configuration that the plans lack, or a model that does not fit into the machine, is left out with a line in the
+    log.
+
+    Args:
+        channels: which of the images' are generated; None: all.
+        with_labels: whether their label maps are generated with them.
 
     Raises:
         InputError: channels that are not there, unreadable plans, or nothing is left.
@@ -129,12 +142,13 @@ def plan_text(dataset: NnunetDataset, plans_name: str, machine: Machine, channel
         raise InputError(problem, where=where, fix="plan the dataset with nnU-Net again")
     chosen = _checked_channels(channels, next(iter(plans.values())).n_channels)
     parts = [HEADER.format(name=dataset.name)]
+    n_channels = len(chosen), _n_labels(dataset) if with_labels else 0
     about = {"name": dataset.name, "plans": plans_name, "channels": chosen, "n_cases": n_cases}
     parts += [_block({"dataset": about, "machine": to_dict(machine)})]
     refusals: list[InputError] = []
     for name, plan in plans.items():
         n_images = n_cases * (_n_slices(dataset) if name == "2D" else 1)
-        found = _models(name, plan, n_cases, n_images, len(chosen), machine, refusals)
+        found = _models(name, plan, n_cases, n_images, n_channels, machine, refusals)
         if found:
             parts += [f"\n# {_about_plan(plan)}\n{name}:\n", *found]
     if len(refusals) == len(MODELS) * len(plans):
@@ -147,20 +161,24 @@ def _models(
     plan: SpatialPlan,
     n_cases: int,
     n_images: int,
-    n_channels: int,
+    n_channels: tuple[int, int],
     machine: Machine,
     refusals: list[InputError],
 ) -> list[str]:
-    """The text of each model that is possible; why others are not goes to ``refusals``."""
+    """The text of each model that is possible; why others are not goes to ``refusals``.
+
+    ``n_channels``: of images and of labels.
+    """
     parts = []
     for model, autoencoder in MODELS.items():
         config = DiffusionConfig(autoencoder, n_snapshots=n_epochs(name, n_cases))
         try:
-            settings = with_epochs(derive_settings(plan, n_images, n_channels, 1.0, config, machine))
+            derived = derive_settings(plan, n_images, n_channels[0], 1.0, config, machine, n_channels[1])
         except InputError as error:
             log.info("%s %s: left out: %s", name, model, error)
             refusals.append(error)
             continue
+        settings = with_epochs(derived)
         estimates = {key: round(needed / 2**30, 2) for key, needed in estimated_bytes(settings).items()}
         block = _block({MEMORY: estimates, **to_dict(settings)}, indent=4)
         parts.append(f"  # {ABOUT[model]}\n  {model}:\n{block}")
@@ -245,6 +263,16 @@ def _n_cases(dataset: NnunetDataset) -> int:
         problem = f"numTraining is {n_cases!r}"
         raise InputError(problem, where=dataset.preprocessed / DATASET_JSON, fix="give the number of training cases")
     return n_cases
+
+
+def _n_labels(dataset: NnunetDataset) -> int:
+    """Foreground labels, which are 1 to this number."""
+    labels = dataset.dataset_json.get("labels", {})
+    found = [value for name, value in labels.items() if name not in ("background", "ignore")]
+    if not found or found != list(range(1, len(found) + 1)):
+        fix = "plan without --labels, or number the labels from 1 on; regions cannot be generated"
+        raise InputError(f"labels {labels}", where=dataset.preprocessed / DATASET_JSON, fix=fix)
+    return len(found)
 
 
 def _n_slices(dataset: NnunetDataset) -> int:

@@ -33,6 +33,7 @@ around it.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -58,7 +59,7 @@ MACHINE = "machine.json"
 MOST_ATTENDED = {"cpu": 256, "cuda": 4096}  # positions
 GPU_AUTOENCODER = {2: (64, 128, 256, 256), 3: (32, 64, 128, 128)}
 GPU_LATENT, GPU_PIXELS = (256, 512, 768), (64, 128, 256, 256)
-CPU_BASES = (64, 48, 32, 24, 16, 8)
+CPU_BASES = (8, 16, 24, 32, 48, 64)
 CPU_MULTIPLES, CPU_LATENT_MULTIPLES = (1, 2, 4, 4), (1, 2, 2)
 SMALLEST_BASE = 8
 MOST_CPU_FLOP_PER_IMAGE = 1.25e9  # of a forward pass
@@ -213,9 +214,12 @@ def _widths(multiples: Sequence[int], n_levels: int, base: int = 1) -> tuple[int
     return tuple(base * multiples[min(level, len(multiples) - 1)] for level in range(n_levels))
 
 
-def _affordable(candidates: Sequence[tuple[int, ...]], flop: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
-    """The first, widest, at which an image costs little enough for a CPU, else the last."""
-    return next((widths for widths in candidates if flop(widths) <= MOST_CPU_FLOP_PER_IMAGE), candidates[-1])
+def _affordable(multiples: Sequence[int], n_levels: int, flop: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
+    """The widest of CPU_BASES at which an image costs little enough for a CPU, else the narrowest."""
+    costs_little = bisect.bisect_right(
+        CPU_BASES, MOST_CPU_FLOP_PER_IMAGE, key=lambda base: flop(_widths(multiples, n_levels, base))
+    )
+    return _widths(multiples, n_levels, CPU_BASES[max(0, costs_little - 1)])
 
 
 def _autoencoder(
@@ -258,9 +262,10 @@ def _autoencoder(
         return settings
     from diffusion.cost import autoencoder_flop
 
-    candidates = [_widths(CPU_MULTIPLES, n_levels, base) for base in CPU_BASES]
-    widths = _affordable(candidates, lambda w: autoencoder_flop(replace(settings, channels=w), layout.image_size))
-    return replace(settings, channels=widths)
+    def flop(widths: tuple[int, ...]) -> float:
+        return autoencoder_flop(replace(settings, channels=widths), layout.image_size)
+
+    return replace(settings, channels=_affordable(CPU_MULTIPLES, n_levels, flop))
 
 
 def _fitted_autoencoder(
@@ -317,8 +322,8 @@ def _fitted_denoiser(
         settings = replace(settings, channels=config.channels)
     elif machine.kind == "cpu":
         multiples = CPU_MULTIPLES if latent is None else CPU_LATENT_MULTIPLES
-        candidates = [_widths(multiples, len(levels), base) for base in CPU_BASES]
-        widths = _affordable(candidates, lambda w: denoiser_flop(replace(settings, channels=w), size))
+        asked = settings
+        widths = _affordable(multiples, len(levels), lambda w: denoiser_flop(replace(asked, channels=w), size))
         settings = replace(settings, channels=widths)
 
     def n_bytes(fit: _Fit) -> float:
@@ -371,36 +376,34 @@ def _fit(
     layout: Layout,
     machine: Machine,
 ) -> _Fit:
-    """The first that fits of those that ``_candidates`` yields."""
+    """The first that fits, of the widest widths at which any does."""
     budget, needed = BUDGET_SHARE * machine.memory_gib * 2**30, math.inf
-    for tried in _candidates(config, batch_size, channels, are_widths_given):
-        needed = n_bytes(tried)
-        if needed <= budget:
-            return tried
+    for widths in [channels] if are_widths_given else _halvings(channels):
+        candidates = _candidates(config, batch_size, widths)
+        if widths != channels and (needed := n_bytes(candidates[-1])) > budget:
+            continue  # nothing of these widths fits: measuring the rest would take its time
+        for tried in candidates:
+            needed = n_bytes(tried)
+            if needed <= budget:
+                return tried
     problem = (
-        f"images of {layout.image_size} with widths {tried.channels} need {needed / 2**30:.1f} GiB, "
+        f"images of {layout.image_size} with widths {widths} need {needed / 2**30:.1f} GiB, "
         f"and {BUDGET_SHARE:g} of the {machine.memory_gib:g} GiB here are {budget / 2**30:.1f}"
     )
     raise InputError(problem, where=WHERE, fix="use a machine with more memory, or leave more of them on auto")
 
 
-def _candidates(
-    config: DiffusionConfig, batch_size: int, channels: tuple[int, ...], are_widths_given: bool
-) -> Iterator[_Fit]:
-    """Ever less memory; what changes the result comes last."""
+def _candidates(config: DiffusionConfig, batch_size: int, channels: tuple[int, ...]) -> list[_Fit]:
+    """Ever less memory."""
     checkpointing = [False, True] if isinstance(config.checkpointing, str) else [config.checkpointing]
-    for widths in [channels] if are_widths_given else _halvings(channels):
-        if isinstance(config.n_accumulated, str):
-            parts = _more_parts(batch_size)
-            firsts = [_Fit(widths, batch_size, parts[0], kept) for kept in checkpointing]
-            yield from firsts
-            yield from (replace(firsts[-1], n_accumulated=n) for n in parts[1:])
-            continue
-        batches = [batch_size]
-        while isinstance(config.batch_size, str) and _is_batch(batches[-1] / 2, int(config.n_accumulated)):
-            batches.append(batches[-1] // 2)
-        for n in batches:
-            yield from (_Fit(widths, n, int(config.n_accumulated), kept) for kept in checkpointing)
+    if isinstance(config.n_accumulated, str):
+        parts = _more_parts(batch_size)
+        found = [_Fit(channels, batch_size, parts[0], kept) for kept in checkpointing]
+        return found + [replace(found[-1], n_accumulated=n) for n in parts[1:]]
+    n_parts, batches = int(config.n_accumulated), [batch_size]
+    while isinstance(config.batch_size, str) and _is_batch(batches[-1] / 2, n_parts):
+        batches.append(batches[-1] // 2)
+    return [_Fit(channels, n, n_parts, kept) for n in batches for kept in checkpointing]
 
 
 def _is_batch(n: float, n_parts: int) -> bool:

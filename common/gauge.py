@@ -13,6 +13,7 @@ FRECHET_HELDOUT = "frechet_heldout"
 KERNEL_TRAIN = "kernel_train"  # to the training images: low also where the generator copies
 FRECHET_TRAIN = "frechet_train"
 NEAREST_TRAIN = "nearest_train"  # distance to the nearest training image; 1: as near as an unseen patient's images are
+COPIED_TRAIN = "copied_train"  # share nearer to a training image than 19 of 20 unseen patients' images are
 DIVERSITY = "diversity"  # mean distance between two samples; 1: as between two real images
 
 

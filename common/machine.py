@@ -6,11 +6,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.files import read_json, write_json
-from common.settings import from_dict, to_dict
-
-BEGUN_ON = "machine.json"
-
 
 @dataclass(frozen=True)
 class Machine:
@@ -19,13 +14,6 @@ class Machine:
     kind: str  # "cpu" or "cuda"
     memory_gib: float
     has_bf16: bool
-
-
-def machine_begun_on(out: Path, device: str) -> Machine:
-    """The machine on which the training in ``out`` began; noted there, so that one resumed elsewhere goes on alike."""
-    if not (out / BEGUN_ON).is_file():
-        write_json(out / BEGUN_ON, to_dict(describe_machine(device)))
-    return from_dict(Machine, read_json(out / BEGUN_ON))
 
 
 def describe_machine(device: str) -> Machine:

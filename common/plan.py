@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from common.files import read_json
 
 Pair = tuple[int, int]
 PLANS_FILE = "nnUNetPlans.json"
+BOTTLENECK_PX = 4
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,21 @@ def strides_and_kernels(config: Mapping[str, Any]) -> tuple[list[Any], list[Any]
 def load_plan(path: Path, configuration: str = "2d") -> Plan:
     """Read a plans JSON file."""
     return plan_from_json(read_json(path), configuration)
+
+
+def square_plan(size_px: int) -> Plan:
+    """The standard architecture, where there is no dataset to plan from: 3x3 kernels, strides of 2 down to 4 x 4.
+
+    Raises:
+        InputError: ``size_px`` is no power of two from 8 on.
+    """
+    n_halvings = max(1, round(math.log2(max(1, size_px) / BOTTLENECK_PX)))
+    if size_px != BOTTLENECK_PX * 2**n_halvings:
+        raise InputError(f"{size_px} px", where="the side of the images", fix="use a power of two from 8")
+    strides: tuple[Pair, ...] = ((1, 1), *[(2, 2)] * n_halvings)
+    kernels: tuple[Pair, ...] = ((3, 3),) * len(strides)
+    scheme = ("ZScoreNormalization",)
+    return Plan((size_px, size_px), strides, kernels, (1.0, 1.0), (0, 1, 2), scheme, (False,), ({},), 2)
 
 
 def _pair(values: Any) -> Pair:

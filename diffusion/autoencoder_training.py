@@ -41,7 +41,7 @@ class AutoencoderTraining(Training):
         self.own = autoencoder_settings(settings)
         self.autoencoder = Autoencoder(self.own).to(device)
         self.modules: dict[str, nn.Module] = {"autoencoder": self.autoencoder}
-        n_critic = min(LARGEST_CRITIC, 2 * self.own.channels[0])
+        n_critic = min(LARGEST_CRITIC, self.own.channels[0])
         self.critic = build_discriminator(self.own.n_channels, settings.image_size, n_critic)
         if self.critic is not None and self.own.adversarial_weight > 0:
             self.modules["critic"] = self.critic.to(device)
@@ -103,7 +103,8 @@ class AutoencoderTraining(Training):
         if own.kind == "kl":
             terms["loss_latent"] = own.kl_weight * order
         if self.perceptual is not None:
-            distance = perceptual_distance(self.perceptual, made, real, self.draws("slices"))
+            draws = self.draws("slices")
+            distance = perceptual_distance(self.perceptual, made, real, draws, own.checkpointing)
             terms["loss_perceptual"] = own.perceptual_weight * distance
         if has_critic:
             terms["loss_adversarial"] = own.adversarial_weight * self.adversarial.of_generator(

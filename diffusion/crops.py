@@ -19,7 +19,7 @@ from diffusion.cases import CaseFolder, Voxel
 from diffusion.data import labels_as_channels
 from diffusion.facts import SOURCE, to_network
 from diffusion.settings import DiffusionSettings
-from diffusion.source_facts import facts_of, source_of
+from diffusion.source_facts import check_dataset_json, facts_of, source_of
 
 if TYPE_CHECKING:
     from diffusion.nnunet_folder import NnunetDataset
@@ -50,6 +50,7 @@ class CropData:
         Raises:
             InputError: no cases, a fold that does not exist, or a case no training can use; it names the file.
         """
+        check_dataset_json(dataset, settings.n_channels)
         folder = CaseFolder(dataset.preprocessed / plan.data_identifier, settings.n_channels)
         self.settings, self.seed = settings, seed
         self.split = split_cases(dataset, folder.names, fold)
@@ -72,6 +73,16 @@ class CropData:
     def facts(self) -> Mapping[str, Any]:
         """``diffusion.facts.Facts`` as JSON-able values."""
         return to_dict(self._facts)
+
+    @property
+    def n_items(self) -> int:
+        """Cases to train on."""
+        return len(self._cases)
+
+    @property
+    def has_heldout(self) -> bool:
+        """Of every fold but ``all``."""
+        return not set(self.split.validate) & set(self.split.train)
 
     def at(self, step: int, batch_size: int) -> Tensor:
         """The batch of ``step``: (batch_size, data channels, *size) in [-1, 1]; its last third is centred on labels."""

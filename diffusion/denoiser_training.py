@@ -31,7 +31,7 @@ from diffusion.augment import augment
 from diffusion.autoencoder_training import latents_of, load_trained
 from diffusion.data import Data
 from diffusion.loss import denoising_errors
-from diffusion.model import RESULT, Model
+from diffusion.model import RESULT, Model, in_fast_order
 from diffusion.passes import Passes
 from diffusion.pictures import write_samples
 from diffusion.schedule import SampleSchedule, derive_schedule
@@ -70,9 +70,8 @@ class DenoiserTraining(Training):
             self.model.autoencoder, self.model.latent_mean, self.model.latent_std = trained
         self.denoiser = self.model.denoiser
         self.average = copy.deepcopy(self.denoiser).requires_grad_(False)
-        if device.type == "cpu":  # the faster order of memory there
-            for network in (self.denoiser, self.average):
-                network.to(memory_format=torch.channels_last if settings.n_axes == 2 else torch.channels_last_3d)
+        for network in (self.denoiser, self.average):
+            in_fast_order(network)
         self.modules: dict[str, nn.Module] = {"denoiser": self.denoiser, "average": self.average}
         self.optimizers = {"denoiser": torch.optim.AdamW(self.denoiser.parameters(), settings.learning_rate)}
         self.optimizers["denoiser"].param_groups[0]["weight_decay"] = 0.0

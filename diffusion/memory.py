@@ -20,22 +20,31 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffusion.blocks import Upsample
-from diffusion.cost import meta_autoencoder, meta_denoiser
-from diffusion.settings import AutoencoderSettings, DenoiserSettings, Size
+from diffusion.autoencoder import Autoencoder
+from diffusion.blocks import Upsample, maybe_checkpointed
+from diffusion.cost import META, meta_autoencoder, meta_denoiser
+from diffusion.loss import build_discriminator
+from diffusion.perceptual import build_perceptual, comparisons
+from diffusion.settings import PERCEPTUAL, AutoencoderSettings, DenoiserSettings, Size
 
 STATES = 5  # of each weight: itself, gradient, two moments of Adam, average
 LARGEST_COPIES = 2  # of the largest tensor: work space of a convolution, input and output in another layout
+LARGEST_CRITIC = 64  # feature maps of its first layer, as in diffusion.autoencoder_training
 BASELINE_BYTES = 0.6 * 2**30
 
 
 @dataclass(frozen=True)
 class StepMemory:
-    """Bytes of a training step of one image."""
+    """Bytes of what a training computes for one image."""
 
     weights: float
     activations: float  # at the peak, with all that is on its way
     largest: float  # tensor
+
+    @property
+    def at_once(self) -> float:
+        """Beside the weights, with work space."""
+        return self.activations + LARGEST_COPIES * self.largest
 
 
 class _Counter(TorchDispatchMode):
@@ -98,45 +107,113 @@ def _low(x: Tensor) -> Tensor:
     return x.to(torch.bfloat16)
 
 
-def measured_step(network: nn.Module, inputs: tuple[Tensor, ...], precision: str) -> StepMemory:
+def measured_step(network: nn.Module, inputs: tuple[Tensor, ...]) -> StepMemory:
     """Forward and backward pass of ``network`` on meta tensors; it has gradients already, as from a part before."""
-    parameters = list(network.parameters())
-    for parameter in parameters:
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for parameter in learned:
         parameter.grad = torch.zeros_like(parameter)
-    known = [*parameters, *(p.grad for p in parameters if p.grad is not None), *network.buffers()]
-    if precision == "bf16":
-        _as_autocast(network)
+    known = [*network.parameters(), *(p.grad for p in learned if p.grad is not None), *network.buffers()]
     with _Counter(known) as counter:
         made = network(*inputs)
         losses = [tensor.float().square().mean() for tensor in (made if isinstance(made, tuple) else (made,))]
         torch.stack(losses).sum().backward()
-    n_weight_bytes = sum(p.untyped_storage().nbytes() for p in parameters)
-    return StepMemory(float(n_weight_bytes), float(counter.peak), float(counter.largest))
+    return StepMemory(_n_bytes(learned), float(counter.peak), float(counter.largest))
+
+
+def _n_bytes(tensors: Iterable[Tensor]) -> float:
+    return float(sum(tensor.untyped_storage().nbytes() for tensor in tensors))
 
 
 @lru_cache(maxsize=256)
 def denoiser_step(settings: DenoiserSettings, size: Size, precision: str) -> StepMemory:
     """Of one image of ``size``."""
-    return measured_step(*meta_denoiser(settings, size), precision)
+    network, inputs = meta_denoiser(settings, size)
+    if precision == "bf16":
+        _as_autocast(network)
+    return measured_step(network, inputs)
+
+
+class _AutoencoderStep(nn.Module):
+    """What an autoencoder's training computes for its loss; critic and perceptual network in float32."""
+
+    def __init__(self, settings: AutoencoderSettings, autoencoder: Autoencoder, image_size: Size) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        with torch.device(META):
+            n_base = min(LARGEST_CRITIC, 2 * settings.channels[0])
+            has_critic = settings.adversarial_weight > 0
+            self.critic = build_discriminator(settings.n_channels, image_size, n_base) if has_critic else None
+        self.perceptual = _meta_perceptual() if settings.perceptual != "none" and settings.perceptual_weight else None
+
+    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        made, order = self.autoencoder(images, noise)
+        made = made.float()
+        terms = [(made - images).abs().mean(), order]
+        if self.perceptual is not None:
+            is_checkpointed = self.autoencoder.settings.checkpointing
+            parts = comparisons(made, images, torch.Generator(), made.shape[1] if is_checkpointed else 1)
+            for _, *pair in parts[:1] if is_checkpointed else parts:  # one after the other: one is as good as all
+                terms.append(maybe_checkpointed(self.perceptual, is_checkpointed, *pair))
+        if self.critic is not None:
+            terms.append(self.critic(made)[-1])
+        return tuple(terms)
+
+
+@lru_cache(maxsize=1)
+def _meta_perceptual() -> nn.Module | None:
+    """Of the networks that may be chosen, the one that comes with the installation."""
+    network = build_perceptual(PERCEPTUAL[0])
+    return None if network is None else network.to(META)
 
 
 @lru_cache(maxsize=256)
 def autoencoder_step(settings: AutoencoderSettings, image_size: Size, precision: str) -> StepMemory:
-    """Of one image of ``image_size``."""
-    return measured_step(*meta_autoencoder(settings, image_size), precision)
+    """Of one image of ``image_size``, with the critic and the perceptual network."""
+    network, inputs = meta_autoencoder(settings, image_size)
+    if precision == "bf16":
+        _as_autocast(network)
+    return measured_step(_AutoencoderStep(settings, network, image_size), inputs)
 
 
-def training_bytes(step: StepMemory, n_images: int) -> float:
-    """Peak memory of a training that computes ``n_images`` at a time."""
-    at_once = n_images * (step.activations + LARGEST_COPIES * step.largest)
-    return BASELINE_BYTES + STATES * step.weights + max(at_once, step.weights)  # Adam's step needs a copy
+@lru_cache(maxsize=256)
+def encoding(settings: AutoencoderSettings, image_size: Size, precision: str) -> StepMemory:
+    """Of an image whose latent the denoiser is to learn; nothing is kept for a gradient."""
+    network, (images, _) = meta_autoencoder(settings, image_size)
+    if precision == "bf16":
+        _as_autocast(network)
+    with torch.no_grad(), _Counter(network.parameters()) as counter:
+        network.moments(images)
+    return StepMemory(_n_bytes(network.parameters()), float(counter.peak), float(counter.largest))
 
 
-def denoiser_bytes(settings: DenoiserSettings, size: Size, precision: str, n_images: int) -> float:
-    """Peak memory of the denoiser's training with ``n_images`` of ``size`` at a time."""
-    return training_bytes(denoiser_step(settings, size, precision), n_images)
+def denoiser_bytes(
+    settings: DenoiserSettings,
+    size: Size,
+    precision: str,
+    n_images: int,
+    autoencoder: AutoencoderSettings | None = None,
+    image_size: Size = (),
+) -> float:
+    """Peak memory of the denoiser's training with ``n_images`` of ``size`` at a time.
+
+    ``autoencoder``: of a model in latents, for images of ``image_size``; an image is encoded before its latent is
+    learned.
+    """
+    step = denoiser_step(settings, size, precision)
+    if autoencoder is None:
+        return _training_bytes(step, n_images)
+    encoded = encoding(autoencoder, image_size, precision)
+    return encoded.weights + max(
+        _training_bytes(step, n_images),
+        BASELINE_BYTES + STATES * step.weights + n_images * encoded.at_once,
+    )
 
 
 def autoencoder_bytes(settings: AutoencoderSettings, image_size: Size, precision: str, n_images: int) -> float:
     """Peak memory of the autoencoder's training with ``n_images`` of ``image_size`` at a time."""
-    return training_bytes(autoencoder_step(settings, image_size, precision), n_images)
+    return _training_bytes(autoencoder_step(settings, image_size, precision), n_images)
+
+
+def _training_bytes(step: StepMemory, n_images: int) -> float:
+    # without activations, but with a copy of the weights: Adam's own step
+    return BASELINE_BYTES + STATES * step.weights + max(n_images * step.at_once, step.weights)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from common.efficientnet import IMAGENET_MEAN, IMAGENET_STD, load_efficientnet_lite0
 from common.errors import InputError
+from diffusion.blocks import maybe_checkpointed
 
 LAST_BLOCKS = (0, 2, 4)  # whose outputs are compared: strides 2, 4 and 8
 SMALLEST_PX = 32  # smaller images are enlarged
@@ -47,21 +48,39 @@ def build_perceptual(name: str) -> nn.Module | None:
     return network.eval().requires_grad_(False)
 
 
-def perceptual_distance(network: nn.Module, made: Tensor, real: Tensor, draws: torch.Generator) -> Tensor:
+def perceptual_distance(
+    network: nn.Module, made: Tensor, real: Tensor, draws: torch.Generator, is_checkpointed: bool = False
+) -> Tensor:
     """One number for two batches (b, channels, height, width) or (b, channels, depth, height, width) in [-1, 1].
 
-    ``draws`` (on the CPU) chooses a volume's slices: the same for every image of the batch.
+    ``draws`` (on the CPU) chooses a volume's slices: the same for every image of the batch. ``is_checkpointed``: part
+    by part, each computed again for its gradient; what is kept of all of a volume's slices would be the largest part of
+    a training's memory.
+    """
+    parts = comparisons(made, real, draws, made.shape[1] if is_checkpointed else 1)
+    return torch.stack([share * maybe_checkpointed(network, is_checkpointed, *pair) for share, *pair in parts]).sum()
+
+
+def comparisons(made: Tensor, real: Tensor, draws: torch.Generator, n_parts: int) -> list[tuple[float, Tensor, Tensor]]:
+    """What the network compares, (n, 3, height, width) each, and its share of the distance.
+
+    Of volumes, slices along each axis; images and the slices of an axis in at most ``n_parts`` parts.
     """
     if made.ndim == 4:
-        distance: Tensor = network(_as_rgb(made), _as_rgb(real))
-        return distance
-    of_axes = []
-    for axis in (2, 3, 4):
-        n_slices = made.shape[axis]
-        chosen = torch.randperm(n_slices, generator=draws)[: max(1, round(SLICE_SHARE * n_slices))].to(made.device)
-        slices = [x.index_select(axis, chosen).movedim(axis, 1).flatten(0, 1) for x in (made, real)]
-        of_axes.append(network(*(_as_rgb(x) for x in slices)))
-    return torch.stack(of_axes).mean()
+        pairs = [(made, real)]
+    else:
+        pairs = []
+        for axis in (2, 3, 4):
+            n_slices = made.shape[axis]
+            chosen = torch.randperm(n_slices, generator=draws)[: max(1, round(SLICE_SHARE * n_slices))].to(made.device)
+            of_made, of_real = (x.index_select(axis, chosen).movedim(axis, 1).flatten(0, 1) for x in (made, real))
+            pairs.append((of_made, of_real))
+    found = []
+    for pair in pairs:
+        made_rgb, real_rgb = (_as_rgb(x) for x in pair)
+        for parts in zip(made_rgb.chunk(n_parts), real_rgb.chunk(n_parts), strict=True):
+            found.append((len(parts[0]) / len(made_rgb) / len(pairs), *parts))
+    return found
 
 
 def _as_rgb(images: Tensor) -> Tensor:

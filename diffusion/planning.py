@@ -36,9 +36,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from common.errors import InputError
-from common.machine import Machine
+from common.files import read_json, write_json
+from common.machine import Machine, describe_machine
+from common.settings import from_dict, to_dict
 from diffusion.layout import WHERE, Layout, layout_of, sizes_of_levels
 from diffusion.settings import (
     AUTO,
@@ -51,6 +54,7 @@ from diffusion.settings import (
 )
 from diffusion.spatial_plan import SpatialPlan
 
+MACHINE = "machine.json"
 MOST_ATTENDED = {"cpu": 256, "cuda": 4096}  # positions
 GPU_AUTOENCODER = {2: (64, 128, 256, 256), 3: (32, 64, 128, 128)}
 GPU_LATENT, GPU_PIXELS = (256, 512, 768), (64, 128, 256, 256)
@@ -96,7 +100,7 @@ def derive_settings(
     if config.autoencoder is not None:
         autoencoder = _autoencoder(layout, plan, config, config.autoencoder, machine, n_images, n_data_channels)
         autoencoder = _fitted_autoencoder(autoencoder, config, layout, precision, machine)
-    denoiser, fit = _fitted_denoiser(layout, plan, config, machine, n_images, n_data_channels, precision)
+    denoiser, fit = _fitted_denoiser(layout, plan, config, machine, n_images, n_data_channels, precision, autoencoder)
     settings = DiffusionSettings(
         config=config,
         image_size=layout.image_size,
@@ -114,6 +118,26 @@ def derive_settings(
         steps_per_epoch=0,
     )
     return with_length(settings, kimg if kimg is not None else _auto_kimg(settings, n_images, machine))
+
+
+def derive_on(
+    out: Path,
+    device: str,
+    plan: SpatialPlan,
+    n_images: int,
+    n_channels: int,
+    kimg: float | None,
+    config: DiffusionConfig,
+    n_label_channels: int = 0,
+) -> DiffusionSettings:
+    """``derive_settings`` for the machine this process runs on, which is written to ``machine.json`` in ``out``.
+
+    There it is read again: a training that is resumed on another machine goes on as it began.
+    """
+    if not (out / MACHINE).is_file():
+        write_json(out / MACHINE, to_dict(describe_machine(device)))
+    machine = from_dict(Machine, read_json(out / MACHINE))
+    return derive_settings(plan, n_images, n_channels, kimg, config, machine, n_label_channels)
 
 
 def with_length(settings: DiffusionSettings, kimg: float) -> DiffusionSettings:
@@ -140,13 +164,13 @@ def estimated_bytes(settings: DiffusionSettings) -> dict[str, float]:
     """Peak memory of each training: ``denoiser`` and, if there is one, ``autoencoder``."""
     from diffusion.memory import autoencoder_bytes, denoiser_bytes
 
-    sizes, own = (settings.image_size, settings.precision), settings.autoencoder
+    own, size, precision = settings.autoencoder, settings.image_size, settings.precision
     part = math.ceil(settings.batch_size / settings.n_accumulated)
-    estimates = {"denoiser": denoiser_bytes(settings.denoiser, settings.denoised_size, settings.precision, part)}
-    if own is not None:
-        part = math.ceil(own.batch_size / own.n_accumulated)
-        estimates["autoencoder"] = autoencoder_bytes(own, *sizes, part)
-    return estimates
+    needed = denoiser_bytes(settings.denoiser, settings.denoised_size, precision, part, own, size)
+    if own is None:
+        return {"denoiser": needed}
+    part = math.ceil(own.batch_size / own.n_accumulated)
+    return {"autoencoder": autoencoder_bytes(own, size, precision, part), "denoiser": needed}
 
 
 def _precision(machine: Machine) -> str:
@@ -270,7 +294,9 @@ def _fitted_denoiser(
     n_images: int,
     n_data_channels: int,
     precision: str,
+    autoencoder: AutoencoderSettings | None,
 ) -> tuple[DenoiserSettings, _Fit]:
+    from diffusion.augment import n_augment_numbers
     from diffusion.cost import denoiser_flop
     from diffusion.memory import denoiser_bytes
 
@@ -285,7 +311,7 @@ def _fitted_denoiser(
         strides=layout.denoiser_strides,
         kernel_sizes=layout.denoiser_kernels,
         attention=tuple(level > 0 and math.prod(edges) <= most for level, edges in enumerate(levels)),
-        n_augment=_n_augment(config, plan.n_axes),
+        n_augment=n_augment_numbers(config.augment, plan.n_axes),
     )
     if not isinstance(config.channels, str):
         settings = replace(settings, channels=config.channels)
@@ -297,17 +323,12 @@ def _fitted_denoiser(
 
     def n_bytes(fit: _Fit) -> float:
         tried = replace(settings, channels=fit.channels, checkpointing=fit.checkpointing)
-        return denoiser_bytes(tried, size, precision, fit.n_at_once)
+        return denoiser_bytes(tried, size, precision, fit.n_at_once, autoencoder, layout.image_size)
 
     batch_size = _batch(config, plan, machine, n_images, GPU_DENOISER_BATCH)
     is_given = not isinstance(config.channels, str)
     fit = _fit(config, batch_size, settings.channels, is_given, n_bytes, layout, machine)
     return replace(settings, channels=fit.channels, checkpointing=fit.checkpointing), fit
-
-
-def _n_augment(config: DiffusionConfig, n_axes: int) -> int:
-    """Numbers that say how a training image was changed."""
-    return sum(n_axes if name == "translation" else 1 for name in config.augment)
 
 
 def _batch(config: DiffusionConfig, plan: SpatialPlan, machine: Machine, n_images: int, of_volumes: int) -> int:

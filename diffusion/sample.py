@@ -141,6 +141,11 @@ def _write(chosen: argparse.Namespace, opened: Opened) -> str:
             for image, seed in zip(made, seeds[done : done + len(made)], strict=True):
                 _write_one(image, opened, chosen.out, seed)
             done += len(made)
+    if "file_ending" in opened.facts:
+        from diffusion.facts import facts_from
+        from diffusion.write_images import write_dataset_json
+
+        write_dataset_json(chosen.out, facts_from(opened.facts), opened.model.settings.n_axes, chosen.n)
     lines = [f"{opened.kimg:g} kimg of training, {passes.sampler} with {passes.n_evaluations} evaluations"]
     lines.append(f"{done} of seeds {seeds[0]} to {seeds[-1]}: {chosen.out}")
     if chosen.sheet:

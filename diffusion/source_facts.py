@@ -10,9 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from diffusion.facts import NATURAL_ENDINGS, SOURCE, ChannelFacts, Facts, Restored
+from common.errors import InputError
+from diffusion.facts import MAX_LABEL, NATURAL_ENDINGS, SOURCE, VOLUME_ENDINGS, ChannelFacts, Facts, Restored
 from diffusion.raw_intensities import RawImages, read_raw_images
 
 if TYPE_CHECKING:
@@ -36,6 +37,26 @@ class Source:
     dtype: str
     file_axes: int
     rgb: bool
+
+
+def check_dataset_json(dataset: NnunetDataset, n_channels: int) -> None:
+    """InputError unless it names the channels, labels and file ending as nnU-Net v2 does."""
+    described, where = dataset.dataset_json, dataset.preprocessed / "dataset.json"
+    names, labels = described.get("channel_names"), described.get("labels")
+    checks = [
+        ("channel_names", isinstance(names, dict) and {str(i) for i in range(n_channels)} <= set(names)),
+        ("labels", isinstance(labels, dict) and all(map(_is_label, labels.values()))),
+        ("file_ending", described.get("file_ending") in (*NATURAL_ENDINGS, *VOLUME_ENDINGS)),
+    ]
+    for key, valid in checks:
+        if not valid:
+            problem = f"{key} is {described.get(key)!r} for images of {n_channels} channels"
+            raise InputError(problem, where=where, fix="write dataset.json as nnU-Net v2 asks, then preprocess again")
+
+
+def _is_label(value: Any) -> bool:
+    ids = value if isinstance(value, list) else [value]
+    return all(type(number) is int and 0 <= number <= MAX_LABEL for number in ids)
 
 
 def source_of(dataset: NnunetDataset, plan: SpatialPlan, cases: Sequence[str]) -> Source:

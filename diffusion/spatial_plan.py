@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import common.plan
 from common.errors import InputError
 from common.plan import PLANS_FILE, Plan, resolved_configuration, strides_and_kernels
 from diffusion.settings import Size
@@ -102,6 +103,11 @@ def spatial_plan_from_2d(plan: Plan) -> SpatialPlan:
         n_channels=plan.n_channels,
         data_identifier="nnUNetPlans_2d",
     )
+
+
+def square_plan(size_px: int) -> SpatialPlan:
+    """Of square grey images where there is no dataset to plan from; InputError unless a power of two from 8 on."""
+    return spatial_plan_from_2d(common.plan.square_plan(size_px))
 
 
 def _of_axes(value: Any, n_axes: int) -> Size:

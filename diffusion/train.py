@@ -1,10 +1,20 @@
-"""Training from images or volumes to a diffusion model: exact resume, and nothing half-written."""
+"""Training from images or volumes to a diffusion model: exact resume, and nothing half-written.
+
+    python -m diffusion.train 4 --dimensions 3D --model ldm --fold 0
+
+trains on nnU-Net's preprocessed cases of dataset 4 what ``python -m diffusion.plan 4`` planned; the same command
+resumes. Exit code 0, 1 on bad input, another one on any other failure.
+"""
 
 from __future__ import annotations
 
+import argparse
 import logging
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -15,7 +25,7 @@ from common.errors import InputError
 from common.gauge import Gauge
 from common.memory import keep_freed_memory
 from common.pictures import SHEETS
-from common.progress import Progress, silent
+from common.progress import Progress, shown_progress, silent
 from common.share import Share
 from common.together import run_together
 from diffusion.autoencoder_training import RESULT as AUTOENCODER
@@ -32,6 +42,7 @@ log = logging.getLogger(__name__)
 
 AUTOENCODER_FOLDER = "autoencoder"
 RENDEZVOUS = "rendezvous"  # of the processes, while there are several
+RESULTS_VARIABLE = "nnUNet_results"
 
 
 def train(
@@ -184,3 +195,92 @@ def _remove_half_written(out: Path) -> None:
         for leftover in folder.glob(".*.*"):
             if leftover.is_file():
                 leftover.unlink()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    chosen = _parser().parse_args(arguments)
+    try:
+        out = _train_on_dataset(chosen)
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(f"{out / RESULT}\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m diffusion.train", description="Train a diffusion model.")
+    parser.add_argument("dataset", help="id or name of an nnU-Net dataset, or the folder of its preprocessed cases")
+    parser.add_argument("--dimensions", choices=("2D", "3D"), required=True)
+    parser.add_argument("--model", choices=("ddpm", "ldm"), required=True)
+    parser.add_argument("--fold", default="0", help="0 to 4 as nnU-Net's splits_final.json says, or all (default 0)")
+    parser.add_argument("--plan", type=Path, default=None, help="default: diffusion_plan.yaml of the dataset")
+    parser.add_argument("--out", type=Path, default=None, help="default: a folder for this fold under $nnUNet_results")
+    parser.add_argument("--epochs", type=int, default=None, help="of each of the two trainings; default: the plan's")
+    parser.add_argument("--steps-per-epoch", type=int, default=None, help="default: the plan's")
+    parser.add_argument("--seed", type=int, default=12345)
+    parser.add_argument("--device", default="auto", help="cpu, cuda (all GPUs), cuda:1 ..., or auto (default)")
+    return parser
+
+
+def _train_on_dataset(chosen: argparse.Namespace) -> Path:
+    """The training that the command line asks for; returns its folder."""
+    from diffusion.crops import CropData
+    from diffusion.nnunet_folder import find_dataset
+    from diffusion.plan import CONFIGURATIONS, FILE, read_plan
+    from diffusion.spatial_plan import spatial_plan_from_json
+
+    dataset = find_dataset(chosen.dataset)
+    path = chosen.plan or dataset.preprocessed / FILE
+    settings = with_epochs(read_plan(path, chosen.dimensions, chosen.model), chosen.epochs, chosen.steps_per_epoch)
+    out = chosen.out or _results_folder(dataset.name, chosen.dimensions, chosen.model, chosen.fold)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if chosen.device == "auto" else chosen.device
+    fold = chosen.fold if chosen.fold == "all" else int(chosen.fold) if chosen.fold.isdecimal() else chosen.fold
+    plan = spatial_plan_from_json(dataset.plans, CONFIGURATIONS[chosen.dimensions])
+    data = CropData(dataset, plan, settings, fold, chosen.seed)
+    n_processes = n_processes_for(settings, torch.cuda.device_count() if device == "cuda" else 0)
+    log.info(
+        "%s %s of %s, fold %s, on %d x %s: %s",
+        chosen.dimensions,
+        chosen.model,
+        dataset.name,
+        chosen.fold,
+        n_processes,
+        device,
+        out,
+    )
+    with shown_progress() as progress:
+        train(data, out, settings, chosen.seed, device, progress, None, n_processes)
+    return out
+
+
+def _results_folder(dataset: str, dimensions: str, model: str, fold: str) -> Path:
+    """One folder for every fold (the original's folds shared one: defect 9)."""
+    results = os.environ.get(RESULTS_VARIABLE)
+    if not results:
+        raise InputError("it is not set", where=f"${RESULTS_VARIABLE}", fix="set it as for nnU-Net, or give --out")
+    return Path(results) / dataset / f"diffusion_{dimensions}_{model}" / f"fold_{fold}"
+
+
+def with_epochs(settings: DiffusionSettings, n_epochs: int | None, steps_per_epoch: int | None) -> DiffusionSettings:
+    """The same with other lengths of both trainings; None: as it is.
+
+    Raises:
+        InputError: no length.
+    """
+    for name, value in (("--epochs", n_epochs), ("--steps-per-epoch", steps_per_epoch)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value}", where="diffusion.train", fix="use 1 or more")
+    epochs, steps = n_epochs or settings.n_epochs, steps_per_epoch or settings.steps_per_epoch
+    own = settings.autoencoder
+    if own is not None:
+        joins = own.adversarial_from_step * epochs * steps // (own.n_epochs * own.steps_per_epoch)
+        own = replace(own, n_epochs=epochs, steps_per_epoch=steps, adversarial_from_step=joins)
+    changed = replace(settings, autoencoder=own, n_epochs=epochs, steps_per_epoch=steps)
+    return replace(changed, kimg=_kimg_total(changed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

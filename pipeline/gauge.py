@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from common.gauge import (
+    COPIED_TRAIN,
     DIVERSITY,
     FRECHET_HELDOUT,
     FRECHET_TRAIN,
@@ -38,6 +39,7 @@ SECONDS_PER_IMAGE = {"cpu": 0.1, "cuda": 1e-3}  # one core of a busy machine (me
 MIN_HELDOUT_IMAGES, MIN_HELDOUT_PATIENTS = 8, 2
 MAX_HELDOUT_SHARE = 0.5  # of the real images that are embedded, where not all can be
 MAX_COMPARED = 1024  # training images in the Fréchet and the kernel distance; the nearest one is sought among all
+HONEST_SHARE = 0.05  # of unseen patients' images are as near to a training image as what counts as copied
 BLOCK = 1024
 
 Build = Callable[..., Embedder]
@@ -53,6 +55,7 @@ class References:
     heldout: np.ndarray  # (0, d) where nobody is held out
     heldout_patients: tuple[str, ...]
     honest_distance: float  # median distance of an image to the nearest training image of another patient
+    copy_distance: float  # nearer than this only HONEST_SHARE of those images are
     spread: float  # mean distance between two training images
 
 
@@ -102,10 +105,12 @@ class FeatureGauge:
         if self._references is None:
             self._references = self._embed_references(n_references)
         real, features = self._references, self.embed(samples)
+        distances = _nearest_distances(real.index, features)
         scores = {
             FRECHET_TRAIN: frechet_distance(features, real.compared),
             KERNEL_TRAIN: kernel_distance(features, real.compared, real.compared_patients),
-            NEAREST_TRAIN: float(np.median(_nearest_distances(real.index, features))) / real.honest_distance,
+            NEAREST_TRAIN: float(np.median(distances)) / real.honest_distance,
+            COPIED_TRAIN: float(np.mean(distances < real.copy_distance)),
             DIVERSITY: _mean_distance(features) / real.spread,
         }
         if len(real.heldout):
@@ -145,6 +150,7 @@ class FeatureGauge:
             others,
             tuple(entry.patient for entry in heldout.entries),
             max(float(np.median(distances)), smallest),
+            max(float(np.quantile(distances, HONEST_SHARE)), smallest),
             max(_mean_distance(features), smallest),
         )
 

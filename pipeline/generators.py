@@ -186,9 +186,8 @@ class Diffusion:
         """Derive everything from the plan, the data and the machine, then train: ``cuda`` is all GPUs to be seen."""
         import torch
 
-        from common.machine import machine_begun_on
         from diffusion.data import ImageData
-        from diffusion.planning import derive_settings
+        from diffusion.planning import derive_on
         from diffusion.settings import DiffusionConfig
         from diffusion.spatial_plan import spatial_plan_from_2d
         from diffusion.train import n_processes_for, train
@@ -200,8 +199,7 @@ class Diffusion:
             raise InputError(problem, where=where, fix=fix)
         if labels is not None and n_labels is None:
             n_labels = int(labels.max(initial=0))
-        machine = machine_begun_on(out, device)
-        derived = derive_settings(shape, len(images), images.shape[1], kimg, config, machine, n_labels or 0)
+        derived = derive_on(out, device, shape, len(images), images.shape[1], kimg, config, n_labels or 0)
         n_gpus = torch.cuda.device_count() if device == "cuda" else 0  # cuda:1 is that one alone
         n_processes = n_processes_for(derived, n_gpus)
         train(ImageData(images, derived, seed, labels), out, derived, seed, device, progress, gauge, n_processes)

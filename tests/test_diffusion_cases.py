@@ -1,11 +1,10 @@
-"""nnU-Net's preprocessed cases as crops, and samples as files: geometry, intensities, splits, and what is refused."""
+"""Samples as files, with real intensities and geometry; cases and facts that are refused."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,152 +12,49 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import SimpleITK
-from conftest import SHARED_DATA
-from diffusion.nnunet_folder import NnunetDataset
+from nnunet_phantoms import (
+    ARRAY_SPACING_MM,
+    FILE_SPACING_MM,
+    SMALL,
+    WHOLE,
+    Planned,
+    mni_template,
+    plan_with_nnunet,
+    planned,
+    read_image,
+    settings_for,
+    write_colour,
+    write_ct,
+    write_image,
+    write_mr,
+)
 
 from common.errors import InputError
-from common.files import read_json, write_json
+from common.files import write_json
 from common.seeds import derive_seed
-from diffusion.case_splits import split_cases
-from diffusion.case_survey import window_of
 from diffusion.cases import CaseFolder
 from diffusion.crops import CropData
 from diffusion.data import channels_as_labels
 from diffusion.facts import facts_from
-from diffusion.settings import DenoiserSettings, DiffusionConfig, DiffusionSettings
+from diffusion.nnunet_folder import NnunetDataset
 from diffusion.source_facts import source_of
-from diffusion.spatial_plan import SpatialPlan, spatial_plan_from_json
+from diffusion.spatial_plan import spatial_plan_from_json
 from diffusion.write_images import write_dataset_json, write_sample
-
-N_CASES = 7
-FILE_SHAPE, FILE_SPACING_MM = (26, 22, 12), (1.5, 1.0, 4.0)  # z, y, x: the coarse axis is the file's last
-ARRAY_SPACING_MM = (4.0, 1.5, 1.0)  # x, z, y
-
-
-@dataclass(frozen=True)
-class Planned:
-    dataset: NnunetDataset
-    volumes: SpatialPlan
-    slices: SpatialPlan
-
-
-def write_image(path: Path, array: np.ndarray, spacing_mm: tuple[float, ...] = FILE_SPACING_MM) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = SimpleITK.GetImageFromArray(array)
-    image.SetSpacing(spacing_mm[::-1])
-    SimpleITK.WriteImage(image, str(path))
-
-
-def read_image(path: Path) -> SimpleITK.Image:
-    return SimpleITK.ReadImage(str(path))
-
-
-def in_mm(shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> np.ndarray:
-    grid = np.meshgrid(*[(np.arange(n) - n / 2) * mm for n, mm in zip(shape, spacing_mm)], indexing="ij")
-    return np.stack(grid)
-
-
-def write_ct(raw: Path) -> None:
-    """Spheres of 10 mm and of 5 mm in it, in soft tissue: labels 1 and 2, Hounsfield units of noise."""
-    rng = np.random.default_rng(0)
-    for number in range(N_CASES):
-        place = in_mm(FILE_SHAPE, FILE_SPACING_MM) - rng.uniform(-4, 4, (3, 1, 1, 1))
-        distance = np.sqrt((place**2).sum(0))
-        labels = (distance < 10).astype(np.uint8) + (distance < 5)
-        ct = np.array([-100.0, 60.0, 400.0])[labels] + rng.normal(0, 20, FILE_SHAPE)
-        ct[0, 0] = -1000 - number  # so that nothing is cropped, and air is beyond the clipping
-        write_image(raw / "imagesTr" / f"case_{number}_0000.nii.gz", ct.round().astype(np.int16))
-        write_image(raw / "labelsTr" / f"case_{number}.nii.gz", labels)
-    described = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "organ": 1, "lesion": 2}}
-    write_json(raw / "dataset.json", {**described, "numTraining": N_CASES, "file_ending": ".nii.gz"})
-
-
-def write_mr(raw: Path) -> None:
-    """Two channels in units of their own for each case, zero outside a small head: normalised inside its mask."""
-    rng = np.random.default_rng(1)
-    for number in range(N_CASES):
-        distance = np.sqrt((in_mm(FILE_SHAPE, FILE_SPACING_MM) ** 2).sum(0))
-        head = distance < 9 + rng.uniform(0, 1)
-        labels = (distance < 4).astype(np.uint8)
-        for channel, level in enumerate((300.0, 900.0)):
-            mr = (level + level / 3 * labels + rng.normal(0, 20, FILE_SHAPE)) * rng.uniform(0.9, 1.1)
-            write_image(raw / "imagesTr" / f"mr{number}_{channel:04d}.nii.gz", (mr * head).astype(np.float32))
-        write_image(raw / "labelsTr" / f"mr{number}.nii.gz", labels)
-    described = {"channel_names": {"0": "T1", "1": "T2"}, "labels": {"background": 0, "core": 1}}
-    write_json(raw / "dataset.json", {**described, "numTraining": N_CASES, "file_ending": ".nii.gz"})
-
-
-def write_colour(raw: Path) -> None:
-    """RGB pictures of a disc."""
-    rng = np.random.default_rng(2)
-    for number in range(N_CASES):
-        rows, columns = np.mgrid[:48, :40]
-        disc = (np.hypot(rows - rng.integers(16, 32), columns - 20) < 9).astype(np.uint8)
-        colour = np.array([[200, 90, 80], [90, 180, 60]])[disc] + rng.integers(-20, 20, (48, 40, 3))
-        image = SimpleITK.GetImageFromArray(colour.astype(np.uint8), isVector=True)
-        (raw / "imagesTr").mkdir(parents=True, exist_ok=True)
-        SimpleITK.WriteImage(image, str(raw / "imagesTr" / f"p{number}_0000.png"))
-        write_image(raw / "labelsTr" / f"p{number}.png", disc, (1.0, 1.0))
-    described = {"channel_names": {"0": "R", "1": "G", "2": "B"}, "labels": {"background": 0, "disc": 1}}
-    write_json(raw / "dataset.json", {**described, "numTraining": N_CASES, "file_ending": ".png"})
-
-
-def plan_with_nnunet(raw: Path, preprocessed: Path, configurations: tuple[str, ...]) -> NnunetDataset:
-    """Plan and preprocess with nnU-Net itself."""
-    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
-    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-    from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
-    from nnunetv2_mod.environment import nnunet_roots, threads_for_pools
-
-    folder = preprocessed / raw.name
-    folder.mkdir(parents=True)
-    with nnunet_roots(raw.parent, preprocessed, preprocessed / "unused"), threads_for_pools():
-        extractor = DatasetFingerprintExtractor(raw.name, num_processes=1)
-        extractor.show_progress_bar = False
-        extractor.num_foreground_voxels_for_intensitystats = 10**5
-        extractor.run(overwrite_existing=True)
-        ExperimentPlanner(raw.name).plan_experiment()
-        plans, described = read_json(folder / "nnUNetPlans.json"), read_json(raw / "dataset.json")
-        manager = PlansManager(plans)
-        for name in configurations:
-            configuration = manager.get_configuration(name)
-            target = folder / configuration.data_identifier
-            target.mkdir()
-            for case, files in get_filenames_of_train_images_and_targets(str(raw), described).items():
-                configuration.preprocessor_class(verbose=False).run_case_save(
-                    str(target / case), files["images"], files["label"], manager, configuration, described
-                )
-    shutil.copyfile(raw / "dataset.json", folder / "dataset.json")
-    return NnunetDataset(raw.name, folder, raw, plans, described)
 
 
 @pytest.fixture(scope="module")
 def ct(tmp_path_factory) -> Planned:
-    root = tmp_path_factory.mktemp("ct")
-    write_ct(root / "raw/Dataset001_Spheres")
-    dataset = plan_with_nnunet(root / "raw/Dataset001_Spheres", root / "preprocessed", ("3d_fullres", "2d"))
-    plans = [spatial_plan_from_json(dataset.plans, name) for name in ("3d_fullres", "2d")]
-    return Planned(dataset, *plans)
+    return planned(write_ct, "Dataset001_Spheres", tmp_path_factory.mktemp("ct"), ("3d_fullres", "2d"))
 
 
 @pytest.fixture(scope="module")
 def mr(tmp_path_factory) -> Planned:
-    root = tmp_path_factory.mktemp("mr")
-    write_mr(root / "raw/Dataset002_Heads")
-    dataset = plan_with_nnunet(root / "raw/Dataset002_Heads", root / "preprocessed", ("3d_fullres",))
-    plans = [spatial_plan_from_json(dataset.plans, name) for name in ("3d_fullres", "2d")]
-    return Planned(dataset, *plans)
+    return planned(write_mr, "Dataset002_Heads", tmp_path_factory.mktemp("mr"), ("3d_fullres",))
 
 
 @pytest.fixture(scope="module")
 def colour(tmp_path_factory) -> Planned:
-    root = tmp_path_factory.mktemp("colour")
-    write_colour(root / "raw/Dataset003_Discs")
-    dataset = plan_with_nnunet(root / "raw/Dataset003_Discs", root / "preprocessed", ("2d",))
-    plan = spatial_plan_from_json(dataset.plans, "2d")
-    return Planned(dataset, plan, plan)
+    return planned(write_colour, "Dataset003_Discs", tmp_path_factory.mktemp("colour"), ("2d",))
 
 
 @pytest.fixture
@@ -168,35 +64,11 @@ def copied(ct: Planned, tmp_path: Path) -> NnunetDataset:
     return replace(ct.dataset, preprocessed=tmp_path / "copied")
 
 
-def settings_for(size: tuple[int, ...], n_channels: int = 1, n_labels: int = 0, **config) -> DiffusionSettings:
-    denoiser = DenoiserSettings(n_channels, (4,), 1, (3,) * len(size), (), (), (False,))
-    return DiffusionSettings(
-        config=DiffusionConfig(**config),
-        image_size=size,
-        n_channels=n_channels,
-        n_label_channels=n_labels,
-        autoencoder=None,
-        denoiser=denoiser,
-        batch_size=6,
-        n_accumulated=1,
-        precision="fp32",
-        learning_rate=1e-4,
-        kimg=1.0,
-        ema_kimg=0.1,
-        n_epochs=1,
-        steps_per_epoch=1,
-    )
-
-
 def whole(planned: Planned, size: tuple[int, ...], n_labels: int, n_channels: int = 1) -> tuple[CropData, list[str]]:
     settings = settings_for(size, n_channels, n_labels)
     data = CropData(planned.dataset, planned.volumes, settings, 0, seed=1)
     order = np.random.default_rng(derive_seed(1, "order", 0)).permutation(len(data.split.train))
     return data, [data.split.train[i] for i in order]
-
-
-SMALL = (6, 12, 10)
-WHOLE = (12, 26, 22)  # of a case, in the order of the array's axes
 
 
 # Round trip (defect 17)
@@ -342,13 +214,7 @@ def test_without_raw_images_z_scores_are_said_to_be_normalised(mr: Planned, capl
 
 def test_the_mni_brain_comes_back(tmp_path: Path) -> None:
     """A real volume in z-scores: cut, windowed and written, it is what it was up to the clipping."""
-    wheel = os.environ.get("AUTOSHARE_NILEARN_WHEEL", "")
-    found = [Path(wheel)] if wheel else sorted(SHARED_DATA.glob("**/nilearn-*.whl"))
-    if not found or not found[0].is_file():
-        pytest.skip("no nilearn wheel (pip download --no-deps nilearn; AUTOSHARE_NILEARN_WHEEL names it)")
-    from dataset.mni_slices import read_template
-
-    volume = read_template(found[0])[::3, ::3, ::3].astype(np.float32)
+    volume = mni_template("t1")[::3, ::3, ::3].astype(np.float32)
     raw = tmp_path / "raw/Dataset004_Brain"
     for number in range(5):
         write_image(raw / f"imagesTr/b{number}_0000.nii.gz", volume * (1 + number / 100), (3.0, 3.0, 3.0))
@@ -368,190 +234,6 @@ def test_the_mni_brain_comes_back(tmp_path: Path) -> None:
     expected = volume[box] * 1.02  # the median image
     assert written.shape == expected.shape and read_image(path).GetSpacing() == (3.0, 3.0, 3.0)
     assert np.quantile(np.abs(written - expected), 0.999) < 1 and expected.max() > 240
-
-
-# Batches
-
-
-def test_a_batch_depends_on_its_step_alone(ct: Planned) -> None:
-    settings = settings_for(SMALL, n_labels=2, mirror=True)
-    first, second = (CropData(ct.dataset, ct.volumes, settings, 0, seed=3) for _ in range(2))
-    second.at(0, 6), second.fixed()
-    assert np.array_equal(first.at(5, 6), second.at(5, 6))
-    assert not np.array_equal(first.at(5, 6), first.at(6, 6))
-    assert not np.array_equal(first.at(5, 6), CropData(ct.dataset, ct.volumes, settings, 0, seed=4).at(5, 6))
-    assert np.array_equal(first.fixed(), second.fixed())
-
-
-def test_each_case_is_shown_once_before_any_again(ct: Planned) -> None:
-    """Told apart by their whole image."""
-    data = CropData(ct.dataset, ct.volumes, settings_for(WHOLE), 0, seed=0)
-    n_cases = len(data.split.train)
-    for epoch in range(2):
-        crops = [data.at(step, 1)[0].numpy() for step in range(epoch * n_cases, (epoch + 1) * n_cases)]
-        assert len({crop.tobytes() for crop in crops}) == n_cases
-
-
-def test_the_last_third_is_centred_on_labels(ct: Planned) -> None:
-    """Crops of one voxel: what is forced is a label, each of them in turn."""
-    data = CropData(ct.dataset, ct.volumes, settings_for((1, 1, 1), n_labels=2), 0, seed=0)
-    batches = np.concatenate([channels_as_labels(data.at(step, 6).numpy()[:, 1:]) for step in range(20)])
-    labels = batches.reshape(20, 6)
-    assert (labels[:, 4:] > 0).all() and (labels[:, :4] == 0).any()
-    assert 0.3 < (labels[:, 4:] == 2).mean() < 0.7  # the label is drawn first, however small it is
-
-
-def test_crops_on_labels_hold_them_and_stay_within_the_case(ct: Planned) -> None:
-    for size, plan in ((SMALL, ct.volumes), ((12, 10), ct.slices)):
-        data = CropData(ct.dataset, plan, settings_for(size, n_labels=2), 1, seed=0)
-        for step in range(5):
-            batch = data.at(step, 3)
-            assert batch.shape == (3, 3, *size)
-            assert (batch[2, 1:] > 0).any()
-
-
-def test_values_are_bounded_whatever_the_case_holds(copied: NnunetDataset, ct: Planned) -> None:
-    """Spec defect 3: z-scores went in unbounded where [0, 1] was assumed."""
-    import blosc2
-
-    folder = copied.preprocessed / ct.volumes.data_identifier
-    image = blosc2.open(str(folder / "case_0.b2nd"))[:]
-    image[0, 3, 3, 3], image[0, 4, 4, 4] = 1e6, -1e6
-    (folder / "case_0.b2nd").unlink()
-    blosc2.asarray(image, urlpath=str(folder / "case_0.b2nd"))
-    data = CropData(copied, ct.volumes, settings_for(WHOLE, n_labels=2), "all", seed=0)
-    batch = data.at(0, N_CASES)
-    assert float(batch.abs().max()) == 1 and float(batch[:, 0].std()) > 0.1
-
-
-def test_a_small_case_is_padded_with_background(ct: Planned) -> None:
-    size = (16, 30, 24)
-    data = CropData(ct.dataset, ct.volumes, settings_for(size, n_labels=2), 0, seed=0)
-    crop = data.at(0, 1)[0].numpy()
-    margins = np.ones(size, bool)
-    margins[2:-2, 2:-2, 1:-1] = False
-    assert (crop[0][margins] == crop[0].min()).all() and (crop[1:, margins] == -1).all()
-    inner = CropData(ct.dataset, ct.volumes, settings_for(WHOLE, n_labels=2), 0, seed=0).at(0, 1)[0].numpy()
-    assert np.array_equal(crop[:, 2:-2, 2:-2, 1:-1], inner)
-
-
-def test_images_are_mirrored_along_the_last_axis_only_and_with_their_labels(ct: Planned) -> None:
-    plain, mirrored = (
-        CropData(ct.dataset, ct.volumes, settings_for(WHOLE, n_labels=2, mirror=mirror), 0, seed=0).at(0, 5)
-        for mirror in (False, True)
-    )
-    flipped = [not np.array_equal(a, b) for a, b in zip(plain, mirrored)]
-    assert all(np.array_equal(a.flip(-1), b) for a, b, turned in zip(plain, mirrored, flipped) if turned)
-    assert True in flipped and False in flipped
-
-
-def test_validation_looks_at_held_out_cases(ct: Planned) -> None:
-    data = CropData(ct.dataset, ct.volumes, settings_for(WHOLE), 0, seed=0)
-    assert not set(data.split.train) & set(data.split.validate)
-    shown = {crop.numpy().tobytes() for crop in data.at(0, len(data.split.train))}
-    fixed = data.fixed()
-    assert len(fixed) == len(data.split.validate)  # a whole case has one crop only
-    assert not shown & {crop.numpy().tobytes() for crop in fixed}
-    small = CropData(ct.dataset, ct.volumes, settings_for((4, 8, 8), n_labels=2), 0, seed=0).fixed()
-    assert len(small) == 4 and (small[:, 1:] > 0).any()
-    assert len(CropData(ct.dataset, ct.slices, settings_for((8, 8)), 0, seed=0).fixed()) <= 16
-
-
-# Labels are optional, constant images are no error (defect 16)
-
-
-def write_npz(folder: Path, images: dict[str, np.ndarray], labels: np.ndarray | None) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, image in images.items():
-        arrays = {"data": image} if labels is None else {"data": image, "seg": labels}
-        np.savez_compressed(folder / f"{name}.npz", **arrays)
-
-
-@pytest.mark.parametrize("labels", [None, np.zeros((1, *WHOLE), np.int8)])
-def test_cases_without_labels_train_and_constant_ones_do_not_divide_by_zero(ct, copied, labels) -> None:
-    """Spec defect 16; in nnU-Net's earlier format, too."""
-    folder = copied.preprocessed / ct.volumes.data_identifier
-    shutil.rmtree(folder)
-    rng = np.random.default_rng(0)
-    images = {f"case_{i}": rng.normal(size=(1, *WHOLE)).astype(np.float32) for i in range(4)}
-    write_npz(folder, images | {"case_4": np.full((1, *WHOLE), 2, np.float32)}, labels)
-    data = CropData(copied, ct.volumes, settings_for(SMALL), 0, seed=0)
-    for step in range(5):
-        batch = data.at(step, 3)
-        assert np.isfinite(batch.numpy()).all() and float(batch.abs().max()) <= 1
-    assert len(data.fixed()) > 0
-    if labels is None:
-        with pytest.raises(InputError, match="no label maps"):
-            CropData(copied, ct.volumes, settings_for(SMALL, n_labels=2), 0, seed=0)
-
-
-def test_a_channel_that_is_the_same_everywhere_has_a_window(caplog) -> None:
-    values = np.stack([np.full(1000, 3.0), np.linspace(-1, 1, 1000), np.r_[np.zeros(9999), 5.0][-1000:]])
-    constant, plain, sparse = window_of(values)
-    assert constant == (3.0, 4.0) and "same everywhere" in caplog.text
-    assert plain == pytest.approx((-1, 1), abs=0.01) and sparse[1] > 1
-
-
-# Splits (defect 9)
-
-
-def test_folds_are_nnunets_own(ct: Planned) -> None:
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
-
-    names = [f"case_{number}" for number in range(N_CASES)]
-    expected = generate_crossval_split(sorted(names), seed=12345, n_splits=5)
-    shuffled = ["case_5", "case_0", "case_6", "case_2", "case_1", "case_4", "case_3"]
-    splits = [split_cases(ct.dataset, shuffled, fold) for fold in range(5)]
-    assert [list(split.train) for split in splits] == [split["train"] for split in expected]
-    assert [list(split.validate) for split in splits] == [split["val"] for split in expected]
-    assert not (ct.dataset.preprocessed / "splits_final.json").exists()  # nnU-Net would silently use ours
-
-
-def test_a_stored_split_is_used_as_it_is(copied: NnunetDataset) -> None:
-    names = [f"case_{number}" for number in range(N_CASES)]
-    stored = copied.preprocessed / "splits_final.json"
-    write_json(stored, [{"train": names[2:5], "val": names[:2]}])
-    before = stored.read_bytes()
-    split = split_cases(copied, names, "0")
-    assert (split.train, split.validate) == (tuple(names[2:5]), tuple(names[:2]))
-    with pytest.raises(InputError, match="no fold 1"):
-        split_cases(copied, names, 1)
-    write_json(stored, [{"train": [*names[2:5], "gone"], "val": names[:2]}])
-    with pytest.raises(InputError, match="gone"):
-        split_cases(copied, names, 0)
-    write_json(stored, [{"train": names, "val": names[:2]}])
-    with pytest.raises(InputError, match="both parts"):
-        split_cases(copied, names, 0)
-    stored.write_bytes(before[:10])
-    with pytest.raises(InputError, match="not readable JSON"):
-        split_cases(copied, names, 0)
-
-
-def test_cases_of_a_patient_stay_together(copied: NnunetDataset) -> None:
-    names = [f"case_{number:02d}" for number in range(20)]
-    patients = {name: f"p{number // 3}" for number, name in enumerate(names)}
-    write_json(copied.preprocessed / "patients.json", patients)
-    held_out = []
-    for fold in range(5):
-        split = split_cases(copied, names, fold)
-        assert not {patients[name] for name in split.train} & {patients[name] for name in split.validate}
-        held_out += split.validate
-    assert sorted(held_out) == names
-
-
-@pytest.mark.parametrize("fold", [5, -1, "5", "some"])
-def test_a_fold_that_does_not_exist_is_refused(ct: Planned, fold: int | str) -> None:
-    """Spec defect 9: fold 5 was admitted."""
-    with pytest.raises(InputError, match="no fold"):
-        split_cases(ct.dataset, [f"case_{number}" for number in range(N_CASES)], fold)
-
-
-def test_all_trains_on_all_and_too_few_cases_have_no_folds(ct: Planned) -> None:
-    names = [f"case_{number}" for number in range(3)]
-    split = split_cases(ct.dataset, names, "all")
-    assert split.train == tuple(names) and set(split.validate) <= set(names)
-    with pytest.raises(InputError, match="5 folds"):
-        split_cases(ct.dataset, names, 0)
 
 
 # What is refused, before any training
@@ -574,7 +256,9 @@ def test_spoiled_datasets_are_refused_with_the_file_and_a_way_out(copied: Nnunet
             crop_data(copied, ct, **settings)
         assert caught.value.where == str(where) and len(caught.value.fix) > 10
 
-    refused("shape .1,", folder / "case_0.b2nd", n_channels=2)
+    two = copied.dataset_json | {"channel_names": {"0": "CT", "1": "PET"}}
+    with pytest.raises(InputError, match=r"case_0.b2nd: an array of shape \(1,"):
+        crop_data(replace(copied, dataset_json=two), ct, n_channels=2)
     refused("labels", folder / "case_0.b2nd", n_labels=1)
     labels.unlink()
     refused("case_3 has no label map", labels)
@@ -593,6 +277,15 @@ def test_spoiled_datasets_are_refused_with_the_file_and_a_way_out(copied: Nnunet
     refused("no preprocessed case", folder)
     folder.rmdir()
     refused("no such folder", folder)
+
+
+@pytest.mark.parametrize(
+    "change", [{"channel_names": {}}, {"channel_names": None}, {"labels": {"organ": "1"}}, {"file_ending": "nii"}]
+)
+def test_a_dataset_json_that_nnunet_would_not_take_is_refused(ct: Planned, change: dict) -> None:
+    dataset = replace(ct.dataset, dataset_json=ct.dataset.dataset_json | change)
+    with pytest.raises(InputError, match=next(iter(change))):
+        crop_data(dataset, ct)
 
 
 def test_pickles_are_never_opened(copied: NnunetDataset, ct: Planned) -> None:

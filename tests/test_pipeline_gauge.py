@@ -53,6 +53,7 @@ def test_copies_are_near_unseen_patients_are_at_1_and_noise_is_far() -> None:
     unseen = gauge.measure(images_of(60, "new", 2, per_patient=1).images, 999)
     copied = gauge.measure(copies.astype(np.uint8), 999)
     assert unseen["nearest_train"] == pytest.approx(1, abs=0.15) and copied["nearest_train"] < 0.3
+    assert unseen["copied_train"] < 0.2 and copied["copied_train"] == 1
     assert copied["frechet_train"] < unseen["frechet_train"]  # what the paper's choice rewards
     assert gauge.measure(HELDOUT.images, 999)["nearest_train"] == pytest.approx(1)
     assert abs(unseen["kernel_heldout"]) < 3 * unseen["kernel_heldout_error"]
@@ -86,5 +87,5 @@ def test_without_held_out_patients_it_says_so_and_has_scores_of_training_images_
         gauge, _ = gauge_of(TRAINING, heldout)
     scores = gauge.measure(images_of(20, "new", 2).images, 999)
     assert "no held-out patients" in caplog.text
-    assert set(scores) == {"frechet_train", "kernel_train", "nearest_train", "diversity"}
+    assert set(scores) == {"frechet_train", "kernel_train", "nearest_train", "copied_train", "diversity"}
     assert scores["nearest_train"] == pytest.approx(1, abs=0.15)

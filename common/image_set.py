@@ -11,6 +11,8 @@ from common.errors import InputError
 from common.files import atomic_path, read_json, write_json
 from common.settings import from_dict, to_dict
 
+LABELS = "labels.npy"
+
 
 @dataclass(frozen=True)
 class ImageEntry:
@@ -94,3 +96,22 @@ def load_image_set(folder: Path, *, in_memory: bool = False) -> ImageSet:
     images = np.load(folder / "images.npy", mmap_mode=None if in_memory else "r", allow_pickle=False)
     entries = tuple(from_dict(ImageEntry, entry) for entry in content["entries"])
     return ImageSet(images, entries, from_dict(ImageSetInfo, content["info"]))
+
+
+def save_labels(folder: Path, labels: np.ndarray) -> None:
+    """Write ``labels.npy``, label ids (n, height, width) uint8 in the order of their images, 0 for background."""
+    with atomic_path(folder / LABELS) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.ascontiguousarray(labels, np.uint8), allow_pickle=False)
+
+
+def load_labels(folder: Path) -> np.ndarray:
+    """Read them; they stay on disk (memory-mapped).
+
+    Raises:
+        InputError: the folder holds none.
+    """
+    path = folder / LABELS
+    if not path.is_file():
+        raise InputError("no labels here", where=path, fix="run the stage that writes it again")
+    labels: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+    return labels

@@ -60,6 +60,7 @@ class DiffusionConfig:
     ema_kimg: float | None = None  # half-life; None: 10, or a twentieth of a shorter training
     augment: tuple[str, ...] = ()  # the denoiser is told of them and asked for none when sampling
     mirror: bool = False  # also show images mirrored; the dataset decides whether that may be asked for (D35)
+    with_labels: bool = False  # an experiment's generator: the site's label maps are learned and generated too
     sampler: str = "multistep"
     n_evaluations: int = 20  # of the denoiser for one image
     n_snapshots: int = 20

@@ -18,6 +18,7 @@ from evaluation import report_html as page
 from evaluation.report_approaches import approaches_section, scaling_section, write_scaling
 from evaluation.report_federated import federated_section, is_baseline_run
 from evaluation.report_fields import format_bytes, format_seconds, scalars, table_of, without_absent
+from evaluation.report_labels import labelled_by, labels_section
 from evaluation.report_pictures import (
     ShownCase,
     curves_figure,
@@ -84,6 +85,7 @@ def write_report(run: Path, folds: Sequence[int] | None = None, out: Path | None
         "federated": ("Training across sites", federated_section),
         "results": ("More results", _more_results_section),
         "images": ("Real beside synthetic images", _images_section),
+        "labels": ("Generated labels beside predicted ones", labels_section),
         "filter": ("Memorization filter", _filter_section),
         "privacy": ("Privacy", privacy_section),
         "shared": ("What was shared", _shared_section),
@@ -162,7 +164,8 @@ def _images_section(files: RunFiles) -> page.Html:
         elif site in slices:
             rows["real"] = load_shown_slices(slices[site].path)
         if site in shared:
-            rows["synthetic, labels by the site's network"] = load_shown_cases(shared[site].path)
+            title = f"synthetic, labels by {labelled_by(files, shared[site].fold, site)}"
+            rows[title] = load_shown_cases(shared[site].path)
             labels |= read_mapping(shared[site].path / "dataset.json").get("labels", {})
         shown = {title: cases for title, cases in rows.items() if cases}
         parts.append(_site_images(site, shown, labels, 1 if is_baseline_run(files) else 2))

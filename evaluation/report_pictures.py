@@ -72,12 +72,15 @@ def load_shown_cases(dataset: Path, n_shown: int = N_SHOWN) -> list[ShownCase]:
 def load_shown_slices(folder: Path, n_shown: int = N_SHOWN) -> list[ShownCase]:
     """Images of a stored image set, evenly spaced, without labels."""
     image_set = load_image_set(folder)
-    shown = []
-    for index in _evenly(range(len(image_set)), n_shown):
-        pixels = np.asarray(image_set.images[index])
-        channels_last = np.moveaxis(pixels, 0, -1) if len(pixels) == 3 else pixels[0]
-        shown.append(ShownCase(image_set.entries[index].name, _windowed(channels_last), None))
-    return shown
+    return [
+        ShownCase(image_set.entries[index].name, shown_pixels(np.asarray(image_set.images[index])), None)
+        for index in _evenly(range(len(image_set)), n_shown)
+    ]
+
+
+def shown_pixels(image: np.ndarray) -> np.ndarray:
+    """(channels, height, width) as colours or, where there are not three channels, the first one; in 0..1."""
+    return _windowed(np.moveaxis(image, 0, -1) if len(image) == 3 else image[0])
 
 
 def _evenly(items: Sequence[Any], n: int) -> list[Any]:
@@ -129,26 +132,42 @@ def real_beside_synthetic(rows: Mapping[str, Sequence[ShownCase]], labels: Mappi
         axes_row[0].set_title(title, fontsize=9, loc="left", fontweight="bold")
     from matplotlib.lines import Line2D
 
-    marks = [Line2D([], [], color=_outline(index), lw=2, label=name) for index, name in enumerate(shown_labels)]
-    legend = figure.legend(handles=marks, loc="outside lower left", ncols=8, fontsize=8, facecolor="#666666")
-    for text in legend.get_texts():
-        text.set_color("white")
+    marks = [Line2D([], [], color=outline_colour(index), lw=2, label=name) for index, name in enumerate(shown_labels)]
+    add_legend(figure, marks)
     return to_png(figure)
 
 
-def _outline(index: int) -> str:
+def add_legend(figure: Figure, marks: Sequence[Any]) -> None:
+    """Below the pictures, on a grey that all outlines stand out from."""
+    legend = figure.legend(handles=marks, loc="outside lower left", ncols=8, fontsize=8, facecolor="#666666")
+    for text in legend.get_texts():
+        text.set_color("white")
+
+
+def outline_colour(index: int) -> str:
+    """The colour of the outline at ``index``."""
     return OUTLINES[index % len(OUTLINES)]
 
 
 def _draw_case(axes: Any, case: ShownCase, labels: Mapping[str, Any]) -> None:
-    axes.imshow(case.image, cmap="gray", vmin=0, vmax=1, aspect=case.aspect, interpolation="nearest")
-    for index, value in enumerate(labels.values()):
-        mask = None if case.label_map is None else np.isin(case.label_map, value)
-        if mask is not None and mask.any() and min(mask.shape) > 1:
+    outlines = [] if case.label_map is None else [np.isin(case.label_map, value) for value in labels.values()]
+    draw_outlined(
+        axes, case.image, [(mask, outline_colour(i), "solid") for i, mask in enumerate(outlines)], case.aspect
+    )
+
+
+def draw_outlined(
+    axes: Any, image: np.ndarray, outlines: Sequence[tuple[np.ndarray, str, str]], aspect: float = 1.0
+) -> None:
+    """An image in 0..1 with the outlines of masks (height, width), each with its colour and line style."""
+    axes.imshow(image, cmap="gray", vmin=0, vmax=1, aspect=aspect, interpolation="nearest")
+    for mask, colour, style in outlines:
+        if mask.any() and min(mask.shape) > 1:
             # a frame of background closes outlines that reach the image's edge
             rows, columns = (np.arange(-1, length + 1) for length in mask.shape)
-            axes.contour(columns, rows, np.pad(mask, 1).astype(float), [0.5], colors=[_outline(index)], linewidths=1.1)
-    axes.set(xlim=(-0.5, case.image.shape[1] - 0.5), ylim=(case.image.shape[0] - 0.5, -0.5))
+            framed = np.pad(mask, 1).astype(float)
+            axes.contour(columns, rows, framed, [0.5], colors=[colour], linewidths=1.1, linestyles=style)
+    axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
 
 
 def curves_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> bytes | None:

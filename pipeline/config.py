@@ -21,6 +21,7 @@ N_FOLDS = 5
 PLAN_SOURCES = ("synthetic", "real_all")
 FEDERATED_PLAN_SOURCES = ("statistics", "real_all")
 DSL = "dsl"
+LABEL_SOURCES = ("network", "generated")
 STRATEGIES = ("fedavg", "fedprox", "fedbn", DSL)
 IMAGES_PER_TRAINING_IMAGE = 10  # paper: ten synthetic images per real one
 
@@ -123,8 +124,13 @@ class GenerateConfig:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """Labelling of the kept images; synthetic slices of 3D data are labelled and shared in stacks."""
+    """Labelling of the kept images; synthetic slices of 3D data are labelled and shared in stacks.
 
+    ``source``: which labels are shared, the site's network's predictions, or those that the generator made with the
+    images (``generator.settings.with_labels``). The network predicts, and both are compared, either way.
+    """
+
+    source: str = "network"  # or "generated"
     stack_size: int = 50
     batch_size: int = 16
 
@@ -316,6 +322,7 @@ def _check_values(config: ExperimentConfig) -> None:
             config.federated.plan_from in FEDERATED_PLAN_SOURCES,
             f"one of {FEDERATED_PLAN_SOURCES}",
         ),
+        ("label.source", config.label.source, config.label.source in LABEL_SOURCES, f"one of {LABEL_SOURCES}"),
         ("cluster.kind", config.cluster.kind, config.cluster.kind in ("ray", "inline"), "ray or inline"),
         ("train.gan.kimg", config.train.gan.kimg, _auto_or_positive(config.train.gan.kimg), "auto or a number above 0"),
         (
@@ -348,6 +355,12 @@ def _check_values(config: ExperimentConfig) -> None:
             f"images would be shown mirrored too, and the dataset {said} that left and right differ",
             where="generator.settings.mirror",
             fix="leave it false, or set data.laterality_matters=false if a mirrored image is a possible patient",
+        )
+    if config.label.source == "generated" and not config.generator.settings.get("with_labels"):
+        raise InputError(
+            "the generator's labels would be shared, and it makes none",
+            where="label.source",
+            fix="leave it at network, or set generator=ddpm or generator=ldm, and generator.settings.with_labels=true",
         )
     pooled = {"merge.plan_from": config.merge.plan_from, "federated.plan_from": config.federated.plan_from}
     for key, source in pooled.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 from common.seeds import derive_seed
 from common.settings import to_dict
@@ -19,7 +20,7 @@ from pipeline.baselines import (
 from pipeline.config import DSL, ExperimentConfig, Union
 from pipeline.generators import find_generator
 from pipeline.graph import Graph, Stage
-from pipeline.stage_factory import ALL, StageFactory, TrainedModel
+from pipeline.stage_factory import ALL, LABEL_COMPARISON, LABEL_MAPS, StageFactory, TrainedModel
 
 
 def build_graph(config: ExperimentConfig, sites: Sequence[str]) -> Graph:
@@ -84,7 +85,17 @@ class _FoldBuilder:
 
     def _slices(self, site: str) -> Stage:
         distance = {"min_slice_distance_mm": self.config.data.min_slice_distance_mm}
-        return self.make.stage("slices", site, distance, {"prepare": site, "plan": site})
+        labels = self._labels()
+        inputs, code = {"prepare": site, "plan": site}, LABEL_MAPS if labels else ()
+        return self.make.stage("slices", site, {**distance, **labels}, inputs, code=code)
+
+    def _labels(self) -> dict[str, Any]:
+        """What stages that handle labels beside images are told: the labels, if the generator makes them too."""
+        if not self.config.evaluation.synthetic:
+            return {}
+        generator = find_generator(self.config.generator.name)
+        is_asked = generator.generates_labels(generator.check(self.config.generator.settings))
+        return {"labels": dict(self.config.source.labels)} if is_asked else {}
 
     def _synthetic(self, site: str) -> Iterator[Stage]:
         config, stage = self.config, self.make.stage
@@ -97,7 +108,11 @@ class _FoldBuilder:
             "train_on": config.generator.train_on,
             "mirrored": mirrored[config.memorization.mirror],
         }
-        sampling = {"name": config.generator.name, "batch_size": config.generate.batch_size}
+        labels = self._labels()
+        sampling = {"name": config.generator.name, "batch_size": config.generate.batch_size, **labels}
+        labelling = {"batch_size": config.label.batch_size, **labels}
+        if labels:
+            labelling["shared"] = config.label.source
         replacing = {
             **sampling,
             "max_sampled_factor": config.generate.max_sampled_factor,
@@ -111,7 +126,11 @@ class _FoldBuilder:
         yield self._slices(site)
         yield stage("calibrate", site, memorization, {"slices": site})
         yield stage(
-            "generator", site, {**named, "kimg": config.train.gan.kimg}, {"slices": site, "plan": site}, code=code
+            "generator",
+            site,
+            {**named, "kimg": config.train.gan.kimg, **labels},
+            {"slices": site, "plan": site},
+            code=code,
         )
         yield stage(
             "sample",
@@ -129,7 +148,8 @@ class _FoldBuilder:
         )
         judged = {**memorization, "gates": to_dict(config.gates)}
         yield stage("audit", site, judged, {"slices": site, "calibrate": site, "filter": site})
-        yield stage("label", site, {"batch_size": config.label.batch_size}, {"filter": site, "segment_real": site})
+        compared = LABEL_COMPARISON if labels else ()
+        yield stage("label", site, labelling, {"filter": site, "segment_real": site}, code=compared)
         roles = ("filter", "audit", "label", "plan", "prepare", "generator")
         yield stage("share", site, sharing, dict.fromkeys(roles, site))
         if config.evaluation.per_site_synthetic:

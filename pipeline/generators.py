@@ -44,14 +44,22 @@ class Generator(Protocol):
         device: str,
         progress: Progress,
         gauge: Gauge | None = None,
+        labels: np.ndarray | None = None,
+        n_labels: int | None = None,
     ) -> Mapping[str, Any]:
         """Train on (n, channels, height, width) integers, resuming in ``out``; returns the resolved settings.
 
-        ``gauge`` scores samples along the way; a generator without snapshots may ignore it.
+        Args:
+            gauge: scores samples along the way; a generator without snapshots may ignore it.
+            labels: ids (n, height, width), 0 for background; given if ``generates_labels``, and only then.
+            n_labels: the dataset's foreground labels, of which a site may lack some; None: the largest of ``labels``.
         """
 
     def sees_mirrored(self, settings: Mapping[str, Any]) -> bool:
         """Whether training images are also shown mirrored."""
+
+    def generates_labels(self, settings: Mapping[str, Any]) -> bool:
+        """Whether it is trained on label maps too and makes one with each image."""
 
     def sample(
         self, trained: Path, seeds: Sequence[int], batch_size: int | None, device: str, progress: Progress
@@ -61,6 +69,11 @@ class Generator(Protocol):
         ``batch_size``: images in a forward pass; None: the generator's own choice. For one choice an image is the same
         to the last bit whatever other seeds there are.
         """
+
+    def sample_with_labels(
+        self, trained: Path, seeds: Sequence[int], batch_size: int | None, device: str, progress: Progress
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The images of ``sample`` and their label ids (n, height, width) uint8; only where it generates labels."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +104,8 @@ class StyleGan2:
         device: str,
         progress: Progress,
         gauge: Gauge | None = None,
+        labels: np.ndarray | None = None,
+        n_labels: int | None = None,
     ) -> Mapping[str, Any]:
         """Derive everything from the plan and the data, then train: ``cuda`` is all GPUs that can be seen."""
         import torch
@@ -99,6 +114,8 @@ class StyleGan2:
         from gan.parallel import n_processes_for
         from gan.train import train
 
+        if labels is not None:
+            raise ValueError("StyleGAN2 generates no labels")
         derived = resolve(settings, kimg, plan, len(images), images.shape[1], out, device)
         n_gpus = torch.cuda.device_count() if device == "cuda" else 0  # cuda:1 is that one alone
         n_processes = n_processes_for(derived, n_gpus)
@@ -118,6 +135,16 @@ class StyleGan2:
         from gan.sample import sample
 
         return sample(trained / "generator.safetensors", seeds, batch_size, device, progress)
+
+    def generates_labels(self, settings: Mapping[str, Any]) -> bool:
+        """Never."""
+        return False
+
+    def sample_with_labels(
+        self, trained: Path, seeds: Sequence[int], batch_size: int | None, device: str, progress: Progress
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """There are none."""
+        raise ValueError("StyleGAN2 generates no labels")
 
 
 @dataclass(frozen=True)
@@ -153,6 +180,8 @@ class Diffusion:
         device: str,
         progress: Progress,
         gauge: Gauge | None = None,
+        labels: np.ndarray | None = None,
+        n_labels: int | None = None,
     ) -> Mapping[str, Any]:
         """Derive everything from the plan, the data and the machine, then train: ``cuda`` is all GPUs to be seen."""
         import torch
@@ -164,10 +193,16 @@ class Diffusion:
         from diffusion.train import n_processes_for, train
 
         config, shape = from_dict(DiffusionConfig, settings), spatial_plan_from_2d(plan)
-        derived = derive_on(out, device, shape, len(images), images.shape[1], kimg, config)
+        if config.with_labels != (labels is not None):
+            problem = f"{config.with_labels}, and {'no' if labels is None else 'some'} label maps to learn from"
+            where, fix = "generator.settings.with_labels", "leave it false outside an experiment with run_nnunet.py"
+            raise InputError(problem, where=where, fix=fix)
+        if labels is not None and n_labels is None:
+            n_labels = int(labels.max(initial=0))
+        derived = derive_on(out, device, shape, len(images), images.shape[1], kimg, config, n_labels or 0)
         n_gpus = torch.cuda.device_count() if device == "cuda" else 0  # cuda:1 is that one alone
         n_processes = n_processes_for(derived, n_gpus)
-        train(ImageData(images, derived, seed), out, derived, seed, device, progress, gauge, n_processes)
+        train(ImageData(images, derived, seed, labels), out, derived, seed, device, progress, gauge, n_processes)
         return to_dict(derived)
 
     def sees_mirrored(self, settings: Mapping[str, Any]) -> bool:
@@ -181,6 +216,23 @@ class Diffusion:
         from diffusion.sample import sample
 
         return sample(trained / "generator.safetensors", seeds, batch_size, device, progress)
+
+    def generates_labels(self, settings: Mapping[str, Any]) -> bool:
+        """The ``with_labels`` setting."""
+        return bool(settings["with_labels"])
+
+    def sample_with_labels(
+        self, trained: Path, seeds: Sequence[int], batch_size: int | None, device: str, progress: Progress
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As ``sample``, with the labels that were denoised beside each image."""
+        from diffusion.sample import sample_with_labels
+
+        checkpoint = trained / "generator.safetensors"
+        images, labels = sample_with_labels(checkpoint, seeds, batch_size, device, progress)
+        if labels is None:
+            fix = "train it with generator.settings.with_labels=true"
+            raise InputError("the model generates no labels", where=checkpoint, fix=fix)
+        return images, labels
 
 
 GENERATORS: Mapping[str, Generator] = {

@@ -61,6 +61,11 @@ CODE = {
     "segment_dsl": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "evaluate": ("nnunetv2_mod", "evaluation/segmentation.py", "evaluation/results.py", "pipeline/stages/score.py"),
 }
+LABEL_MAPS = ("federated/label_maps.py",)  # what slices also depend on where the generator makes labels too,
+LABEL_COMPARISON = (  # and what labelling does
+    *("evaluation/label_agreement.py", "evaluation/label_pictures.py", "evaluation/report_pictures.py"),
+    "evaluation/statistics.py",
+)
 
 FUNCTION = {
     "prepare": "prepare:prepare",

@@ -12,7 +12,7 @@ from sharing.schema import Manifest, SharedAudit, SharedGate, SharedPlanted
 CARD = """# Synthetic images of site {site}
 
 {n_images} synthetic images in {n_cases} cases, made by a generator ({generator}) that was trained on the images of
-site {site} and labelled by a segmentation network that was trained there. No file in this folder is an image of a
+site {site} and labelled by {labelled_by}. No file in this folder is an image of a
 patient, and none carries metadata of one.
 
 | | |
@@ -68,6 +68,8 @@ HONEST = """Of the site's real images, each compared with other patients' alone,
 dropped {share:.0%}; how many these were is not told."""
 NO_HONEST = "It had no real images of other patients to say how many honest images it drops."
 NOT_PLANTED = "Whether this filter finds copies was **not measured**: the site planted none."
+NETWORK = "a segmentation network that was trained there"
+NETWORK_OR_GENERATOR = f"{NETWORK}, or by the generator itself"
 ENFORCED = "Every gate had to pass, and did."
 NOT_ENFORCED = "**The site did not enforce its gates; {failed}.**"
 WITHOUT_PRIVACY = "The generator was trained without differential privacy."
@@ -87,6 +89,7 @@ def render_card(manifest: Manifest, figures: Mapping[str, Any]) -> str:
         n_images=manifest.n_images,
         n_cases=manifest.n_cases,
         generator=manifest.generator["name"],
+        labelled_by=NETWORK_OR_GENERATOR if manifest.generator.get("config", {}).get("with_labels") else NETWORK,
         channels=", ".join(manifest.channel_names),
         labels=", ".join(f"{name} = {value}" for name, value in sorted(manifest.labels.items())),
         ending=manifest.file_ending,

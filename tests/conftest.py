@@ -56,10 +56,6 @@ TINY = (
     "data.phantom.images_per_patient=[1,1]",
     "plan.base_features=4",
     "train.gan.kimg=0.4",
-    "generator.settings.channel_base=256",
-    "generator.settings.channel_max=8",
-    "generator.settings.z_dim=16",
-    "generator.settings.w_dim=16",
     "train.nnunet_epochs=3",
     "train.nnunet_iterations=4",
     "train.nnunet_val_iterations=1",
@@ -67,12 +63,22 @@ TINY = (
     "gates.enforce=false",  # of so few patients nothing can be told
     "gates.n_planted_copies=0",  # which the features' rule would mostly miss; tests/test_site_planted.py plants them
 )
+SIZES = {  # of a generator, by the override that names it
+    "generator=stylegan2_small": ("channel_base=256", "channel_max=8", "z_dim=16", "w_dim=16"),
+    "generator=ddpm": ("channels=[8,16]", "n_res_blocks=1", "n_evaluations=4"),
+}
+
+
+def tiny(*overrides: str) -> tuple[str, ...]:
+    """The tiny experiment, with the sizes of the generator that ``overrides`` name, or else of the demo's."""
+    named = next((override for override in overrides if override in SIZES), "generator=stylegan2_small")
+    return (*TINY, *(f"generator.settings.{size}" for size in SIZES[named]))
 
 
 def run_command(*overrides: str, cwd: Path, script: str = "run_nnunet.py") -> list[str]:
     """The command line of the tiny experiment with its runs and data under ``cwd``."""
     folders = (f"path.logs={cwd / 'runs'}", f"path.data={cwd / 'data'}")
-    return [sys.executable, str(REPOSITORY / script), *TINY, *folders, *overrides]
+    return [sys.executable, str(REPOSITORY / script), *tiny(*overrides), *folders, *overrides]
 
 
 def run_tiny(*overrides: str, cwd: Path, script: str = "run_nnunet.py") -> subprocess.CompletedProcess[str]:

@@ -299,7 +299,7 @@ def test_a_bad_configuration_is_refused_before_any_stage_runs(tmp_path, override
 @pytest.fixture
 def launch(capsys, caplog):
     """Compose and launch in this process: a subprocess for each bad input would be minutes of imports."""
-    from conftest import REPOSITORY, TINY
+    from conftest import REPOSITORY, tiny
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
@@ -312,7 +312,7 @@ def launch(capsys, caplog):
         folders = [f"path.logs={cwd / 'runs'}", f"path.data={cwd / 'data'}"]
         try:
             with initialize_config_dir(str(REPOSITORY / "config" / "nnunet"), version_base="1.3"):
-                composed = compose("demo", overrides=[*TINY[1:], *folders, *overrides])
+                composed = compose("demo", overrides=[*tiny(*overrides)[1:], *folders, *overrides])
             return launch_experiment(experiment_config(OmegaConf.to_container(composed, resolve=True))), caplog.text
         except InputError as error:
             return 2, str(error)

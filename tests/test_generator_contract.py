@@ -95,6 +95,33 @@ def test_an_unknown_setting_is_refused(name: str) -> None:
         find_generator(name).check({"no_such_setting": 1})
 
 
+@pytest.mark.parametrize("name", ["ddpm", "ldm"])
+def test_labels_are_generated_where_they_are_asked_for(name: str, tmp_path: Path) -> None:
+    """Those of the dataset, also of a label that this site lacks; images stay what ``sample`` says they are."""
+    generator, plan = GENERATORS[name], plan_of((16, 16), 1)
+    images = np.random.default_rng(0).integers(0, 255, (6, 1, 16, 16), dtype=np.uint8)
+    settings = generator.check({**SMALL[name], "with_labels": True})
+    assert generator.generates_labels(settings) and not generator.generates_labels(generator.check(SMALL[name]))
+    labels = (images[:, 0] > 128).astype(np.uint8)
+    arguments = (images, plan, KIMG, settings, tmp_path, 1, "cpu", silent)
+    with pytest.raises(InputError, match="with_labels"):
+        generator.train(*arguments)
+    resolved = generator.train(*arguments, labels=labels, n_labels=2)
+    assert resolved["n_label_channels"] == 2
+    made, made_labels = generator.sample_with_labels(tmp_path, [5, 6, 7], 3, "cpu", silent)
+    assert np.array_equal(made, generator.sample(tmp_path, [5, 6, 7], 3, "cpu", silent))
+    assert made_labels.shape == (3, 16, 16) and made_labels.dtype == np.uint8 and made_labels.max() <= 2
+
+
+def test_labels_nobody_asked_for_are_refused(tmp_path: Path) -> None:
+    images, plan = np.zeros((4, 1, 16, 16), np.uint8), plan_of((16, 16), 1)
+    for name in sorted(GENERATORS):
+        settings = GENERATORS[name].check(SMALL[name])
+        assert not GENERATORS[name].generates_labels(settings)
+        with pytest.raises((InputError, ValueError), match="label"):
+            GENERATORS[name].train(images, plan, KIMG, settings, tmp_path, 1, "cpu", silent, labels=images[:, 0])
+
+
 def test_an_unknown_generator_is_refused_with_those_there_are() -> None:
     with pytest.raises(InputError, match="stylegan2"):
         find_generator("vae")

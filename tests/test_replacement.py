@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from common.files import write_json
-from common.image_set import ImageEntry, ImageSet, load_image_set, save_image_set
+from common.image_set import ImageEntry, ImageSet, load_image_set, load_labels, save_image_set
 from common.progress import silent
 from common.seeds import derive_seed
 from common.settings import to_dict
@@ -36,6 +36,10 @@ class NoisePerSeed:
     def sample(self, trained: Path, seeds: Sequence[int], *_: object) -> np.ndarray:
         self.asked += seeds
         return np.stack([np.random.default_rng(seed).integers(0, 256, (1, 4, 4), dtype=np.uint8) for seed in seeds])
+
+    def sample_with_labels(self, trained: Path, seeds: Sequence[int], *_: object) -> tuple[np.ndarray, np.ndarray]:
+        images = self.sample(trained, seeds)
+        return images, (images[:, 0] > 128).astype(np.uint8)
 
 
 class DropsSome(SiteFilter):
@@ -62,13 +66,13 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     calibration = Calibration(0.1, (0.1, 0.2), 5.0, "cross_fit", "e", 2, 2, 2, (0.1, 0.2))
     inputs = {name: tmp_path / name for name in ("slices", "generator", "calibrate", "sample")}
 
-    def run(drops: Callable[[np.ndarray], np.ndarray], factor: float = 2.0) -> NoisePerSeed:
+    def run(drops: Callable[[np.ndarray], np.ndarray], factor: float = 2.0, **labels: object) -> NoisePerSeed:
         generator = NoisePerSeed()
         DropsSome.drops = staticmethod(drops)
         own = DropsSome(MemorizationConfig(), calibration, slices, np.zeros((2, 3)), None, None)  # type: ignore
         monkeypatch.setattr(synthesise, "find_generator", lambda _: generator)
         monkeypatch.setattr(synthesise, "load_site_filter", lambda *_: own)
-        sampling = {"name": "noise", "batch_size": "auto", "max_sampled_factor": factor, "seed": SEED}
+        sampling = {"name": "noise", "batch_size": "auto", "max_sampled_factor": factor, "seed": SEED, **labels}
         settings = {"sample": {**sampling, "n_images": "auto"}, "filter": {"train_on": "train", "sampling": sampling}}
         for name, function in (("sample", synthesise.sample), ("filter", synthesise.filter_copies)):
             stage = Stage(name, 0, "A", "", settings[name], {}, seed=SEED if name == "sample" else 99)
@@ -76,6 +80,19 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return generator
 
     return run
+
+
+def test_labels_stay_with_their_images_through_drops_and_replacements(stages, tmp_path: Path) -> None:
+    stages(lambda first: first < 64, labels={"lung": 1})
+    for name in ("sample", "filter"):
+        images, labels = load_image_set(tmp_path / name).images, load_labels(tmp_path / name)
+        assert len(images) == N_ASKED and labels.dtype == np.uint8
+        assert np.array_equal(labels, images[:, 0] > 128)
+
+
+def test_without_labels_none_are_stored(stages, tmp_path: Path) -> None:
+    stages(lambda first: first < 64)
+    assert not list(tmp_path.rglob("labels.npy"))
 
 
 def figures(folder: Path) -> tuple[int, int, int]:

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from common.files import read_json, write_json
-from common.image_set import save_image_set
+from common.image_set import save_image_set, save_labels
 from common.plan import Plan, load_plan
 from dataset.convert import write_raw_dataset
 from dataset.folds import assign_folds
 from dataset.images import read_image
 from dataset.slices import SliceCase, build_slices, case_of_image, through_plane_spacing_mm
 from dataset.source import SourceConfig, load_cases
+from federated.label_maps import fitted_label_maps
 from nnunetv2_mod import PlanSettings, plan_dataset, read_preprocessed
 from pipeline.run_stage import StageContext
 
@@ -70,7 +71,10 @@ def plan(context: StageContext) -> None:
 
 
 def slices(context: StageContext) -> None:
-    """The site's images as the generator sees them: at the plan's spacing and patch size."""
+    """The site's images as the generator sees them: at the plan's spacing and patch size.
+
+    Where the generator makes labels too, their label maps lie beside them.
+    """
     planned = context.inputs["plan"]
     plan = load_plan(planned / "plans.json")
     dataset = raw_dataset(context.inputs["prepare"])
@@ -84,6 +88,8 @@ def slices(context: StageContext) -> None:
         min_slice_distance_mm=context.stage.settings["min_slice_distance_mm"],
         progress=context.progress,
     )
+    if "labels" in context.stage.settings:
+        save_labels(context.out, fitted_label_maps(image_set, context.inputs["prepare"], planned))
     save_image_set(context.out, image_set)
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 
-from common.files import atomic_path, read_json
-from common.image_set import ImageSet, load_image_set
-from dataset.slices import decode, restore_scale
+from common.files import atomic_path, read_json, write_json
+from common.image_set import ImageSet, load_image_set, load_labels, save_labels
+from common.settings import to_dict
+from dataset.slices import decode, restore_labels, restore_scale
+from evaluation.label_agreement import compare_labels
+from evaluation.label_pictures import draw_least_alike
 from nnunetv2_mod import (
     SegmentationModel,
     TrainSettings,
@@ -18,6 +23,8 @@ from nnunetv2_mod import (
 )
 from pipeline.run_stage import StageContext
 from pipeline.stages.prepare import raw_dataset
+
+log = logging.getLogger(__name__)
 
 UNUSED_SPACING = 999.0  # nnU-Net's through-plane spacing of 2D images
 PIXEL_SPACING = (1.0, 1.0)
@@ -41,8 +48,21 @@ def fine_tune(context: StageContext) -> None:
 
 
 def label(context: StageContext) -> None:
-    """Label the kept images with the site's own network, in the intensities and at the scale it was trained with."""
+    """Label the kept images with the site's own network, in the intensities and at the scale it was trained with.
+
+    Labels that the generator made with them are compared with those, and shared in their place where the settings ask
+    for it.
+    """
     kept = load_image_set(context.inputs["filter"])
+    labels = _predicted(context, kept)
+    if "labels" in context.stage.settings and len(kept):
+        generated = restore_labels(np.asarray(load_labels(context.inputs["filter"])), kept.info.scale)
+        _compare(context, kept, generated, labels)
+        labels = generated if context.stage.settings["shared"] == "generated" else labels
+    save_labels(context.out, labels)
+
+
+def _predicted(context: StageContext, kept: ImageSet) -> np.ndarray:
     model = load_model(context.inputs["segment_real"] / "model", context.device)
     batch_size = context.stage.settings["batch_size"]
     blocks = []
@@ -50,9 +70,28 @@ def label(context: StageContext) -> None:
         images = shared_images(kept.subset(list(range(start, min(start + batch_size, len(kept))))))
         blocks.append(_label_block(model, images, kept))
         context.progress(start + len(images), len(kept), "images")
-    labels = np.concatenate(blocks) if blocks else np.empty((0, *kept.images.shape[2:]), np.uint8)
-    with atomic_path(context.out / "labels.npy") as temporary, temporary.open("wb") as stream:
-        np.save(stream, labels, allow_pickle=False)
+    return np.concatenate(blocks) if blocks else np.empty((0, *kept.images.shape[2:]), np.uint8)
+
+
+def _compare(context: StageContext, kept: ImageSet, generated: np.ndarray, predicted: np.ndarray) -> None:
+    """How far generated and predicted labels agree, and a picture of those that agree least; both stay at the site."""
+    settings = context.stage.settings
+    names = [entry.name for entry in kept.entries]
+    agreement = compare_labels(generated, predicted, settings["labels"], names, context.seed)
+    for one in agreement.classes:
+        log.info("%s: Dice %s between generated and predicted labels of %d images", one.label, one.dice, one.n_compared)
+    write_json(context.out / "agreement.json", {"shared": settings["shared"], **to_dict(agreement)})
+    if agreement.least_alike:
+        indices = [names.index(pair.image) for pair in agreement.least_alike]
+        picture = draw_least_alike(
+            agreement.least_alike,
+            shared_images(kept.subset(indices)),
+            generated[indices],
+            predicted[indices],
+            settings["labels"],
+        )
+        with atomic_path(context.out / "least_alike.png") as temporary:
+            temporary.write_bytes(picture)
 
 
 def shared_images(images: ImageSet) -> np.ndarray:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from common.files import read_json, write_json
-from common.image_set import ImageEntry, ImageSet, load_image_set, save_image_set
+from common.image_set import (
+    LABELS,
+    ImageEntry,
+    ImageSet,
+    load_image_set,
+    load_labels,
+    save_image_set,
+    save_labels,
+)
 from common.plan import load_plan
 from common.seeds import derive_seed
 from common.settings import to_dict
@@ -30,7 +40,7 @@ HELD_OUT: dict[str, tuple[str, ...]] = {"train": ("val",), "train_and_val": ()} 
 
 
 def train_generator(context: StageContext) -> None:
-    """Train the generator on the site's slices of the named splits."""
+    """Train the generator on the site's slices of the named splits, and on their labels where it makes labels too."""
     settings = context.stage.settings
     slices = load_image_set(context.inputs["slices"])
     images = slices.of_split(*N_SPLITS[settings["train_on"]])
@@ -53,8 +63,53 @@ def train_generator(context: StageContext) -> None:
         context.device,
         context.progress,
         gauge,
+        *_labels_of(context, slices),
     )
     write_json(context.out / "settings.json", {"name": settings["name"], "n_images": len(images), **resolved})
+
+
+def _labels_of(context: StageContext, slices: ImageSet) -> tuple[np.ndarray | None, int | None]:
+    """Labels of the slices trained on and how many the dataset has, where the generator makes labels too."""
+    settings = context.stage.settings
+    if "labels" not in settings:
+        return None, None
+    seen = N_SPLITS[settings["train_on"]]
+    indices = [i for i, entry in enumerate(slices.entries) if entry.split in seen]
+    return load_labels(context.inputs["slices"])[indices], len(settings["labels"])
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """Images and, where the generator makes them too, their labels (n, height, width)."""
+
+    images: ImageSet
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def followed_by(self, others: _Samples) -> _Samples:
+        """These, then the others."""
+        pixels = np.concatenate([self.images.images, others.images.images])
+        images = ImageSet(pixels, (*self.images.entries, *others.images.entries), self.images.info)
+        if self.labels is None or others.labels is None:
+            return _Samples(images, None)
+        return _Samples(images, np.concatenate([self.labels, others.labels]))
+
+    def subset(self, indices: np.ndarray) -> _Samples:
+        """Those at ``indices``, in that order."""
+        return _Samples(self.images.subset(indices), None if self.labels is None else self.labels[indices])
+
+    def save(self, folder: Path) -> None:
+        """The index last, so that it marks a whole set."""
+        if self.labels is not None:
+            save_labels(folder, self.labels)
+        save_image_set(folder, self.images)
+
+
+def _load_samples(folder: Path) -> _Samples:
+    labels = load_labels(folder) if (folder / LABELS).is_file() else None
+    return _Samples(load_image_set(folder), labels)
 
 
 def sample(context: StageContext) -> None:
@@ -62,29 +117,32 @@ def sample(context: StageContext) -> None:
     settings = context.stage.settings
     n_trained_on = read_json(context.inputs["generator"] / "settings.json")["n_images"]
     n_images = settings["n_images"] if settings["n_images"] != "auto" else IMAGES_PER_TRAINING_IMAGE * n_trained_on
-    draw = _Draw(settings["name"], settings["batch_size"], context.seed, len(str(int(n_images) - 1)))
-    save_image_set(context.out, draw(context, range(int(n_images))))
+    draw = _Draw(settings, context.seed, len(str(int(n_images) - 1)))
+    draw(context, range(int(n_images))).save(context.out)
 
 
 @dataclass(frozen=True)
 class _Draw:
     """Draws the images of a site by their numbers: a number says the seed, whichever stage asks and when."""
 
-    generator: str
-    batch_size: int | str
+    settings: Mapping[str, Any]  # name and batch_size, and labels where the generator makes labels too
     seed: int
     n_digits: int
 
-    def __call__(self, context: StageContext, numbers: range) -> ImageSet:
+    def __call__(self, context: StageContext, numbers: range) -> _Samples:
         seeds = [derive_seed(self.seed, number) for number in numbers]
-        images = find_generator(self.generator).sample(
-            context.inputs["generator"], seeds, _number_or_none(self.batch_size), context.device, context.progress
+        generator, batch_size = find_generator(self.settings["name"]), _number_or_none(self.settings["batch_size"])
+        arguments = (context.inputs["generator"], seeds, batch_size, context.device, context.progress)
+        images, labels = (
+            generator.sample_with_labels(*arguments)
+            if "labels" in self.settings
+            else (generator.sample(*arguments), None)
         )
         entries = tuple(
             ImageEntry(f"{context.stage.site}_syn_{number:0{self.n_digits}d}", seed=seed)
             for number, seed in zip(numbers, seeds, strict=True)
         )
-        return ImageSet(images, entries, load_image_set(context.inputs["slices"]).info)
+        return _Samples(ImageSet(images, entries, load_image_set(context.inputs["slices"]).info), labels)
 
 
 def _number_or_none(setting: int | str) -> int | None:
@@ -134,7 +192,7 @@ def _calibrate_fused(
 
 
 def filter_copies(context: StageContext) -> None:
-    """Drop samples too close to an image the generator saw and sample others in their place.
+    """Drop samples too close to an image the generator saw and sample others in their place; labels go with theirs.
 
     The record of every image, also of the dropped ones, stays at the site. Where none passes, the audit refuses.
     """
@@ -144,22 +202,22 @@ def filter_copies(context: StageContext) -> None:
         context.device,
         context.embeddings,
     )
-    samples, result = _replace_dropped(context, load_image_set(context.inputs["sample"]), own)
+    samples, result = _replace_dropped(context, _load_samples(context.inputs["sample"]), own)
     kept = np.flatnonzero(result.kept)
     write_scores(
         context.out / "scores.csv",
-        [entry.name for entry in samples.entries],
+        [entry.name for entry in samples.images.entries],
         result,
         [entry.name for entry in own.references.entries],
     )
     _draw_histogram(context, own, result)
-    draw_nearest_pairs(context.out / "nearest_pairs.png", samples, own.references, result)
+    draw_nearest_pairs(context.out / "nearest_pairs.png", samples.images, own.references, result)
     write_json(context.out / "filter.json", _figures(own, len(samples), len(kept)))
     np.save(context.out / "features.npy", result.features[kept])  # the audit looks at them again
-    save_image_set(context.out, samples.subset(kept))
+    samples.subset(kept).save(context.out)
 
 
-def _replace_dropped(context: StageContext, samples: ImageSet, own: SiteFilter) -> tuple[ImageSet, FilterResult]:
+def _replace_dropped(context: StageContext, samples: _Samples, own: SiteFilter) -> tuple[_Samples, FilterResult]:
     """All samples and their verdicts, until as many passed as were asked for or the limit is reached.
 
     Each round draws as many as are missing: of more, some might pass that nobody asked for. At a pass rate of 95 %
@@ -168,14 +226,13 @@ def _replace_dropped(context: StageContext, samples: ImageSet, own: SiteFilter) 
     sampling = context.stage.settings["sampling"]
     n_asked = len(samples)
     limit = int(sampling["max_sampled_factor"] * n_asked)
-    draw = _Draw(sampling["name"], sampling["batch_size"], sampling["seed"], len(str(n_asked - 1)))
-    result = own.judge(samples.images, context.progress)
+    draw = _Draw(sampling, sampling["seed"], len(str(n_asked - 1)))
+    result = own.judge(samples.images.images, context.progress)
     while (n_missing := n_asked - int(result.kept.sum())) and len(samples) < limit:
         n_sampled = len(samples)
         others = draw(context, range(n_sampled, min(n_sampled + n_missing, limit)))
-        images = np.concatenate([samples.images, others.images])
-        samples = ImageSet(images, (*samples.entries, *others.entries), samples.info)
-        result = joined(result, own.judge(others.images, context.progress))
+        samples = samples.followed_by(others)
+        result = joined(result, own.judge(others.images.images, context.progress))
     if n_missing:
         log.warning(
             "%d of the %d images asked for passed the filter, of %d sampled; more are not sampled "

@@ -229,11 +229,11 @@ def _train_on_dataset(chosen: argparse.Namespace) -> Path:
     """The training that the command line asks for; returns its folder."""
     from diffusion.crops import CropData
     from diffusion.nnunet_folder import find_dataset
-    from diffusion.plan import CONFIGURATIONS, FILE, read_plan
+    from diffusion.plan import CONFIGURATIONS, PLAN_FILE, read_plan
     from diffusion.spatial_plan import spatial_plan_from_json
 
     dataset = find_dataset(chosen.dataset)
-    path = chosen.plan or dataset.preprocessed / FILE
+    path = chosen.plan or dataset.preprocessed / PLAN_FILE
     settings = with_epochs(read_plan(path, chosen.dimensions, chosen.model), chosen.epochs, chosen.steps_per_epoch)
     out = chosen.out or _results_folder(dataset.name, chosen.dimensions, chosen.model, chosen.fold)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if chosen.device == "auto" else chosen.device

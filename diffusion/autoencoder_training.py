@@ -128,7 +128,8 @@ class AutoencoderTraining(Training):
     @torch.no_grad()
     def look(self, out: Path) -> Mapping[str, float]:
         """Mean absolute error on the fixed crops, from the latents' means."""
-        made = torch.cat([self._reconstructed(crops) for crops in self.fixed.split(self.batch_size)])
+        n_at_once = max(1, self.batch_size // self.n_accumulated)
+        made = torch.cat([self._reconstructed(crops) for crops in self.fixed.split(n_at_once)])
         every = math.ceil(self.n_epochs / PICTURES)
         if (self.n_epochs - self.epoch) % every == 0:
             write_reconstructions(out, self.fixed, made, self.kimg)
@@ -181,8 +182,9 @@ def latent_statistics(autoencoder: Autoencoder, data: Data, settings: DiffusionS
     n_batches = min(MOST_SCALE_BATCHES, -(-data.n_items // own.batch_size))
     total = torch.zeros(2, own.latent_channels, dtype=torch.float64)
     n_values = 0
-    for index in range(n_batches):
-        mean, log_variance = autoencoder.moments(data.at(index, own.batch_size).to(device))
+    n_at_once = max(1, own.batch_size // own.n_accumulated)
+    for images in (part for i in range(n_batches) for part in data.at(i, own.batch_size).split(n_at_once)):
+        mean, log_variance = autoencoder.moments(images.to(device))
         axes = (0, *range(2, mean.ndim))
         squares = mean.double().square() + log_variance.double().exp()
         total += torch.stack([mean.double().sum(axes), squares.sum(axes)]).cpu()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,19 @@ class CaseFolder:
     ``labelled``: whether there are label maps; for all cases or for none.
     """
 
-    def __init__(self, folder: Path, n_channels: int) -> None:
+    def __init__(self, folder: Path, n_stored: int, channels: Sequence[int] | None = None) -> None:
         """List the cases.
+
+        Args:
+            n_stored: channels in the files.
+            channels: which of them are read; None: all.
 
         Raises:
             InputError: no folder, no cases in it, or label maps of some cases only.
         """
-        self.folder, self.n_channels = folder, n_channels
+        self.folder, self.n_stored = folder, n_stored
+        self.channels = list(range(n_stored) if channels is None else channels)
+        self.n_channels = len(self.channels)
         if not folder.is_dir():
             raise InputError("no such folder", where=folder, fix="run nnUNetv2_plan_and_preprocess for it")
         files = {path.name for path in folder.iterdir() if path.is_file()}
@@ -87,7 +93,7 @@ class CaseFolder:
         self._check_shapes(name, image, labels)
         box = tuple(slice(*ends) for ends in zip(start or (0, 0, 0), stop or image.shape[1:], strict=True))
         with _readable(self.file(name)):
-            values = np.array(image[(slice(None), *box)], np.float32)
+            values = np.array(image[(slice(None), *box)], np.float32)[self.channels]
         if labels is None:
             return values, np.zeros(values.shape[1:], np.int16)
         with _readable(self.label_file(name)):
@@ -113,8 +119,8 @@ class CaseFolder:
                 return stored["data"], stored["seg"] if with_labels else None
 
     def _check_shapes(self, name: str, image: Any, labels: Any) -> None:
-        if len(image.shape) != 4 or image.shape[0] != self.n_channels or 0 in image.shape:
-            problem = f"an array of shape {tuple(image.shape)}, not ({self.n_channels} channels, Z, Y, X)"
+        if len(image.shape) != 4 or image.shape[0] != self.n_stored or 0 in image.shape:
+            problem = f"an array of shape {tuple(image.shape)}, not ({self.n_stored} channels, Z, Y, X)"
             raise InputError(problem, where=self.file(name), fix=PREPROCESS)
         if labels is not None and tuple(labels.shape) != (1, *image.shape[1:]):
             problem = f"a label map of shape {tuple(labels.shape)} for an image of {tuple(image.shape)}"

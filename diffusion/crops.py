@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,33 +40,43 @@ class CropData:
     """
 
     def __init__(
-        self, dataset: NnunetDataset, plan: SpatialPlan, settings: DiffusionSettings, fold: int | str, seed: int
+        self,
+        dataset: NnunetDataset,
+        plan: SpatialPlan,
+        settings: DiffusionSettings,
+        fold: int | str,
+        seed: int,
+        channels: Sequence[int] | None = None,
     ) -> None:
         """Look at all cases of the fold, which reads each of them once.
 
         Args:
             fold: 0 to 4, or ``all``.
+            channels: those of the images that are trained on; None: all.
 
         Raises:
             InputError: no cases, a fold that does not exist, or a case no training can use; it names the file.
         """
         check_dataset_json(dataset, settings.n_channels)
-        folder = CaseFolder(dataset.preprocessed / plan.data_identifier, settings.n_channels)
+        chosen = list(range(plan.n_channels) if channels is None else channels)
+        folder = CaseFolder(dataset.preprocessed / plan.data_identifier, plan.n_channels, chosen)
         self.settings, self.seed = settings, seed
         self.split = split_cases(dataset, folder.names, fold)
         train = self.split.train
         others = [name for name in self.split.validate if name not in train]
         _check_use(folder, train, settings)
         source = source_of(dataset, plan, train)
-        zero = [-one.offset / one.scale if one.space == SOURCE else None for one in source.restored]
+        restored = [source.restored[channel] for channel in chosen]
+        zero = [-one.offset / one.scale if one.space == SOURCE else None for one in restored]
         ignore = dataset.dataset_json["labels"].get("ignore")
+        masked = [plan.use_mask_for_norm[channel] for channel in chosen]
         self._survey = Survey(
-            folder, plan.use_mask_for_norm, zero, settings.n_label_channels or None, [] if ignore is None else [ignore]
+            folder, masked, zero, settings.n_label_channels or None, [] if ignore is None else [ignore]
         )
         self._cases, values = self._survey.of(train, max(1, min(N_VALUES // len(train), MOST_VALUES)))
         held_out = {case.name: case for case in [*self._cases, *self._survey.of(others)[0]]}
         self._watched = [held_out[name] for name in self.split.validate]
-        self._facts = facts_of(dataset, plan, source, window_of(values))
+        self._facts = facts_of(dataset, plan, source, window_of(values), chosen)
         log.info("%s, fold %s: %d cases to train on, %d held out", dataset.name, fold, len(train), len(others))
 
     @property
@@ -155,6 +165,9 @@ class CropData:
 
 
 def _check_use(folder: CaseFolder, train: tuple[str, ...], settings: DiffusionSettings) -> None:
+    if folder.n_channels != settings.n_channels:
+        problem = f"{folder.n_channels} channels of the cases for a model of {settings.n_channels}"
+        raise InputError(problem, where=folder.folder, fix="plan the dataset again (python -m diffusion.plan)")
     if len(train) < 2:
         problem = f"{len(train)} case to train on, which the model could only repeat"
         raise InputError(problem, where=folder.folder, fix="give the dataset at least two")

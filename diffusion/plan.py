@@ -35,6 +35,7 @@ CONFIGURATIONS = {"2D": "2d", "3D": "3d_fullres"}
 MODELS = {"ddpm": None, "ldm": AutoencoderConfig()}
 ABOUT = {"ddpm": "a diffusion model in pixels", "ldm": "a diffusion model in the latents of an autoencoder"}
 MEMORY = "estimated_memory_gib"
+AGAIN = "write it again with python -m diffusion.plan"
 EPOCHS, STEPS_PER_EPOCH = {"2D": 200, "3D": 300}, 250
 TRAINING_SHARE, MORE_EPOCHS_FROM = 0.7, (100, 500)  # training cases
 MEMORY_WITHOUT_GPU_GIB = 8.0
@@ -205,20 +206,38 @@ def with_epochs(settings: DiffusionSettings) -> DiffusionSettings:
     return with_length(settings, (n_autoencoder + n_denoiser) / 1000)
 
 
+def read_source(path: Path) -> tuple[str, list[int]]:
+    """Of which nnU-Net plans, by name, and of which channels of the images the plan at ``path`` is.
+
+    Raises:
+        InputError: no such file, or one that does not say so.
+    """
+    about = _read(path).get("dataset")
+    about = about if isinstance(about, dict) else {}
+    name, channels = about.get("plans"), about.get("channels")
+    is_list = isinstance(channels, list) and bool(channels) and all(type(one) is int and one >= 0 for one in channels)
+    if not isinstance(name, str) or not is_list:
+        raise InputError(f"dataset is {about!r}", where=path, fix=f"name its plans and channels, or {AGAIN}")
+    return name, list(channels or [])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError("no such file", where=path, fix=AGAIN)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"not YAML ({error})", where=path, fix=AGAIN) from error
+    return content if isinstance(content, dict) else {}
+
+
 def read_plan(path: Path, dimensions: str, model: str) -> DiffusionSettings:
     """The settings of ``model``, "ddpm" or "ldm", for "2D" or "3D" from a plan that this module wrote.
 
     Raises:
         InputError: no such file, model or key, or values that no network can have.
     """
-    again = "write it again with python -m diffusion.plan"
-    if not path.is_file():
-        raise InputError("no such file", where=path, fix=again)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"not YAML ({error})", where=path, fix=again) from error
-    blocks = content if isinstance(content, dict) else {}
+    again, blocks = AGAIN, _read(path)
     there = [f"{d} {m}" for d in CONFIGURATIONS if isinstance(blocks.get(d), dict) for m in blocks[d]]
     if f"{dimensions} {model}" not in there or not isinstance(blocks[dimensions][model], dict):
         fix = f"use one of those there ({', '.join(there) or 'none'}), or {again}"

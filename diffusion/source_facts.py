@@ -111,23 +111,32 @@ def restored_channel(plan: SpatialPlan, channel: int, raw: RawImages | None, end
 
 
 def facts_of(
-    dataset: NnunetDataset, plan: SpatialPlan, source: Source, windows: Sequence[tuple[float, float]]
+    dataset: NnunetDataset,
+    plan: SpatialPlan,
+    source: Source,
+    windows: Sequence[tuple[float, float]],
+    channels: Sequence[int],
 ) -> Facts:
-    """All that samples are written with; ``windows`` are the normalised values that become -1 and 1, one a channel."""
+    """All that samples are written with.
+
+    Args:
+        windows: the normalised values that become -1 and 1, one for each of ``channels``.
+        channels: those of the files that are generated.
+    """
     described = dataset.dataset_json
     names, labels = described["channel_names"], described["labels"]
     order = described.get("regions_class_order")
     return Facts(
         channels=tuple(
-            ChannelFacts(str(names[str(channel)]), low, high, restored)
-            for channel, ((low, high), restored) in enumerate(zip(windows, source.restored, strict=True))
+            ChannelFacts(str(names[str(channel)]), low, high, source.restored[channel])
+            for channel, (low, high) in zip(channels, windows, strict=True)
         ),
         spacing_mm=_spacing_of_axes(dataset, plan),
         transpose_backward=_three(int(axis) for axis in plan.transpose_backward),
         file_ending=str(described["file_ending"]),
         file_axes=source.file_axes,
         dtype=source.dtype,
-        rgb=source.rgb,
+        rgb=source.rgb and len(channels) == 3,
         labels={str(name): tuple(ids) if isinstance(ids, list) else int(ids) for name, ids in labels.items()},
         regions_class_order=None if order is None else tuple(order),
     )

@@ -27,6 +27,7 @@ from common.memory import keep_freed_memory
 from common.pictures import SHEETS
 from common.progress import Progress, shown_progress, silent
 from common.share import Share
+from common.snapshots import remove_candidates
 from common.together import run_together
 from diffusion.autoencoder_training import RESULT as AUTOENCODER
 from diffusion.autoencoder_training import AutoencoderTraining
@@ -73,7 +74,8 @@ def train(
     _remove_half_written(out)
     if (out / RESULT).is_file():
         check_same_run(out / RESULT, load_tensors(out / RESULT)[1], settings, seed)
-        (out / "training.safetensors").unlink(missing_ok=True)
+        (out / DenoiserTraining.checkpoint).unlink(missing_ok=True)
+        remove_candidates(out)
         return
     card = Card(out, data, settings, seed, device)
     arguments = (data, settings, seed)
@@ -229,7 +231,7 @@ def _train_on_dataset(chosen: argparse.Namespace) -> Path:
     """The training that the command line asks for; returns its folder."""
     from diffusion.crops import CropData
     from diffusion.nnunet_folder import find_dataset
-    from diffusion.plan import CONFIGURATIONS, PLAN_FILE, read_plan
+    from diffusion.plan import CONFIGURATIONS, PLAN_FILE, read_plan, read_source
     from diffusion.spatial_plan import spatial_plan_from_json
 
     dataset = find_dataset(chosen.dataset)
@@ -238,8 +240,13 @@ def _train_on_dataset(chosen: argparse.Namespace) -> Path:
     out = chosen.out or _results_folder(dataset.name, chosen.dimensions, chosen.model, chosen.fold)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if chosen.device == "auto" else chosen.device
     fold = chosen.fold if chosen.fold == "all" else int(chosen.fold) if chosen.fold.isdecimal() else chosen.fold
+    plans_name, channels = read_source(path)
+    dataset = find_dataset(chosen.dataset, plans_name)
     plan = spatial_plan_from_json(dataset.plans, CONFIGURATIONS[chosen.dimensions])
-    data = CropData(dataset, plan, settings, fold, chosen.seed)
+    if max(channels) >= plan.n_channels:
+        problem, fix = f"channels {channels} of images with {plan.n_channels}", "plan the dataset again"
+        raise InputError(problem, where=path, fix=fix)
+    data = CropData(dataset, plan, settings, fold, chosen.seed, channels)
     n_processes = n_processes_for(settings, torch.cuda.device_count() if device == "cuda" else 0)
     log.info(
         "%s %s of %s, fold %s, on %d x %s: %s",

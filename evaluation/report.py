@@ -53,6 +53,10 @@ TRAINING_STAGES = {
     "finetune": "Segmentation, fine-tuned on the site's real images (syn-real-X)",
     "segment_dsl": "Segmentation, DSL's synthetic images (dsl-all)",
 }
+GENERATOR_PICTURES = {
+    "sample_sheet.png": "samples of the generator",
+    "autoencoder/reconstructions.png": "real images above, what the autoencoder makes of them below",
+}
 LEFT_OUT_WHERE_ABSENT = {  # a run of baselines alone trains no generator, a run without DSL nothing on its images
     False: ("segment_dsl",),
     True: ("generator", "segment_syn", "finetune", "segment_dsl"),
@@ -170,9 +174,10 @@ def _images_section(files: RunFiles) -> page.Html:
         shown = {title: cases for title, cases in rows.items() if cases}
         parts.append(_site_images(site, shown, labels, 1 if is_baseline_run(files) else 2))
     sheets = [
-        page.picture((folder.path / "sample_sheet.png").read_bytes(), f"Site {folder.site}: samples of the generator")
+        page.picture((folder.path / name).read_bytes(), f"Site {folder.site}: {title}")
         for folder in files.first_of_each_site("generator")
-        if (folder.path / "sample_sheet.png").is_file()
+        for name, title in GENERATOR_PICTURES.items()
+        if (folder.path / name).is_file()
     ]
     remark = "Evenly spaced over the sorted names, not picked. Volumes: the middle slice; several channels: the first."
     return page.join(page.note(remark), *parts, *sheets) if parts or sheets else page.absent("No images yet.")

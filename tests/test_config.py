@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 import pipeline.entry  # noqa: F401  (stores the schema that the experiments start from)
 from common.errors import InputError
+from diffusion.settings import AutoencoderConfig, DiffusionConfig
 from gan.settings import GanConfig
 from memorization.calibration import MemorizationConfig
 from memorization.gates import GatesConfig
@@ -199,6 +200,15 @@ def test_the_default_generators_yaml_is_the_dataclass_one_to_one():
     values = yaml.safe_load((CONFIG / "generator" / "stylegan2.yaml").read_text())
     assert values["settings"] == {**dataclasses.asdict(GanConfig()), "augment": list(GanConfig().augment)}
     assert values["train_on"] == GeneratorConfig().train_on
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ldm"])
+def test_the_diffusion_models_yaml_is_the_dataclass_one_to_one(name):
+    values = composed("demo", f"generator={name}").generator
+    autoencoder = AutoencoderConfig() if name == "ldm" else None
+    expected = dataclasses.asdict(DiffusionConfig(autoencoder, batch_size=4))  # the demo's
+    assert values.name == name
+    assert values.settings == {**expected, "augment": list(expected["augment"])}
 
 
 def test_the_default_filters_yaml_states_the_dataclass_defaults():

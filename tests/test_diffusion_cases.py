@@ -320,3 +320,13 @@ def test_facts_no_training_writes_are_refused(ct: Planned, change: dict) -> None
     assert facts_from(facts)
     with pytest.raises(InputError):
         facts_from(facts | change)
+
+
+def test_some_channels_of_the_images_can_be_trained_on_alone(mr: Planned) -> None:
+    """The second channel by itself has the values, the name and the units that it has beside the first."""
+    both = CropData(mr.dataset, mr.volumes, settings_for(SMALL, n_channels=2), 0, seed=1)
+    second = CropData(mr.dataset, mr.volumes, settings_for(SMALL, n_channels=1), 0, seed=1, channels=[1])
+    assert np.allclose(both.at(0, 4)[:, 1:], second.at(0, 4), atol=1e-4)
+    assert second.facts["channels"] == both.facts["channels"][1:] and second.facts["channels"][0]["name"] == "T2"
+    with pytest.raises(InputError, match="plan the dataset again"):
+        CropData(mr.dataset, mr.volumes, settings_for(SMALL, n_channels=2), 0, seed=1, channels=[1])

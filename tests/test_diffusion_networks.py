@@ -20,11 +20,11 @@ from diffusion.schedule import derive_schedule
 
 
 def denoiser_that_says_something(**settings: int) -> Denoiser:
-    """The last layer is 0 before training: nothing could be told apart."""
+    """Several layers are 0 before training: nothing could be told apart."""
     torch.manual_seed(0)
     network = Denoiser(replace(tiny_settings(in_latents=False).denoiser, **settings))
-    for parameter in network.last.parameters():
-        torch.nn.init.normal_(parameter)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
     return network.eval()
 
 
@@ -71,7 +71,7 @@ def test_the_autoencoder_gives_back_what_it_got_in_shape(kind: str, size: tuple[
         latents = network.moments(images)[0]
         entries = network.quantised(latents)[0].movedim(1, -1).reshape(-1, 4)
         distances = torch.cdist(entries, network.codebook)
-        assert float(distances.min(1).values.max()) < 1e-3  # each is an entry of the codebook
+        assert float(distances.detach().min(1).values.max()) < 1e-3  # each is an entry of the codebook
 
 
 def test_what_keeps_latents_in_order_does_not_grow_with_their_number() -> None:
@@ -148,7 +148,7 @@ def test_augmentation_says_what_it_did_and_moves_labels_with_their_images(n_axes
     assert 0 < int(untouched.sum()) < 40 and torch.equal(changed[untouched], batch[untouched])
     unlit = told[:, -1] == 0
     assert torch.allclose(changed[unlit, 0], changed[unlit, 1])
-    assert torch.equal(changed[:, 1].sort().values, changed[:, 1].sort().values.clamp(-0.5, 0.5))
+    assert float(changed[:, 1].abs().max()) <= 0.5 + 1e-5
     again = augment(batch, names, 1, torch.Generator().manual_seed(0))
     assert torch.equal(again[0], changed) and torch.equal(again[1], told)
 

@@ -1,6 +1,7 @@
 """Every fenced command of README.md and docs/ parses, and runs on tiny inputs as far as that costs seconds."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -12,11 +13,15 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 from hydra import compose, initialize_config_dir
+from diffusion_models import tiny_settings
+from nnunet_phantoms import planned, write_ct
 from omegaconf import OmegaConf
 from packages import cases, facts
 from PIL import Image
 
 from common.image_set import ImageEntry, ImageSet, save_image_set
+from diffusion.data import ImageData
+from diffusion.train import train
 from pipeline.launch import run_experiment
 from sharing import write_package
 
@@ -27,7 +32,8 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
 MODULES = {"dataset.check", "dataset.export_table", "dataset.prepare", "evaluation.report", "federated.benchmark"}
-MODULES |= {"memorization.audit"}
+MODULES |= {"memorization.audit", "diffusion.plan", "diffusion.train", "diffusion.sample", "diffusion.benchmark"}
+MODULES |= {"pipeline.generator_comparison", "pipeline.sampler_study"}
 MODULES |= {"gan.benchmark", "gan.sample", "gan.throughput", "pipeline.generator_study", "sharing.verify"}
 LINK = re.compile(r"\]\(([^)#:]+)(#[\w-]+)?\)")
 
@@ -213,6 +219,38 @@ def test_generator_command_runs_on_a_checkpoint(words, tmp_path, monkeypatch, ca
     assert gan.sample.main(list(words[3:])) == 0
     out = words[words.index("--out") + 1] if "--out" in words else "samples"
     assert len(list((tmp_path / out).iterdir())) == (1 if "--sheet" in words else int(words[words.index("--n") + 1]))
+
+
+def test_diffusion_commands_lead_from_an_nnunet_dataset_to_volumes(tmp_path, capsys, monkeypatch):
+    """In the order of the page, at the smallest lengths."""
+    import diffusion.benchmark
+    import diffusion.plan
+    import diffusion.sample
+    import diffusion.train
+
+    planned(write_ct, "Dataset004_Hippocampus", tmp_path, ("3d_fullres", "2d"))
+    for name in ("raw", "preprocessed", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
+    monkeypatch.chdir(tmp_path)
+    settings = tiny_settings(in_latents=True)
+    train(ImageData(np.arange(512, dtype=np.uint8).reshape(2, 1, 16, 16), settings, 1), tmp_path / "trained", settings, 1)
+    shorter = {
+        "diffusion.train": ["--epochs", "1", "--steps-per-epoch", "1", "--device", "cpu"],
+        "diffusion.sample": ["--n", "2", "--evaluations", "2"],
+        "diffusion.benchmark": ["--size-px", "32", "--repeats", "1"],
+        "diffusion.plan": ["--device", "cpu"],
+    }
+    found = [words for words in MODULE_CALLS if words[2].startswith("diffusion.")]
+    assert {words[2] for words in found} == shorter.keys()
+    for words in found:
+        arguments = [os.path.expandvars(word) for word in words[3:]]
+        if "--checkpoint" in arguments and "runs" in arguments[arguments.index("--checkpoint") + 1]:
+            arguments[arguments.index("--checkpoint") + 1] = "trained/generator.safetensors"
+        module = {"plan": diffusion.plan, "train": diffusion.train, "sample": diffusion.sample}
+        main = module.get(words[2].split(".")[1], diffusion.benchmark).main
+        assert main([*arguments, *shorter[words[2]]]) == 0, capsys.readouterr().err
+    assert len(list((tmp_path / "samples" / "imagesTr").glob("*.nii.gz"))) == 2
+    assert (tmp_path / "samples" / "sheet" / "sample_sheet.png").is_file()
 
 
 @pytest.mark.parametrize("words", [w for w in MODULE_CALLS if w[2] == "pipeline.generator_study"], ids=ids)

@@ -13,46 +13,48 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.bootstrap import drawn_counts, percentile_interval
-from common.seeds import derive_seed
 from evaluation.fidelity import N_RESAMPLES, Estimate, frechet_distance
 
 
 @dataclass(frozen=True, eq=False)
 class Sides:
-    """Features (n, d): two sets, and the images both are compared with, each of the patient that ``owners`` names."""
+    """Features (n, d) at one site: two sets, and the images, of ``owners``, that both are compared with."""
 
     a: np.ndarray
     b: np.ndarray
     references: np.ndarray
     owners: Sequence[str]
 
+    @property
+    def n_images(self) -> int:
+        """In a part: as many as the smaller set has."""
+        return min(len(self.a), len(self.b))
+
 
 @dataclass(frozen=True)
 class FrechetComparison:
-    """Distances of both sets to the references, that of ``a`` over that of ``b``, and how many images each is of."""
+    """Distances of both sets to the references, and that of ``a`` over that of ``b``."""
 
     a: Estimate
     b: Estimate
     ratio: Estimate
-    n_images: int
 
 
 def compare_frechet(
-    groups: Sequence[Sides], seed: int, *, is_paired: bool = False, n_resamples: int = N_RESAMPLES
+    folds: Sequence[Sequence[Sides]], seed: int, *, is_paired: bool = False, n_resamples: int = N_RESAMPLES
 ) -> FrechetComparison:
-    """Means over ``groups`` (outer folds, usually one) with bootstrap intervals, images and patients resampled.
+    """Means over outer folds (usually one); the sites of a fold are one set, and each is resampled by itself.
 
     Args:
         is_paired: the i-th images of both sets belong together (one seed) and are drawn together.
     """
-    resampled = [_resampled(group, derive_seed(seed, i), is_paired, n_resamples) for i, group in enumerate(groups)]
-    values = np.mean([found[0] for found in resampled], axis=0)
-    drawn = np.mean([found[1] for found in resampled], axis=0)
-    low, high = percentile_interval(np.log(drawn[:, 0] / drawn[:, 1]), float(np.log(values[0] / values[1])))
-    ratios = drawn[:, 0] / drawn[:, 1]
-    ratio = Estimate(float(values[0] / values[1]), float(ratios.std(ddof=1)), float(np.exp(low)), float(np.exp(high)))
+    values = np.mean([_distances(sites, [_all_of(site) for site in sites]) for sites in folds], axis=0)
+    rng = np.random.default_rng(seed)
+    drawn = np.array([_resampled(folds, is_paired, rng) for _ in range(n_resamples)])
     a, b = (_estimate(value, column) for value, column in zip(values, drawn.T, strict=True))
-    return FrechetComparison(a, b, ratio, min(min(len(group.a), len(group.b)) for group in groups))
+    ratio, ratios = values[0] / values[1], drawn[:, 0] / drawn[:, 1]
+    low, high = np.exp(percentile_interval(np.log(ratios), float(np.log(ratio))))
+    return FrechetComparison(a, b, Estimate(float(ratio), float(ratios.std(ddof=1)), float(low), float(high)))
 
 
 def _estimate(value: float, resampled: np.ndarray) -> Estimate:
@@ -60,29 +62,39 @@ def _estimate(value: float, resampled: np.ndarray) -> Estimate:
     return Estimate(float(value), float(resampled.std(ddof=1)), *percentile_interval(resampled, float(value)))
 
 
-def _resampled(group: Sides, seed: int, is_paired: bool, n_resamples: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distances of both sets (2,), and of their resamples (n_resamples, 2)."""
-    n_images = min(len(group.a), len(group.b))
-    sides = [_parts(side, n_images) for side in (group.a, group.b)]
-    names, owner = np.unique(np.asarray(group.owners), return_inverse=True)
-    rng = np.random.default_rng(seed)
-    values = [_mean_distance(parts, group.references) for parts in sides]
-    drawn = np.empty((n_resamples, 2))
-    for row, patients in zip(drawn, drawn_counts(len(names), n_resamples, rng)[:, owner], strict=True):
-        references = np.repeat(group.references, patients, axis=0)
-        shared = drawn_counts(n_images, 1, rng)[0]
-        for column, parts in enumerate(sides):
-            counts = [shared if is_paired else drawn_counts(n_images, 1, rng)[0] for _ in parts]
-            row[column] = _mean_distance(
-                [np.repeat(part, n, axis=0) for part, n in zip(parts, counts, strict=True)], references
-            )
-    return np.array(values), drawn
+Parts = tuple[list[np.ndarray], list[np.ndarray], np.ndarray]
+"""Of one site: rows of both sets, part by part, and rows of the references."""
 
 
-def _parts(features: np.ndarray, n_images: int) -> list[np.ndarray]:
+def _all_of(site: Sides) -> Parts:
+    return _parts_of(site.a, site.n_images), _parts_of(site.b, site.n_images), np.arange(len(site.references))
+
+
+def _parts_of(features: np.ndarray, n_images: int) -> list[np.ndarray]:
     """As many disjoint parts of ``n_images`` as there are; what is left over is left out."""
-    return [features[start : start + n_images] for start in range(0, len(features) - n_images + 1, n_images)]
+    return [np.arange(start, start + n_images) for start in range(0, len(features) - n_images + 1, n_images)]
 
 
-def _mean_distance(parts: Sequence[np.ndarray], references: np.ndarray) -> float:
-    return float(np.mean([frechet_distance(part, references) for part in parts]))
+def _resampled(folds: Sequence[Sequence[Sides]], is_paired: bool, rng: np.random.Generator) -> np.ndarray:
+    return np.mean([_distances(sites, [_drawn(site, is_paired, rng) for site in sites]) for sites in folds], axis=0)
+
+
+def _drawn(site: Sides, is_paired: bool, rng: np.random.Generator) -> Parts:
+    """Images of each part, and patients of the references, drawn with replacement."""
+    parts_a, parts_b, _ = _all_of(site)
+    drawn_a = [rng.choice(part, len(part)) for part in parts_a]
+    drawn_b = [rng.choice(part, len(part)) for part in parts_b]
+    names, owner = np.unique(np.asarray(site.owners), return_inverse=True)
+    counts = drawn_counts(len(names), 1, rng)[0]
+    return drawn_a, drawn_a if is_paired else drawn_b, np.repeat(np.arange(len(owner)), counts[owner])
+
+
+def _distances(sites: Sequence[Sides], parts: Sequence[Parts]) -> np.ndarray:
+    """Of both sets (2,): the mean over parts, each of images of all sites."""
+    references = np.concatenate([site.references[rows] for site, (_, _, rows) in zip(sites, parts, strict=True)])
+    means = []
+    for side, name in enumerate(("a", "b")):
+        of_sites = zip(*(part[side] for part in parts), strict=False)  # as many as every site has
+        sets = [np.concatenate([getattr(s, name)[rows] for s, rows in zip(sites, p, strict=True)]) for p in of_sites]
+        means.append(np.mean([frechet_distance(features, references) for features in sets]))
+    return np.array(means)

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from common.files import atomic_path
+from evaluation.fidelity import Estimate
 from memorization.pictures import DPI, STYLE, displayed
 
 HEADER = (
@@ -18,17 +19,22 @@ HEADER = (
 )
 N_SHOWN = 8
 NOTES = """\
-Numbers in brackets are 95 % intervals. **Fréchet**: distance in the gauge's features to the images of the outer fold's
-test patients ({tested}), whom nobody trained on or chose by, of the samples before the filter and of the training
-images; both in equal numbers (images: {n_compared}; of {n_samples} samples a site, mean over disjoint parts), as the
-distance falls with their number. Images and patients are resampled. **multiple**: the first over the second, both
-against the same resampled patients; 1 is what an honest sample of the source has, and what a copier has too.
-**copies %**: share of samples that the filter dropped, Clopper-Pearson. **nearest**: median distance of a sample to the
-nearest training image over that of real images not trained on; below 1 samples are nearer than strangers are.
-**images/s**: on {sampling}, with the generator's own sampler, least and largest of the rounds in brackets. **Dice** of
-the fine-tuned network and of real images alone on its own site's test cases, and their difference; patients are
-resampled. **gates**: which of them refused a site's package; the others' alone are then pooled.
-Row `{all}`: all sites together, minutes and kimg a site."""
+Numbers in brackets are 95 % intervals; row `{all}` is all sites together, its minutes and kimg those of a site.
+
+- **Fréchet**: distance, in the gauge's features, to the images of the outer fold's test patients, whom nobody trained
+  on or chose by: of the samples before the filter, and of the training images. Both in equal numbers, as many as there
+  are training images, since the distance falls with their number: the mean over disjoint parts of {n_samples} samples a
+  site. Images and patients are resampled. {counts}.
+- **multiple**: the first over the second, both against the same resampled patients. 1 is what an honest sample of the
+  source has, and what a copier has too.
+- **copies %**: share of samples that the filter dropped (Clopper-Pearson).
+- **nearest**: median distance of a sample to the nearest training image over that of real images not trained on;
+  below 1 samples are nearer than strangers are.
+- **images/s**: on one CPU thread with the generator's own sampler; in brackets the slowest and the fastest of
+  {n_rounds} rounds of {n_timed} images.
+- **Dice** of the network fine-tuned at the site (syn-real) and of its own images alone (real) on its own test cases,
+  and the difference; patients are resampled.
+- **gates**: which of them refused a site's package; the other sites' packages alone are then pooled."""
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -40,16 +46,21 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _cells(row: Mapping[str, Any]) -> list[str]:
     fractions = (with_interval(row[name], 1, 100) for name in ("dice", "dice_real", "dice_gain"))
     return [
-        *(row["generator"], row["site"], f"{row['minutes']:.1f}", f"{row['kimg']:.3g}"),
+        *(row["generator"], row["site"], f"{row['minutes']:.1f}", f"{row['kimg']:.2g}"),
         *(with_interval(row[name], digits) for name, digits in (("frechet", 0), ("frechet_real", 0), ("multiple", 2))),
         *(with_interval(row["copies"], 1, 100), with_interval(row["nearest"], 2)),
-        *(with_interval(row.get("images_per_s"), 2), *fractions, _gates(row["failed_gates"])),
+        *(with_interval(row["images_per_s"], 1), *fractions, _gates(row["failed_gates"])),
     ]
 
 
 def _gates(failed: Mapping[str, Sequence[str]]) -> str:
     refused = (f"{site} refused: {', '.join(gates)}" for site, gates in sorted(failed.items()))
     return "; ".join(refused) or "passed"
+
+
+def numbers_of(estimate: Estimate) -> list[float]:
+    """A value and its interval, as JSON holds them."""
+    return [estimate.value, estimate.low, estimate.high]
 
 
 def with_interval(numbers: Sequence[float] | None, n_digits: int, factor: float = 1.0) -> str:

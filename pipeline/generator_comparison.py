@@ -142,42 +142,56 @@ def _state(chosen: argparse.Namespace, command: str) -> list[str]:
     """The page, which is also written, with the picture and all figures beside it."""
     runs = {generator: chosen.out / f"{NAME}_{generator}" for generator in chosen.generators}
     places = {generator: places_of(run) for generator, run in runs.items()}
-    device = (
-        "cuda"
-        if compose_experiment(chosen.config_name, _overrides(chosen, chosen.generators[0])).cluster.gpus.embed
-        else "cpu"
-    )
+    config = compose_experiment(chosen.config_name, _overrides(chosen, chosen.generators[0]))
+    device = "cuda" if config.cluster.gpus.embed else "cpu"
     n_samples = n_samples_of([place for found in places.values() for place in found])
-    rates = _sampling_rates(places)
+    rates = _sampling_rates(chosen.out / f"{NAME}.json", places)
     rows = []
     for generator, found in places.items():
         features = {place: read_features(place, n_samples, chosen.out / "embeddings", device) for place in found}
         results = RunFiles(runs[generator], find_folds(runs[generator])).results
-        for row in figures_of(generator, features, results):
-            rows.append({**row, "n_samples": n_samples, "images_per_s": rates[generator].get(row["site"])})
-    known = read_json(chosen.out / f"{NAME}.json")
-    write_json(chosen.out / f"{NAME}.json", {**known, "rows": rows})
+        rows += [
+            {**row, "n_samples": n_samples, "images_per_s": rates[generator][row["site"]]}
+            for row in figures_of(generator, features, results)
+        ]
+    write_json(chosen.out / f"{NAME}.json", {**read_json(chosen.out / f"{NAME}.json"), "rows": rows})
     draw_samples(chosen.out / f"{NAME}.png", _shown(places, with_real=chosen.with_real))
     lines = _page(rows, command, chosen.minutes)
     write_text(chosen.out / f"{NAME}.md", "\n".join(lines) + "\n")
     return lines
 
 
-def _sampling_rates(places: Mapping[str, Sequence[Place]]) -> dict[str, dict[str, list[float]]]:
-    """Images a second of each generator by site (the first fold's) and over all: median, least and largest round."""
-    set_threads(1)
+Rates = dict[str, dict[str, list[float]]]
+"""Images a second by generator, then by site or ``all``: median, least and largest of the rounds."""
+
+
+def _sampling_rates(path: Path, places: Mapping[str, Sequence[Place]]) -> Rates:
+    """As ``comparison.json`` knows them of these very generators, else timed now and written there."""
     first = {name: [place for place in found if place.fold == found[0].fold] for name, found in places.items()}
+    timed = {name: [place.read("generator", "manifest.json")["digest"] for place in of] for name, of in first.items()}
+    known = read_json(path)
+    if known.get("timed") != timed:
+        known |= {"timed": timed, "images_per_s": _time_sampling(first)}
+        write_json(path, known)
+    rates: Rates = known["images_per_s"]
+    return rates
+
+
+def _time_sampling(places: Mapping[str, Sequence[Place]]) -> Rates:
+    """In turns, after a warm-up of one image each."""
+    set_threads(1)
     seconds: dict[tuple[str, str], list[float]] = {}
-    for number in range(N_TIMED_ROUNDS + 1):  # the first is the warm-up: one image, and what is loaded once
-        for generator, found in first.items():
+    for number in range(N_TIMED_ROUNDS + 1):
+        for generator, found in places.items():
             for place in found:
                 spent_s = _sampling_seconds(place, N_TIMED if number else 1)
                 seconds.setdefault((generator, place.site), []).extend([spent_s] if number else [])
-    rates: dict[str, dict[str, list[float]]] = {generator: {} for generator in places}
-    for (generator, site), spent in seconds.items():
-        rates[generator][site] = _median_and_range([N_TIMED / s for s in spent])
-        rates[generator].setdefault(ALL, []).extend(N_TIMED / s for s in spent)
-    return {name: {**of_sites, ALL: _median_and_range(of_sites[ALL])} for name, of_sites in rates.items()}
+    rates: Rates = {generator: {} for generator in places}
+    for generator, of in rates.items():
+        per_site = {site: [N_TIMED / s for s in spent] for (name, site), spent in seconds.items() if name == generator}
+        per_site[ALL] = [rate for rates_of_site in per_site.values() for rate in rates_of_site]
+        of |= {site: [statistics.median(found), min(found), max(found)] for site, found in per_site.items()}
+    return rates
 
 
 def _sampling_seconds(place: Place, n_images: int) -> float:
@@ -186,10 +200,6 @@ def _sampling_seconds(place: Place, n_images: int) -> float:
     started_s = time.perf_counter()
     generator.sample(place.folder("generator"), seeds, None, "cpu", silent)
     return time.perf_counter() - started_s
-
-
-def _median_and_range(values: Sequence[float]) -> list[float]:
-    return [statistics.median(values), min(values), max(values)]
 
 
 def _shown(places: Mapping[str, Sequence[Place]], *, with_real: bool) -> dict[str, np.ndarray]:
@@ -205,31 +215,18 @@ def _shown(places: Mapping[str, Sequence[Place]], *, with_real: bool) -> dict[st
 
 
 def _page(rows: Sequence[Mapping[str, Any]], command: str, minutes: float) -> list[str]:
-    tested = {row["site"]: f"{row['site']}: {row['n_test']} of {row['n_test_patients']}" for row in rows}
-    machine = f"{rows[0]['machine']}, {os.cpu_count()} cores"
+    of_site = {row["site"]: row for row in rows}
+    counts = [
+        f"`{site}`: {row['n_test']} images of {row['n_test_patients']} test patients, {row['n_training']} trained on"
+        for site, row in of_site.items()
+    ]
+    notes = {"n_samples": rows[0]["n_samples"], "n_rounds": N_TIMED_ROUNDS, "n_timed": N_TIMED, "all": ALL}
     return [
-        "# Generators at equal wall-clock budgets",
-        "",
-        f"    {command}",
-        "",
-        f"{minutes:g} minutes of training a site on {machine}.",
-        "",
-        *format_rows(rows),
-        "",
-        NOTES.format(
-            tested="images of patients, " + ", ".join(text for site, text in tested.items() if site != ALL),
-            n_compared=", ".join(f"{row['site']}: {row['n_compared']}" for row in _first_of_each_site(rows)),
-            n_samples=rows[0]["n_samples"],
-            sampling="one CPU thread",
-            all=ALL,
-        ),
-        "",
+        *("# Generators at equal wall-clock budgets", "", f"    {command}", ""),
+        f"{minutes:g} minutes of training a site on {rows[0]['machine']}, {os.cpu_count()} cores.",
+        *("", *format_rows(rows), "", NOTES.format(counts="; ".join(counts), **notes), ""),
         f"![Samples that passed the filter]({NAME}.png)",
     ]
-
-
-def _first_of_each_site(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return list({row["site"]: row for row in reversed(rows)}.values())[::-1]
 
 
 if __name__ == "__main__":

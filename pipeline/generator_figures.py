@@ -6,7 +6,7 @@ nobody chose a snapshot, a threshold or a length by them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,15 +15,16 @@ import numpy as np
 
 from common.bootstrap import drawn_counts, percentile_interval
 from common.files import read_json
-from common.image_set import load_image_set
+from common.image_set import ImageSet, load_image_set
 from common.seeds import derive_seed
 from evaluation.approaches import LOCAL, OURS, at_own_site
-from evaluation.fidelity import N_RESAMPLES, Estimate
+from evaluation.fidelity import N_RESAMPLES
 from evaluation.fidelity_comparison import Sides, compare_frechet
 from evaluation.report_run import RunFiles, find_folds
-from evaluation.statistics import bootstrap_interval
+from evaluation.statistics import bootstrap_means, nan_mean
 from memorization.index import RESOLUTION_L2, nearest
 from memorization.resampling import clopper_pearson
+from pipeline.comparison_tables import numbers_of
 from pipeline.gauge import FeatureGauge
 from pipeline.generators import find_generator
 from pipeline.heldout_images import images_of_split
@@ -34,6 +35,7 @@ from sharing import read_refusal
 if TYPE_CHECKING:
     import pandas as pd
 
+GAIN = f"{OURS} - {LOCAL}"
 Numbers = list[float]
 """A value and its 95 % interval: ``[value, low, high]``, as JSON holds it."""
 
@@ -88,15 +90,15 @@ def read_features(place: Place, n_samples: int, embeddings: Path, device: str) -
     trained = place.read("generator", "manifest.json")["settings"]
     slices, test = load_image_set(place.folder("slices")), images_of_split(place.fold, place.site, "test")
     training, others = (slices.of_split(*splits[trained["train_on"]]) for splits in (N_SPLITS, HELD_OUT))
-    beside = [*others.entries, *test.entries]
-    gauge = FeatureGauge(training, others, 0, device, embeddings=embeddings)
+    beside = ImageSet(np.concatenate([others.images, test.images]), (*others.entries, *test.entries))
+    gauge = FeatureGauge(training, beside, 0, device, embeddings=embeddings)
     is_mirrored = find_generator(trained["name"]).sees_mirrored(trained["settings"])
     return Features(
         samples=gauge.embed(load_image_set(place.folder("sample")).images[:n_samples], keep=True),
         training=gauge.embed(training.images, keep=True),
         mirrored=gauge.embed(training.images[..., ::-1], keep=True) if is_mirrored else None,
-        beside=gauge.embed(np.concatenate([others.images, test.images]), keep=True),
-        beside_patients=tuple(entry.patient for entry in beside),
+        beside=gauge.embed(beside.images, keep=True),
+        beside_patients=tuple(entry.patient for entry in beside.entries),
         test=gauge.embed(test.images, keep=True),
         test_patients=tuple(entry.patient for entry in test.entries),
     )
@@ -122,7 +124,9 @@ def _figures(places: Mapping[Place, Features]) -> dict[str, Any]:
     counts = [place.read("filter", "filter.json") for place in places]
     n_sampled, n_dropped = (sum(int(count[name]) for count in counts) for name in ("n_sampled", "n_dropped"))
     seed = derive_seed("generator figures")
-    compared = compare_frechet(_by_fold(places), seed)
+    folds = sorted({place.fold for place in places})
+    by_fold = [[found.sides for place, found in places.items() if place.fold == fold] for fold in folds]
+    compared = compare_frechet(by_fold, seed)
     return {
         "minutes": float(np.mean([card["time"]["seconds"] for card in cards])) / 60,
         "kimg": float(np.mean([card["length"]["kimg"] for card in cards])),
@@ -130,24 +134,13 @@ def _figures(places: Mapping[Place, Features]) -> dict[str, Any]:
         "n_training": sum(len(found.training) for found in places.values()),
         "n_test": sum(len(found.test) for found in places.values()),
         "n_test_patients": sum(len(set(found.test_patients)) for found in places.values()),
-        "n_compared": compared.n_images,
-        "frechet": _numbers(compared.a),
-        "frechet_real": _numbers(compared.b),
-        "multiple": _numbers(compared.ratio),
+        "frechet": numbers_of(compared.a),
+        "frechet_real": numbers_of(compared.b),
+        "multiple": numbers_of(compared.ratio),
         "copies": [n_dropped / n_sampled, *clopper_pearson(n_dropped, n_sampled)],
         "nearest": nearest_ratio(list(places.values()), seed),
         "failed_gates": {str(place.site): gates for place in places if (gates := place.failed_gates())},
     }
-
-
-def _by_fold(places: Mapping[Place, Features]) -> list[Sides]:
-    """The sites of a fold together: each group's test patients are strangers to all its training images."""
-    groups = []
-    for fold in sorted({place.fold for place in places}):
-        parts = [found.sides for place, found in places.items() if place.fold == fold]
-        a, b, references = (np.concatenate([getattr(part, x) for part in parts]) for x in ("a", "b", "references"))
-        groups.append(Sides(a, b, references, [f"{i} {one}" for i, part in enumerate(parts) for one in part.owners]))
-    return groups
 
 
 def nearest_ratio(parts: Sequence[Features], seed: int, n_resamples: int = N_RESAMPLES) -> Numbers:
@@ -184,20 +177,33 @@ def _dice(places: Mapping[Place, Features], results: pd.DataFrame | None) -> dic
     if results is None:
         return found
     own = at_own_site(results, [OURS, LOCAL])
-    own = own[own["tested_on"].isin([place.site for place in places])]
-    wide = own.pivot(index=["tested_on", "fold", "case"], columns=["model", "label"], values="dice").sort_index()
-    patients = {place: read_json(place.folder("prepare") / "raw" / "patients.json") for place in places}
-    by_name = {(place.site, place.fold.name): known for place, known in patients.items()}
-    owners = [f"{site} {by_name[site, f'fold_{fold}'][case]}" for site, fold, case in wide.index]
-    values = {family: wide[family].to_numpy(float) for family in set(wide.columns.get_level_values("model"))}
-    if {OURS, LOCAL} <= values.keys():
-        values["gain"] = values[OURS] - values[LOCAL]
-    for name, family in zip(found, (OURS, LOCAL, "gain"), strict=True):
-        if family in values:
-            interval = bootstrap_interval(values[family], derive_seed("dice"), clusters=owners)
-            found[name] = [interval.mean, interval.low, interval.high]
+    by_site = [_dice_values(own, site, places) for site in sorted({place.site for place in places})]
+    for name, family in zip(found, (OURS, LOCAL, GAIN), strict=True):
+        values = [(of_site[family], owners) for of_site, owners in by_site if family in of_site]
+        if len(values) == len(by_site):
+            found[name] = _mean_over_sites(values)
     return found
 
 
-def _numbers(estimate: Estimate) -> Numbers:
-    return [estimate.value, estimate.low, estimate.high]
+def _dice_values(own: pd.DataFrame, site: str, places: Iterable[Place]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """(cases, labels) of both networks and their difference at one site, and each case's patient."""
+    of_site = own[own["tested_on"] == site]
+    wide = of_site.pivot(index=["fold", "case"], columns=["model", "label"], values="dice").sort_index()
+    values = {family: wide[family].to_numpy(float) for family in set(wide.columns.get_level_values("model"))}
+    if {OURS, LOCAL} <= values.keys():
+        values[GAIN] = values[OURS] - values[LOCAL]
+    patients: dict[str, str] = {}
+    for place in places:
+        if place.site == site:
+            patients |= place.read("prepare", "raw/patients.json")
+    return values, [patients[case] for _, case in wide.index]
+
+
+def _mean_over_sites(values: Sequence[tuple[np.ndarray, Sequence[str]]]) -> Numbers:
+    """The mean over sites of each one's mean over cases, then labels; every site's patients are resampled."""
+    mean = float(np.mean([nan_mean(nan_mean(cases, axis=0)) for cases, _ in values]))
+    drawn = [
+        bootstrap_means(cases, derive_seed("dice", i), clusters=owners) for i, (cases, owners) in enumerate(values)
+    ]
+    low, high = np.nanpercentile(np.mean(drawn, axis=0), (2.5, 97.5))
+    return [mean, float(low), float(high)]

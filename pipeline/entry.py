@@ -9,9 +9,11 @@ import hydra
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
+from common.errors import InputError
 from common.settings import to_dict
 from pipeline.config import ExperimentConfig, experiment_config
 from pipeline.store import REPOSITORY
@@ -30,9 +32,16 @@ Plugins.instance().register(SharedGroups)
 
 
 def compose_experiment(name: str, overrides: Sequence[str]) -> ExperimentConfig:
-    """The experiment ``name`` of ``config/nnunet`` with these overrides, without running it."""
-    with hydra.initialize_config_dir(str(REPOSITORY / "config" / "nnunet"), version_base="1.3"):
-        composed = hydra.compose(name, overrides=list(overrides))
+    """The experiment ``name`` of ``config/nnunet`` with these overrides, without running it.
+
+    Raises:
+        InputError: there is no such experiment, an override is none of its keys, or a value is not allowed.
+    """
+    try:
+        with hydra.initialize_config_dir(str(REPOSITORY / "config" / "nnunet"), version_base="1.3"):
+            composed = hydra.compose(name, overrides=list(overrides))
+    except HydraException as error:
+        raise InputError(str(error), where=name, fix="`python run_nnunet.py --cfg job` prints all keys") from error
     return experiment_config(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
 
 

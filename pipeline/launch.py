@@ -50,17 +50,17 @@ def launch(config: ExperimentConfig) -> int:
         InputError: bad data, a folder that cannot be written, resources that are not there, before any training.
     """
     store = Store(config.run)
-    cases = _read_cases(config)
+    cases = read_cases(config)
     if config.dry_run:
         sites = planned_sites(config, sorted({case.site for case in cases}))
-        log.info("%s", format_plan(_plan(config, store, cases), config, sites, cases))
+        log.info("%s", format_plan(plan_run(config, store, cases), config, sites, cases))
         return 0
     if config.evaluation.synthetic:
         check_embedder(config.memorization.embedder, config.memorization.weights)
     check_writable(config.run)
     with _only_one(config.run):
         _check_data(config, store, cases)
-        plan = _plan(config, store, cases)
+        plan = plan_run(config, store, cases)
         _write_run_record(config)
         _write_unions(config, planned_sites(config, sorted({case.site for case in cases})))
         result = _run(config, plan, store)
@@ -69,7 +69,7 @@ def launch(config: ExperimentConfig) -> int:
     return _conclude(result, store, plan)
 
 
-def _read_cases(config: ExperimentConfig) -> tuple[Case, ...]:
+def read_cases(config: ExperimentConfig) -> tuple[Case, ...]:
     """The cases of the source; a dry run of an experiment whose data is not here goes on without them."""
     try:
         return load_cases(config.source, config.data_dir)
@@ -80,7 +80,8 @@ def _read_cases(config: ExperimentConfig) -> tuple[Case, ...]:
         return ()
 
 
-def _plan(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -> RunPlan:
+def plan_run(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -> RunPlan:
+    """All stages of the experiment, their digests, and which of them are done."""
     found = sorted({case.site for case in cases})
     graph = build_graph(config, planned_sites(config, found))
     data = {site: content_digest([case for case in cases if case.site == site]) for site in found}

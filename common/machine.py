@@ -5,6 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from common.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -27,3 +33,20 @@ def describe_machine(device: str) -> Machine:
     cpu_info = Path("/proc/cpuinfo")
     flags = cpu_info.read_text(encoding="utf-8") if cpu_info.is_file() else ""
     return Machine("cpu", float(max(1, total // 2**30)), "avx512_bf16" in flags or "amx_bf16" in flags)
+
+
+def checked_device(name: str) -> torch.device:
+    """The device ``name``.
+
+    Raises:
+        InputError: there is none here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        problem = f"no such device here: {name!r} ({str(error).splitlines()[0]})"
+        raise InputError(problem, where="device", fix="use cpu") from error
+    return device

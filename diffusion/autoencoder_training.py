@@ -36,9 +36,9 @@ class AutoencoderTraining(Training):
     def __init__(
         self, data: Data, settings: DiffusionSettings, seed: int, device: torch.device, share: Share = ALONE
     ) -> None:
-        super().__init__(data, settings, seed, device, share)
-        torch.manual_seed(derive_seed(seed, "autoencoder"))
         self.own = autoencoder_settings(settings)
+        super().__init__(data, settings, seed, device, share, self.own)
+        torch.manual_seed(derive_seed(seed, "autoencoder"))
         self.autoencoder = Autoencoder(self.own).to(device)
         self.modules: dict[str, nn.Module] = {"autoencoder": self.autoencoder}
         n_critic = min(LARGEST_CRITIC, self.own.channels[0])
@@ -53,26 +53,6 @@ class AutoencoderTraining(Training):
         self.perceptual = None if network is None else network.to(device)
         self.adversarial = AdversarialLoss()
         self.fixed = data.fixed()
-
-    @property
-    def n_epochs(self) -> int:
-        """Of the settings."""
-        return self.own.n_epochs
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Of the settings."""
-        return self.own.steps_per_epoch
-
-    @property
-    def batch_size(self) -> int:
-        """Of the settings."""
-        return self.own.batch_size
-
-    @property
-    def n_accumulated(self) -> int:
-        """Of the settings."""
-        return self.own.n_accumulated
 
     def update(self) -> Mapping[str, Tensor]:
         """Autoencoder, then the critic once it has joined."""

@@ -6,7 +6,6 @@ Counts only: no patient, no path, no name of a machine. It says how many images 
 from __future__ import annotations
 
 import json
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +13,12 @@ from typing import Any
 
 import torch
 
-from common.files import read_json, write_json, write_text
+from common.card import CARD, CARD_TEXT, machine_kind, seconds_so_far
+from common.files import write_json, write_text
 from common.settings import to_dict
 from diffusion.data import Data
 from diffusion.settings import DiffusionSettings
 
-CARD, CARD_TEXT = "card.json", "card.md"
 SCHEMA_VERSION = 1
 
 
@@ -29,7 +28,7 @@ class Card:
     def __init__(self, out: Path, data: Data, settings: DiffusionSettings, seed: int, device: str) -> None:
         self.out, self.settings, self.seed = out, settings, seed
         self.n_items, self.device = data.n_items, torch.device(device)
-        self._seconds_before, self._started_s = _seconds_so_far(out), time.monotonic()
+        self._seconds_before, self._started_s = seconds_so_far(out), time.monotonic()
 
     def write(self, rows: Sequence[Mapping[str, Any]], kimg: float, chosen: Mapping[str, Any] | None = None) -> None:
         """``card.json`` and, of the same content for people, ``card.md``."""
@@ -46,28 +45,13 @@ class Card:
             "time": {
                 "seconds": round(seconds, 1),
                 "seconds_per_kimg": round(seconds / kimg, 2) if kimg else None,
-                "machine": _machine_kind(self.device),
+                "machine": machine_kind(self.device),
             },
             "scores": {key: value for row in rows[-2:] for key, value in row.items() if key not in ("step", "unit")},
             "snapshot": dict(chosen or {"kimg": kimg, "rule": "last"}),
         }
         write_json(self.out / CARD, card)
         write_text(self.out / CARD_TEXT, _text(card))
-
-
-def _seconds_so_far(out: Path) -> float:
-    """What the card of an interrupted training says it took; 0 where there is none to read."""
-    try:
-        return float(read_json(out / CARD)["time"]["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
-
-
-def _machine_kind(device: torch.device) -> str:
-    """``NVIDIA H200`` or ``CPU (x86_64), 2 threads``: a kind, never a name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()} ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
 def _text(card: Mapping[str, Any]) -> str:

@@ -62,7 +62,7 @@ class DenoiserTraining(Training):
         gauge: Gauge | None = None,
     ) -> None:
         """``autoencoder``: the folder of the finished one, for a model in latents."""
-        super().__init__(data, settings, seed, device, share)
+        super().__init__(data, settings, seed, device, share, settings)
         torch.manual_seed(derive_seed(seed, "denoiser"))
         self.model = Model(settings).to(device)
         if autoencoder is not None:
@@ -81,26 +81,6 @@ class DenoiserTraining(Training):
         self.schedule = derive_schedule(settings, per_image_s, n_references, device.type)
         if gauge is not None and not self.schedule.n_references:
             log.info("%g kimg are too short for a gauge: none, and the last snapshot is taken", settings.kimg)
-
-    @property
-    def n_epochs(self) -> int:
-        """Of the settings."""
-        return self.settings.n_epochs
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Of the settings."""
-        return self.settings.steps_per_epoch
-
-    @property
-    def batch_size(self) -> int:
-        """Of the settings."""
-        return self.settings.batch_size
-
-    @property
-    def n_accumulated(self) -> int:
-        """Of the settings."""
-        return self.settings.n_accumulated
 
     def update(self) -> Mapping[str, Tensor]:
         """Noise at a random time, what the denoiser says of it, one step, and the average of the weights."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from common.checkpoints import load_tensors
 from common.errors import InputError
+from common.machine import checked_device
 from common.settings import from_dict
 from diffusion.autoencoder import Autoencoder
 from diffusion.denoiser import Denoiser
@@ -94,14 +95,3 @@ def in_fast_order(network: nn.Module) -> nn.Module:
     if weight.device.type == "cpu":
         network.to(memory_format=torch.channels_last if weight.ndim == 4 else torch.channels_last_3d)
     return network
-
-
-def checked_device(name: str) -> torch.device:
-    """The device ``name``, or InputError where there is none."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        problem = f"no such device here: {name!r} ({str(error).splitlines()[0]})"
-        raise InputError(problem, where="device", fix="use cpu") from error
-    return device

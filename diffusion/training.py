@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,26 @@ WARM_UP_STEPS = 100  # over which the learning rate rises
 LARGEST_GRADIENT_NORM = 1.0
 
 
+class Lengths(Protocol):
+    """Of one of the two trainings; what lies between two checkpoints is an epoch."""
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs in all."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a step, over all parts and processes."""
+
+    @property
+    def n_accumulated(self) -> int:
+        """Parts a batch is computed in."""
+
+
 class Training(ABC):
     """Networks, their optimisers and how far they are; subclasses say what a step is."""
 
@@ -43,25 +63,14 @@ class Training(ABC):
     modules: dict[str, nn.Module]
     optimizers: dict[str, torch.optim.Optimizer]
 
-    def __init__(self, data: Data, settings: DiffusionSettings, seed: int, device: torch.device, share: Share) -> None:
+    def __init__(
+        self, data: Data, settings: DiffusionSettings, seed: int, device: torch.device, share: Share, lengths: Lengths
+    ) -> None:
         self.data, self.settings, self.seed, self.device, self.share = data, settings, seed, device, share
+        self.n_epochs, self.steps_per_epoch = lengths.n_epochs, lengths.steps_per_epoch
+        self.batch_size, self.n_accumulated = lengths.batch_size, lengths.n_accumulated
         self.step = 0
         self.rows: list[dict[str, float | str]] = []
-
-    @property
-    @abstractmethod
-    def n_epochs(self) -> int:
-        """What lies between two checkpoints is an epoch."""
-
-    @property
-    @abstractmethod
-    def steps_per_epoch(self) -> int:
-        """Steps of an epoch."""
-
-    @property
-    @abstractmethod
-    def batch_size(self) -> int:
-        """Images of a step, over all parts and processes."""
 
     @abstractmethod
     def update(self) -> Mapping[str, Tensor]:
@@ -142,11 +151,6 @@ class Training(ABC):
         n_own, n_parts = len(own[0]), self.n_accumulated
         for part in zip(*(tensor.split(-(-n_own // n_parts)) for tensor in own), strict=True):
             yield len(part[0]) / n_own, [tensor.to(self.device, non_blocking=True) for tensor in part]
-
-    @property
-    @abstractmethod
-    def n_accumulated(self) -> int:
-        """Parts a batch is computed in."""
 
     def apply_gradients(self, name: str, network: nn.Module, learning_rate: float) -> Tensor:
         """Mean over the processes, clipped, one step of Adam; the gradient's norm before clipping."""

@@ -6,7 +6,6 @@ Counts only: no patient, no path, no name of a machine. It says how many images 
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.files import read_json, write_json, write_text
+from common.card import CARD, CARD_TEXT, machine_kind
+from common.files import write_json, write_text
 from common.settings import to_dict
 from gan.privacy import privacy_record
 from gan.settings import GanSettings
 
-CARD, CARD_TEXT = "card.json", "card.md"
 SCHEMA_VERSION = 1
 LAST = "last"  # the rule by which the snapshot was chosen
 
@@ -67,21 +66,6 @@ def write_card(out: Path, card: Mapping[str, Any]) -> None:
     """Write ``card.json`` and, of the same content for people, ``card.md``."""
     write_json(out / CARD, card)
     write_text(out / CARD_TEXT, card_text(card))
-
-
-def seconds_so_far(out: Path) -> float:
-    """What the card of an interrupted training says it took; 0 where there is none to read."""
-    try:
-        return float(read_json(out / CARD)["time"]["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
-
-
-def machine_kind(device: torch.device) -> str:
-    """``NVIDIA H200`` or ``CPU (x86_64), 2 threads``: a kind, never a name."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type.upper()} ({platform.machine()}), {torch.get_num_threads()} threads"
 
 
 def card_text(card: Mapping[str, Any]) -> str:

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.card import CARD, CARD_TEXT, seconds_so_far
 from common.events import EVENTS, Events
 from common.pictures import SHEETS, kimg_of_sheet
-from gan.card import CARD, CARD_TEXT, build_card, seconds_so_far, write_card
+from gan.card import build_card, write_card
 from gan.settings import GanSettings
 
 TIMED = (CARD, CARD_TEXT, EVENTS)

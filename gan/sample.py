@@ -20,6 +20,7 @@ import torch
 
 from common.checkpoints import load_tensors
 from common.errors import InputError
+from common.machine import checked_device
 from common.pictures import as_sheet, write_grid
 from common.progress import Progress, silent
 from common.settings import from_dict
@@ -66,7 +67,7 @@ def open_generator(checkpoint: Path, device: str = "cpu") -> Opened:
         ) from error
     step = metadata.get("step", settings.n_steps)
     kimg = min(settings.kimg, step * settings.config.batch_size / 1000)
-    return Opened(network.to(_checked_device(device)), np.dtype(metadata.get("dtype", "uint8")), kimg)
+    return Opened(network.to(checked_device(device)), np.dtype(metadata.get("dtype", "uint8")), kimg)
 
 
 def sample(
@@ -162,16 +163,6 @@ def _write(chosen: argparse.Namespace) -> str:
         more = f" (the first {MOST_ON_A_SHEET})" if chosen.n > MOST_ON_A_SHEET else ""
         lines.append(f"sheet{more}: {chosen.out / 'sheet.png'}")
     return "\n".join(lines)
-
-
-def _checked_device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        problem = f"no such device here: {name!r} ({str(error).splitlines()[0]})"
-        raise InputError(problem, where="gan.sample", fix="use --device cpu") from error
-    return device
 
 
 def _nearby(folder: Path | None) -> str:

@@ -19,6 +19,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F
 
 import gan.training
+from common.card import CARD, CARD_TEXT
 from common.checkpoints import load_tensors
 from common.errors import InputError
 from common.settings import from_dict, to_dict
@@ -26,7 +27,6 @@ from gan.accountant import epsilon_after
 from gan.alarms import ALARMS, TrainingFailedError
 from gan.auto import complete
 from gan.batches import Batches, PoissonBatches
-from gan.card import CARD, CARD_TEXT
 from gan.loss import loss_as_real
 from gan.parallel import check_shares, n_processes_for
 from gan.phases import Phases

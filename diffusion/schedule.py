@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from diffusion.cost import autoencoder_flop, denoiser_flop
 from diffusion.settings import DiffusionSettings
 
-SHARE_OF_TIME = 0.10
+SHARE_OF_TIME = 0.15
 EVALUATIONS, PASSES_PER_STEP = 10, 3
-MIN_GAUGED, MAX_GAUGED = 64, 512  # samples
+MIN_GAUGED, MAX_GAUGED = 32, 512  # samples; each costs as much as three training images
 MIN_GAUGINGS = 3  # with fewer there is no choice of a snapshot
 N_SHOWN, N_SHEETS = {2: 16, 3: 4}, 5  # samples on a sheet where there is no gauge, and sheets
 N_SETUP_IMAGES = 20  # loading the embedder takes as long as embedding these

@@ -195,6 +195,34 @@ def test_the_average_of_the_weights_samples_and_not_the_weights() -> None:
     assert all(torch.equal(kept[f"denoiser.{name}"], value) for name, value in average.items())
 
 
+class CountingGauge:
+    """Says of samples how bright they are; held-out patients are nearest in the middle of the training."""
+
+    n_references, seconds_per_image = 5, 1e-9
+
+    def __init__(self) -> None:
+        self.n_measured = 0
+
+    def measure(self, samples: np.ndarray, n_references: int) -> dict[str, float]:
+        assert samples.dtype == np.uint8 and samples.shape[1:] == (1, 16, 16) and len(samples) >= 32
+        self.n_measured += 1
+        distance = abs(self.n_measured - 2) + 0.5
+        scores = {"kernel_heldout": distance, "kernel_heldout_error": 0.1, "nearest_train": 1.0}
+        return {**scores, "copied_train": self.n_measured / 100}
+
+
+def test_copies_are_counted_along_the_training_and_held_out_patients_choose_the_snapshot(tmp_path: Path) -> None:
+    settings = tiny_settings(in_latents=False, n_epochs=6, steps_per_epoch=100)
+    gauge = CountingGauge()
+    train(data_of(settings), tmp_path, settings, 1, gauge=gauge)
+    rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
+    copied = [(row["step"], row["copied_train"]) for row in rows if "copied_train" in row]
+    assert len(copied) == gauge.n_measured >= 3 and [share for _, share in copied] == [0.01, 0.02, 0.03][: len(copied)]
+    metadata = load_tensors(tmp_path / "generator.safetensors")[1]["snapshot"]
+    assert metadata["rule"] == "heldout" and metadata["kimg"] == copied[1][0] < 2.4
+    assert not list(tmp_path.glob("candidate*"))
+
+
 def test_a_model_learns_blobs(tmp_path: Path) -> None:
     """Real training, not only running code: samples end nearer to the images' mean picture than at the start."""
     images = discs(32)

@@ -233,7 +233,9 @@ def test_diffusion_commands_lead_from_an_nnunet_dataset_to_volumes(tmp_path, cap
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     monkeypatch.chdir(tmp_path)
     settings = tiny_settings(in_latents=True)
-    train(ImageData(np.arange(512, dtype=np.uint8).reshape(2, 1, 16, 16), settings, 1), tmp_path / "trained", settings, 1)
+    train(
+        ImageData(np.arange(512, dtype=np.uint8).reshape(2, 1, 16, 16), settings, 1), tmp_path / "trained", settings, 1
+    )
     shorter = {
         "diffusion.train": ["--epochs", "1", "--steps-per-epoch", "1", "--device", "cpu"],
         "diffusion.sample": ["--n", "2", "--evaluations", "2"],

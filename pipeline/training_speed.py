@@ -104,8 +104,10 @@ def measure(configs: Mapping[str, ExperimentConfig], n_rounds: int, seconds: flo
         lengths = {name: max(pool.map(_long_kimg, own, repeat(seconds))) for name, own in probes.items()}
         for number in range(n_rounds):
             for name, own in probes.items():
-                found[name] += pool.map(_measure_once, own, repeat(lengths[name]))
-                log.info("round %d of %d, %s: %.3g s/kimg", number + 1, n_rounds, name, found[name][-1][0])
+                rows = list(pool.map(_measure_once, own, repeat(lengths[name])))
+                rates = ", ".join(f"{rate:.3g}" for rate, _ in rows)
+                log.info("round %d of %d, %s: %s s/kimg", number + 1, n_rounds, name, rates)
+                found[name] += rows
     return {name: _speed(configs[name], rows) for name, rows in found.items()}
 
 

@@ -1,5 +1,6 @@
 """Every fenced command of README.md and docs/ parses, and runs on tiny inputs as far as that costs seconds."""
 
+import importlib
 import json
 import os
 import re
@@ -260,6 +261,15 @@ def test_generator_study_command_is_understood(words, tmp_path):
     """The command composes its experiment and looks for its images, which are not in the repository."""
     ended = run(substituted(words, tmp_path / "absent"), REPOSITORY)
     assert ended.returncode != 0 and str(tmp_path / "absent") in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["generator_comparison", "sampler_study"])
+def test_comparison_commands_are_understood(name):
+    """What they do is in tests/test_generator_comparison.py."""
+    module = importlib.import_module(f"pipeline.{name}")
+    for words in (words for words in MODULE_CALLS if words[2] == f"pipeline.{name}"):
+        chosen = module._parser().parse_args(words[3:])
+        assert chosen.out is not None
 
 
 @pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "evaluation.report"], ids=ids)

@@ -48,5 +48,5 @@ def checked_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         problem = f"no such device here: {name!r} ({str(error).splitlines()[0]})"
-        raise InputError(problem, where="device", fix="use cpu") from error
+        raise InputError(problem, where="--device", fix="use --device cpu") from error
     return device

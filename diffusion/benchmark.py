@@ -26,7 +26,7 @@ from diffusion.settings import SAMPLERS, AutoencoderConfig, DiffusionConfig
 from diffusion.spatial_plan import spatial_plan_from_2d
 from diffusion.training import autocast
 
-EVALUATIONS = {"ddpm": 50, "ddim": 20, "multistep": 10}  # the overhead of a step does not depend on their number
+EVALUATIONS = {"ddpm": 10, "ddim": 10, "multistep": 10}  # the overhead of a step does not depend on their number
 
 
 @dataclass(frozen=True)

@@ -233,9 +233,13 @@ def test_diffusion_commands_lead_from_an_nnunet_dataset_to_volumes(tmp_path, cap
     for name in ("raw", "preprocessed", "results"):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / name))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(diffusion.benchmark, "EVALUATIONS", {"ddpm": 2, "ddim": 2, "multistep": 2})
     settings = tiny_settings(in_latents=True)
     train(
-        ImageData(np.arange(512, dtype=np.uint8).reshape(2, 1, 16, 16), settings, 1), tmp_path / "trained", settings, 1
+        ImageData(np.random.default_rng(0).integers(0, 255, (2, 1, 16, 16), dtype=np.uint8), settings, 1),
+        tmp_path / "trained",
+        settings,
+        1,
     )
     shorter = {
         "diffusion.train": ["--epochs", "1", "--steps-per-epoch", "1", "--device", "cpu"],

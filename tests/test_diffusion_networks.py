@@ -82,7 +82,7 @@ def test_what_keeps_latents_in_order_does_not_grow_with_their_number() -> None:
     terms = []
     for edge in (64, 128):
         flat = image.expand(1, 1, edge, edge)
-        terms.append(float(network(flat, torch.zeros(1, 4, edge // 2, edge // 2))[1]))
+        terms.append(network(flat, torch.zeros(1, 4, edge // 2, edge // 2))[1].item())
     assert terms[0] == pytest.approx(terms[1], rel=0.1)
 
 

@@ -212,6 +212,7 @@ class CountingGauge:
 
 
 def test_copies_are_counted_along_the_training_and_held_out_patients_choose_the_snapshot(tmp_path: Path) -> None:
+    """Defect 20: the original wrote no metrics, and looked at no copies."""
     settings = tiny_settings(in_latents=False, n_epochs=6, steps_per_epoch=100)
     gauge = CountingGauge()
     train(data_of(settings), tmp_path, settings, 1, gauge=gauge)

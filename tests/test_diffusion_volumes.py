@@ -91,7 +91,7 @@ def write_small_plan(dataset: str, root: Path) -> Path:
 def test_volumes_train_resume_and_are_sampled_in_their_own_geometry_and_units(
     root: Path, dataset: str, name: str, model: str, spacing_mm: tuple[float, ...], lowest: float, highest: float
 ) -> None:
-    """Defect 17: samples of the original had neither. Defect 12: the size is that of the strides in use."""
+    """Defect 17: samples of the original had neither; 12: the size is that of the strides in use; 18: names of gifs."""
     small = write_small_plan(dataset, root)
     planned = yaml.safe_load(small.read_text())["3D"][model]
     for size, *strides in zip(planned["image_size"], *planned["denoiser"]["strides"]):

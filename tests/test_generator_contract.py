@@ -78,6 +78,7 @@ def test_trained_on_any_channels_and_size_it_samples_by_seed_alone(
 
 @pytest.mark.parametrize("name", sorted(GENERATORS))
 def test_training_again_in_a_finished_folder_changes_nothing_and_seeds_matter(name: str, tmp_path: Path) -> None:
+    """Defect 15 of medimgen: what makes a training repeatable was imported and never called."""
     images = np.random.default_rng(0).integers(0, 255, (6, 1, 16, 16), dtype=np.uint8)
     for folder, seed in (("one", 1), ("two", 1), ("other", 2)):
         train(name, images, tmp_path / folder, seed)

@@ -223,7 +223,7 @@ def test_generator_command_runs_on_a_checkpoint(words, tmp_path, monkeypatch, ca
 
 
 def test_diffusion_commands_lead_from_an_nnunet_dataset_to_volumes(tmp_path, capsys, monkeypatch):
-    """In the order of the page, at the smallest lengths."""
+    """In the order of the page, at the smallest lengths. Defect 1 of medimgen: these commands did not exist."""
     import diffusion.benchmark
     import diffusion.plan
     import diffusion.sample

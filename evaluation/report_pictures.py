@@ -36,7 +36,7 @@ CURVE_TITLES = {
     FRECHET_HELDOUT: "Fréchet distance to held-out patients",
     KERNEL_TRAIN: "kernel distance to the training images",
     FRECHET_TRAIN: "Fréchet distance to the training images",
-    COPIED_TRAIN: "share of copies\n(0.05: as of unseen patients' images)",
+    COPIED_TRAIN: "share of copies, by features alone\n(0.05: as of unseen patients' images)",
     NEAREST_TRAIN: "distance to the nearest training image\n(1: as near as an unseen patient; below: copies)",
     DIVERSITY: "diversity of the samples\n(1: that of the real images)",
 }

@@ -123,7 +123,7 @@ def test_the_perceptual_term_takes_any_channels_without_a_download(n_channels: i
     near = perceptual_distance(network, noisy, image, draws)
     near.backward()
     assert float(perceptual_distance(network, image, image, draws)) == pytest.approx(0, abs=1e-6)
-    assert 0 < float(near) < float(perceptual_distance(network, worse, image, draws))
+    assert 0 < near.item() < perceptual_distance(network, worse, image, draws).item()
     assert noisy.grad is not None and float(noisy.grad.abs().sum()) > 0
     volume = torch.rand(1, n_channels, 8, 16, 16)
     assert float(perceptual_distance(network, volume, volume, draws)) == pytest.approx(0, abs=1e-6)

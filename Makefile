@@ -30,7 +30,7 @@ test-slow: $(VENV)/.installed ## the tests that take minutes each
 lint: $(VENV)/.installed ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy common dataset diffusion evaluation federated gan memorization nnunetv2_mod pipeline sharing run_federated.py run_nnunet.py run_scaling.py
+	$(BIN)/mypy common dataset diffusion engine evaluation features federated gan generators memorization nnunetv2_mod pipeline sharing studies training run_federated.py run_nnunet.py run_scaling.py
 
 clean: ## remove the environment, not the runs
 	rm -rf $(VENV)

@@ -30,14 +30,14 @@ from dataset.preparation import SOURCE, prepare_source
 log = logging.getLogger(__name__)
 
 IMPORTERS = {  # name -> module with a constant IMPORTER; imported when asked for
-    "qata": "dataset.qata",
-    "polyp": "dataset.polyp",
-    "cervix": "dataset.cervix",
-    "dicom": "dataset.dicom_folder",
+    "qata": "dataset.importers.qata",
+    "polyp": "dataset.importers.polyp",
+    "cervix": "dataset.importers.cervix",
+    "dicom": "dataset.dicom.folder",
     "nnunet": "dataset.nnunet_raw",
-    "bids": "dataset.bids",
-    "chexpert": "dataset.chexpert",
-    "rsna_ich": "dataset.rsna_ich",
+    "bids": "dataset.importers.bids",
+    "chexpert": "dataset.importers.chexpert",
+    "rsna_ich": "dataset.importers.rsna_ich",
 }
 _WHERE = "python -m dataset.prepare"
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from common.checkpoints import load_tensors, save_tensors
 from common.seeds import derive_seed
 from common.settings import to_dict
-from common.share import ALONE, Share
 from diffusion.autoencoder import Autoencoder
 from diffusion.data import Data
 from diffusion.loss import AdversarialLoss, build_discriminator
@@ -20,6 +19,7 @@ from diffusion.perceptual import build_perceptual, perceptual_distance
 from diffusion.pictures import write_reconstructions
 from diffusion.settings import AutoencoderSettings, DiffusionSettings
 from diffusion.training import Training, check_same_run
+from training.batch_shard import ALONE, Share
 
 RESULT = "autoencoder.safetensors"
 LARGEST_CRITIC = 64  # feature maps of its first layer

@@ -21,11 +21,11 @@ import torch
 
 from common.machine import Machine
 from common.plan import Plan
+from common.spatial_plan import spatial_plan_from_2d
+from diffusion.batch_sampler import Passes
 from diffusion.model import Model
-from diffusion.passes import Passes
 from diffusion.planning import derive_settings
 from diffusion.settings import SAMPLERS, AutoencoderConfig, DiffusionConfig
-from diffusion.spatial_plan import spatial_plan_from_2d
 from diffusion.training import autocast
 
 EVALUATIONS = {"ddpm": 10, "ddim": 10, "multistep": 10}  # the overhead of a step does not depend on their number

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from common.card import CARD, CARD_TEXT, machine_kind, seconds_so_far
 from common.files import write_json, write_text
 from common.settings import to_dict
 from diffusion.data import Data
 from diffusion.settings import DiffusionSettings
+from training.card import CARD, CARD_TEXT, machine_kind, seconds_so_far
 
 SCHEMA_VERSION = 1
 

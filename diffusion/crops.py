@@ -13,17 +13,17 @@ from torch import Tensor
 from common.errors import InputError
 from common.seeds import derive_seed
 from common.settings import to_dict
-from diffusion.case_splits import split_cases
-from diffusion.case_survey import Survey, SurveyedCase, window_of
-from diffusion.cases import CaseFolder, Voxel
 from diffusion.data import labels_as_channels
-from diffusion.facts import SOURCE, to_network
 from diffusion.settings import DiffusionSettings
-from diffusion.source_facts import check_dataset_json, facts_of, source_of
+from nnunetv2_mod.case_splits import split_cases
+from nnunetv2_mod.case_survey import Survey, SurveyedCase, window_of
+from nnunetv2_mod.cases import CaseFolder, Voxel
+from nnunetv2_mod.output_spec import SOURCE, to_network
+from nnunetv2_mod.source_spec import check_dataset_json, facts_of, source_of
 
 if TYPE_CHECKING:
-    from diffusion.nnunet_folder import NnunetDataset
-    from diffusion.spatial_plan import SpatialPlan
+    from common.spatial_plan import SpatialPlan
+    from nnunetv2_mod.nnunet_folder import NnunetDataset
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class CropData:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """``diffusion.facts.Facts`` as JSON-able values."""
+        """``nnunetv2_mod.output_spec.Facts`` as JSON-able values."""
         return to_dict(self._facts)
 
     @property

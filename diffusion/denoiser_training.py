@@ -13,12 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from common.checkpoints import save_tensors
-from common.gauge import Gauge
-from common.pictures import images_to_integers
 from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
-from common.share import ALONE, Share
-from common.snapshots import (
+from diffusion.augment import augment
+from diffusion.autoencoder_training import latents_of, load_trained
+from diffusion.batch_sampler import Passes
+from diffusion.data import Data
+from diffusion.loss import denoising_errors
+from diffusion.model import RESULT, Model, in_fast_order
+from diffusion.pictures import write_samples
+from diffusion.schedule import SampleSchedule, derive_schedule
+from diffusion.settings import DiffusionSettings
+from diffusion.training import Training, autocast
+from training.batch_shard import ALONE, Share
+from training.gauge import Gauge
+from training.pictures import images_to_integers
+from training.snapshots import (
     Candidate,
     choose,
     chosen_as_metadata,
@@ -27,16 +37,6 @@ from common.snapshots import (
     save_candidate,
     still_eligible,
 )
-from diffusion.augment import augment
-from diffusion.autoencoder_training import latents_of, load_trained
-from diffusion.data import Data
-from diffusion.loss import denoising_errors
-from diffusion.model import RESULT, Model, in_fast_order
-from diffusion.passes import Passes
-from diffusion.pictures import write_samples
-from diffusion.schedule import SampleSchedule, derive_schedule
-from diffusion.settings import DiffusionSettings
-from diffusion.training import Training, autocast
 
 log = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.errors import InputError
+from common.spatial_plan import SpatialPlan
 from diffusion.settings import AUTO, AutoencoderConfig, DiffusionConfig, Size
-from diffusion.spatial_plan import SpatialPlan
 
 EDGES = (32, 48, 56, 64, 96, 112, 128, 192, 224, 256, 384, 448, 512)  # voxels, spec 4.1
 LARGEST_OF_DOWNSAMPLINGS = (64, 256)  # largest edge for 1 and for 2 of them; 3 beyond, spec 4.2

@@ -12,7 +12,7 @@ from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
-from diffusion.process import Process
+from diffusion.noise_schedule import Process
 from diffusion.settings import Size
 
 SMALLEST_JUDGED = 8  # voxels along an axis below which patches are no patches

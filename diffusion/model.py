@@ -16,7 +16,7 @@ from common.machine import checked_device
 from common.settings import from_dict
 from diffusion.autoencoder import Autoencoder
 from diffusion.denoiser import Denoiser
-from diffusion.process import Process
+from diffusion.noise_schedule import Process
 from diffusion.settings import DiffusionSettings
 
 RESULT = "generator.safetensors"

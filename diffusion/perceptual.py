@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.efficientnet import IMAGENET_MEAN, IMAGENET_STD, load_efficientnet_lite0
 from common.errors import InputError
 from diffusion.blocks import maybe_checkpointed
+from features.efficientnet import IMAGENET_MEAN, IMAGENET_STD, load_efficientnet_lite0
 
 LAST_BLOCKS = (0, 2, 4)  # whose outputs are compared: strides 2, 4 and 8
 SMALLEST_PX = 32  # smaller images are enlarged

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from common.files import atomic_path
-from common.pictures import SHEET, SHEETS, grid_of, images_to_integers, sheet_name, write_grid
+from training.pictures import SHEET, SHEETS, grid_of, images_to_integers, sheet_name, write_grid
 
 N_COLUMNS = 4
 FRAME_MS = 120  # of a volume's slice

@@ -22,11 +22,11 @@ from common.errors import InputError
 from common.files import write_text
 from common.machine import Machine, describe_machine
 from common.settings import from_dict, to_dict
+from common.spatial_plan import SpatialPlan, spatial_plan_from_json
 from diffusion.layout import shrunk
-from diffusion.nnunet_folder import DATASET_JSON, NnunetDataset, find_dataset
 from diffusion.planning import derive_settings, estimated_bytes, with_length
 from diffusion.settings import AutoencoderConfig, DiffusionConfig, DiffusionSettings, Size, check_config
-from diffusion.spatial_plan import SpatialPlan, spatial_plan_from_json
+from nnunetv2_mod.nnunet_folder import DATASET_JSON, NnunetDataset, find_dataset
 
 log = logging.getLogger(__name__)
 

@@ -43,6 +43,7 @@ from common.errors import InputError
 from common.files import read_json, write_json
 from common.machine import Machine, describe_machine
 from common.settings import from_dict, to_dict
+from common.spatial_plan import SpatialPlan
 from diffusion.layout import WHERE, Layout, layout_of, sizes_of_levels
 from diffusion.settings import (
     AUTO,
@@ -53,7 +54,6 @@ from diffusion.settings import (
     DiffusionSettings,
     check_config,
 )
-from diffusion.spatial_plan import SpatialPlan
 
 MACHINE = "machine.json"
 MOST_ATTENDED = {"cpu": 256, "cuda": 4096}  # positions

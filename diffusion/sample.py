@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
-from common.pictures import images_to_integers
 from common.progress import Progress, shown_progress, silent
-from common.single_images import write_image
+from diffusion.batch_sampler import Passes
 from diffusion.data import channels_as_labels
 from diffusion.model import RESULT, Opened, open_model
-from diffusion.passes import Passes
 from diffusion.pictures import write_samples
 from diffusion.settings import SAMPLERS
+from training.pictures import images_to_integers
+from training.single_images import write_image
 
 MOST_ON_A_SHEET = 64
 
@@ -142,8 +142,8 @@ def _write(chosen: argparse.Namespace, opened: Opened) -> str:
                 _write_one(image, opened, chosen.out, seed)
             done += len(made)
     if "file_ending" in opened.facts:
-        from diffusion.facts import facts_from
-        from diffusion.write_images import write_dataset_json
+        from nnunetv2_mod.output_spec import facts_from
+        from nnunetv2_mod.write_images import write_dataset_json
 
         write_dataset_json(chosen.out, facts_from(opened.facts), opened.model.settings.n_axes, chosen.n)
     lines = [f"{opened.kimg:g} kimg of training, {passes.sampler} with {passes.n_evaluations} evaluations"]
@@ -165,8 +165,8 @@ def _write_one(image: Tensor, opened: Opened, folder: Path, seed: int) -> None:
         if labels is not None:
             write_image(labels[None], folder / "labels", seed)
         return
-    from diffusion.facts import facts_from
-    from diffusion.write_images import write_sample
+    from nnunetv2_mod.output_spec import facts_from
+    from nnunetv2_mod.write_images import write_sample
 
     facts = facts_from(opened.facts)
     write_sample(folder, f"seed_{seed:08d}", image[:n_channels].numpy(), facts, labels)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
-from diffusion.process import Process
+from diffusion.noise_schedule import Process
 from diffusion.settings import SAMPLERS
 
 NOISIEST_LOG_SNR = -5.1  # from which the multistep solver spaces its steps: beyond it there is nothing to see

@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 
 from common.errors import InputError
+from common.spatial_plan import Size
 
 AUTO = "auto"
-Size = tuple[int, ...]
 KINDS = ("kl", "vq")
 PERCEPTUAL = ("efficientnet_lite0", "lpips_alex", "none")
 SCHEDULES = ("scaled_linear", "cosine", "rectified_flow")

@@ -22,13 +22,7 @@ import torch
 
 from common.checkpoints import load_tensors
 from common.errors import InputError
-from common.gauge import Gauge
-from common.memory import keep_freed_memory
-from common.pictures import SHEETS
 from common.progress import Progress, shown_progress, silent
-from common.share import Share
-from common.snapshots import remove_candidates
-from common.together import run_together
 from diffusion.autoencoder_training import RESULT as AUTOENCODER
 from diffusion.autoencoder_training import AutoencoderTraining
 from diffusion.card import Card
@@ -38,6 +32,12 @@ from diffusion.model import RESULT
 from diffusion.perceptual import check_perceptual
 from diffusion.settings import DiffusionSettings
 from diffusion.training import Training, check_same_run
+from training.batch_shard import Share
+from training.distributed import run_together
+from training.gauge import Gauge
+from training.memory import keep_freed_memory
+from training.pictures import SHEETS
+from training.snapshots import remove_candidates
 
 log = logging.getLogger(__name__)
 
@@ -229,10 +229,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train_on_dataset(chosen: argparse.Namespace) -> Path:
     """The training that the command line asks for; returns its folder."""
+    from common.spatial_plan import spatial_plan_from_json
     from diffusion.crops import CropData
-    from diffusion.nnunet_folder import find_dataset
     from diffusion.plan import CONFIGURATIONS, PLAN_FILE, read_plan, read_source
-    from diffusion.spatial_plan import spatial_plan_from_json
+    from nnunetv2_mod.nnunet_folder import find_dataset
 
     dataset = find_dataset(chosen.dataset)
     path = chosen.plan or dataset.preprocessed / PLAN_FILE

@@ -23,10 +23,10 @@ from common.errors import InputError
 from common.files import write_text
 from common.seeds import derive_seed
 from common.settings import to_dict
-from common.share import Share
-from common.training_state import load_state, state_to_tensors
 from diffusion.data import Data
 from diffusion.settings import DiffusionSettings
+from training.batch_shard import Share
+from training.training_state import load_state, state_to_tensors
 
 log = logging.getLogger(__name__)
 

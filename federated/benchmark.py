@@ -22,11 +22,11 @@ from typing import Any
 import torch
 
 from common.files import write_json
+from engine.workers import InlineWorkers, WorkerSpec
 from federated.average import average_into, average_tensors, average_updates
 from federated.rounds import run_rounds
 from federated.settings import RoundSettings
 from federated.update import open_update, overwrite_update, read_into, write_update
-from federated.workers import InlineWorkers, WorkerSpec
 
 MIB = 2**20
 

@@ -16,7 +16,7 @@ from nnunetv2_mod import RoundTrainer, TrainSettings, export_model
 
 
 class Client:
-    """The worker of one site (see ``federated.workers``): every argument and answer is plain.
+    """The worker of one site (see ``engine.workers``): every argument and answer is plain.
 
     Args:
         planned: the site's cases, preprocessed by the common plan.

@@ -16,10 +16,10 @@ import torch
 from common.files import read_json, write_json, write_text
 from common.progress import Progress, silent
 from common.settings import from_dict, to_dict
+from engine.workers import Failure, Workers
 from federated.average import Average, average_updates
 from federated.settings import RoundSettings, weights_of
 from federated.update import Layout, header_of, open_update, write_numbers
-from federated.workers import Failure, Workers
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.share import ALONE, Share
+from training.batch_shard import ALONE, Share
 
 TRANSLATION = 0.125  # of each side, at most
 CUTOUT = 0.5  # of each side

@@ -24,13 +24,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from common.files import write_json
-from common.memory import keep_freed_memory
 from common.settings import from_dict
 from gan.phases import Phases
 from gan.privacy import Mechanism
 from gan.settings import GanConfig
 from gan.square import square_settings
 from gan.textbook import as_textbook
+from training.memory import keep_freed_memory
 
 PHASES = ("gmain", "greg", "dmain", "dreg")
 INTERVALS = {"gmain": 1, "greg": 4, "dmain": 1, "dreg": 16, "ema": 1}  # a phase's share of an iteration is 1 / interval

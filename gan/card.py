@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.card import CARD, CARD_TEXT, machine_kind
 from common.files import write_json, write_text
 from common.settings import to_dict
 from gan.privacy import privacy_record
 from gan.settings import GanSettings
+from training.card import CARD, CARD_TEXT, machine_kind
 
 SCHEMA_VERSION = 1
 LAST = "last"  # the rule by which the snapshot was chosen

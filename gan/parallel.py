@@ -1,4 +1,4 @@
-"""On how many processes a training may be computed: ``common.share`` says who computes what."""
+"""On how many processes a training may be computed: ``training.batch_shard`` says who computes what."""
 
 from __future__ import annotations
 

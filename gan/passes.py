@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.pictures import images_to_integers
 from gan.model import Generator
 from gan.settings import GanSettings
+from training.pictures import images_to_integers
 
 PIXELS_PER_PASS = {"cpu": 2**15, "cuda": 2**20}  # where more no longer make an image cheaper
 MOST_PER_PASS = {"cpu": 32, "cuda": 64}

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from common.seeds import derive_seed
-from common.share import ALONE, Share
 from gan.augment import augment
 from gan.draws import draw_latents, draw_noise, on_device
 from gan.loss import loss_as_fake, loss_as_real, path_lengths, r1_penalty
@@ -16,6 +15,7 @@ from gan.model import Discriminator, Generator
 from gan.precision import set_precision, use_tensor_cores
 from gan.privacy import Mechanism
 from gan.settings import GanSettings
+from training.batch_shard import ALONE, Share
 
 LARGEST_GRADIENT = 1e5
 

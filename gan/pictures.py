@@ -8,7 +8,10 @@ import numpy as np
 import torch
 
 from common.files import atomic_path
-from common.pictures import (
+from common.seeds import derive_seed
+from gan.draws import draw_noise
+from gan.model import Generator
+from training.pictures import (
     SHEET,
     SHEET_SHAPE,
     SHEETS,
@@ -18,9 +21,6 @@ from common.pictures import (
     write_animation,
     write_grid,
 )
-from common.seeds import derive_seed
-from gan.draws import draw_noise
-from gan.model import Generator
 
 PATHS = 4  # side by side in the interpolation
 FRAMES = 16  # from one latent to the other; the picture plays them forth and back

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.card import CARD, CARD_TEXT, seconds_so_far
-from common.events import EVENTS, Events
-from common.pictures import SHEETS, kimg_of_sheet
 from gan.card import build_card, write_card
 from gan.settings import GanSettings
+from training.card import CARD, CARD_TEXT, seconds_so_far
+from training.events import EVENTS, Events
+from training.pictures import SHEETS, kimg_of_sheet
 
 TIMED = (CARD, CARD_TEXT, EVENTS)
 

@@ -21,14 +21,14 @@ import torch
 from common.checkpoints import load_tensors
 from common.errors import InputError
 from common.machine import checked_device
-from common.pictures import as_sheet, write_grid
 from common.progress import Progress, silent
 from common.settings import from_dict
-from common.single_images import write_image
 from gan.model import Generator
 from gan.passes import Passes
 from gan.progress_line import progress_line
 from gan.settings import GanSettings
+from training.pictures import as_sheet, write_grid
+from training.single_images import write_image
 
 AVERAGE = "average."  # the averaged generator's tensors in the checkpoint of a running training
 RESULT = "generator.safetensors"

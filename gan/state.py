@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from common.training_state import load_state, state_to_tensors
 from gan.phases import Phases
+from training.training_state import load_state, state_to_tensors
 
 
 def phases_to_tensors(phases: Phases) -> dict[str, Tensor]:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.pictures import images_to_integers
 from gan.passes import Passes
 from gan.sample import Opened, open_generator
+from training.pictures import images_to_integers
 
 N_FOR_THE_MEAN = 1000
 BATCH_SIZE = 8

@@ -9,13 +9,7 @@ import numpy as np
 import torch
 
 from common.checkpoints import load_tensors
-from common.gauge import Gauge
-from common.memory import keep_freed_memory
-from common.pictures import SHEET, SHEETS
 from common.progress import Progress, silent
-from common.share import Share
-from common.snapshots import CANDIDATE
-from common.together import run_together
 from gan.alarms import ALARMS, LAST_GOOD, TrainingFailedError
 from gan.batches import Batches
 from gan.parallel import check_shares
@@ -23,6 +17,12 @@ from gan.pictures import INTERPOLATION
 from gan.record import TIMED, Record
 from gan.settings import GanSettings
 from gan.training import CHECKPOINT, CURVES, RESULT, Training, check_same_run, remove_state
+from training.batch_shard import Share
+from training.distributed import run_together
+from training.gauge import Gauge
+from training.memory import keep_freed_memory
+from training.pictures import SHEET, SHEETS
+from training.snapshots import CANDIDATE
 
 RENDEZVOUS = "rendezvous"  # of the processes, while there are several
 

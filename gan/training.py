@@ -20,20 +20,8 @@ import torch
 from common.checkpoints import load_tensors, save_tensors
 from common.errors import InputError
 from common.files import atomic_path, write_text
-from common.gauge import DIVERSITY, Gauge
-from common.pictures import SHEET
 from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
-from common.share import ALONE, Share
-from common.snapshots import (
-    Candidate,
-    choose,
-    chosen_as_metadata,
-    load_candidate,
-    remove_candidates,
-    save_candidate,
-    still_eligible,
-)
 from gan.alarms import (
     ALARMS,
     LAST_GOOD,
@@ -55,6 +43,18 @@ from gan.privacy import derive_mechanism, new_secret, privacy_record
 from gan.schedule import NEVER, GaugeSchedule, derive_schedule, snapshot_interval
 from gan.settings import GanSettings
 from gan.state import load_phases, phases_to_tensors
+from training.batch_shard import ALONE, Share
+from training.gauge import DIVERSITY, Gauge
+from training.pictures import SHEET
+from training.snapshots import (
+    Candidate,
+    choose,
+    chosen_as_metadata,
+    load_candidate,
+    remove_candidates,
+    save_candidate,
+    still_eligible,
+)
 
 log = logging.getLogger(__name__)
 

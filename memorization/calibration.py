@@ -14,7 +14,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.seeds import derive_seed
-from memorization.index import nearest
+from features.index import nearest
 
 log = logging.getLogger(__name__)
 

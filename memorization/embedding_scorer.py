@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from common.progress import Progress, silent
-from memorization.embedders import Embedder
-from memorization.index import RESOLUTION_L2
+from features.embedders import Embedder
+from features.index import RESOLUTION_L2
 from memorization.likeness import Likeness
 
 BLOCK = 256

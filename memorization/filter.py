@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from common.files import atomic_path
+from features.index import nearest
 from memorization.calibration import MemorizationConfig
-from memorization.conformal import attainable_level, deciding_statistic, p_values
-from memorization.index import nearest
+from memorization.conformal_pvalues import attainable_level, deciding_statistic, p_values
 from memorization.likeness import Likeness
 
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 from common.errors import InputError
-from memorization.evidence import Figure
-from memorization.leakage import Unmeasured
-from memorization.resampling import clopper_pearson
+from common.resampling import clopper_pearson
+from memorization.leakage.evidence import Figure
+from memorization.leakage.metrics import Unmeasured
 
 MORE_PATIENTS = "give the site more patients"
 LESS_COPYING = (

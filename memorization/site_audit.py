@@ -15,16 +15,16 @@ import numpy as np
 from common.errors import InputError
 from common.files import atomic_path
 from common.seeds import derive_seed
-from memorization.evidence import Distance, Evidence, Figure
-from memorization.exposure import (
+from memorization.gates import LESS_COPYING, AuditedFigures, Gate, GatesConfig, PlantedRecall, judge
+from memorization.leakage.evidence import Distance, Evidence, Figure
+from memorization.leakage.exposure import (
     ExposureSummary,
     PatientExposure,
     exposures,
     largest_exposure,
     summarise_exposure,
 )
-from memorization.gates import LESS_COPYING, AuditedFigures, Gate, GatesConfig, PlantedRecall, judge
-from memorization.leakage import METRICS, Metric, Unmeasured, measure_each
+from memorization.leakage.metrics import METRICS, Metric, Unmeasured, measure_each
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ def audit(
 
     Args:
         n_sampled: images that the filter judged: kept, dropped, and sampled in place of dropped ones.
-        frechet_distance: ``evaluation.fidelity.frechet_distance``.
+        frechet_distance: ``features.fidelity.frechet_distance``.
         planted: what the filter in use found of planted copies; None: none were planted.
     """
     n_kept = len(images.kept)

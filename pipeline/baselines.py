@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from common.settings import to_dict
+from engine.graph import Stage
 from federated.settings import RoundSettings
 from pipeline.config import DSL, ExperimentConfig, FederatedConfig
-from pipeline.graph import Stage
 from pipeline.stage_factory import ALL, StageFactory, TrainedModel
 
 

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.errors import InputError
 from common.settings import to_dict
+from engine.store import REPOSITORY
 from pipeline.config import ExperimentConfig, experiment_config
-from pipeline.store import REPOSITORY
 
 
 class SharedGroups(SearchPathPlugin):

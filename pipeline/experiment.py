@@ -9,6 +9,8 @@ from typing import Any
 
 from common.seeds import derive_seed
 from common.settings import to_dict
+from engine.graph import Graph, Stage
+from generators.registry import find_generator
 from pipeline.baselines import (
     adopted_plan_stages,
     common_plan_stages,
@@ -18,8 +20,6 @@ from pipeline.baselines import (
     statistics_stages,
 )
 from pipeline.config import DSL, ExperimentConfig, Union
-from pipeline.generators import find_generator
-from pipeline.graph import Graph, Stage
 from pipeline.stage_factory import ALL, LABEL_COMPARISON, LABEL_MAPS, StageFactory, TrainedModel
 
 

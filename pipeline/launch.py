@@ -17,13 +17,13 @@ from common.files import read_json, sha256_of_json, write_json
 from common.settings import to_dict
 from dataset.check import check_cases
 from dataset.source import Case, content_digest, load_cases
-from memorization.embedders import check_embedder
+from engine.run import RunPlan, RunResult, run_graph
+from engine.store import Store, check_writable, stage_digests
+from features.embedders import check_embedder
 from pipeline.config import ExperimentConfig, Union, experiment_config
 from pipeline.experiment import build_graph, planned_sites
-from pipeline.run import RunPlan, RunResult, run_graph
 from pipeline.skip import skipped_stages
 from pipeline.stage_factory import ALL
-from pipeline.store import Store, check_writable, stage_digests
 from pipeline.tables import format_plan, write_fold_results
 from sharing import Refusal, read_refusal
 
@@ -114,7 +114,7 @@ def _check_data(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -
 
 
 def _run(config: ExperimentConfig, plan: RunPlan, store: Store) -> RunResult:
-    from pipeline.executors import build_executor
+    from engine.executors import build_executor
 
     n_to_do = len(plan.graph.stages) - len(plan.done)
     log.info("%s: %d stages, %d to do", store.run, len(plan.graph.stages), n_to_do)

@@ -14,12 +14,12 @@ from common.files import read_json
 from common.image_set import ImageSet, load_image_set
 from common.progress import Progress, silent
 from common.settings import from_dict
+from features.embedders import Embedder, build_embedder
+from features.embedding_cache import cached
 from memorization.calibration import Calibration, MemorizationConfig
-from memorization.conformal import attainable_level, dropped_of_calibration
-from memorization.embedders import Embedder, build_embedder
-from memorization.embedding_cache import cached
+from memorization.conformal_pvalues import attainable_level, dropped_of_calibration
+from memorization.copy_score import FUSED_STATISTICS, FusedIndex
 from memorization.filter import FilterResult, filter_samples, judged_by_likeness, with_ranks
-from memorization.fused import FUSED_STATISTICS, FusedIndex
 from memorization.likeness import Likeness
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from common.errors import InputError
-from pipeline.graph import Graph
+from engine.graph import Graph
 
 STAGES = {
     "real": {"applied_unet_train": "segment_real"},

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.seeds import derive_seed
+from engine.graph import Resources, Stage, count_workers
 from pipeline.config import ExperimentConfig
-from pipeline.graph import Resources, Stage, count_workers
 
 ALL = "all"
 
@@ -19,10 +19,10 @@ GENERATOR_STEP_S = 0.2
 USUAL_BATCH = 8  # where the machine will choose it
 OTHER_STAGE_S = 5.0
 
-DSL_ROOMS = ("gan", "memorization", "evaluation/fidelity.py")
+DSL_ROOMS = ("gan", "memorization", "features/fidelity.py")
 SCHEMA_FILES = (
-    *("gan/settings.py", "diffusion/settings.py", "memorization/gates.py", "memorization/leakage.py"),
-    *("memorization/resampling.py", "memorization/site_audit.py"),
+    *("gan/settings.py", "diffusion/settings.py", "memorization/gates.py", "memorization/leakage/metrics.py"),
+    *("common/resampling.py", "memorization/site_audit.py"),
 )
 CODE = {
     "prepare": ("dataset", "pipeline/stages/prepare.py"),
@@ -30,16 +30,16 @@ CODE = {
     "slices": ("dataset", "nnunetv2_mod", "pipeline/stages/prepare.py"),
     "calibrate": ("memorization", "pipeline/site_filter.py", "pipeline/stages/synthesise.py"),
     "generator": (
-        *("pipeline/generators.py", "pipeline/gauge.py", "pipeline/stages/synthesise.py"),
-        *("memorization/embedders.py", "memorization/embedding_cache.py", "memorization/index.py"),
-        "evaluation/fidelity.py",
+        *("generators/registry.py", "features/fidelity_monitor.py", "pipeline/stages/synthesise.py"),
+        *("features/embedders.py", "features/embedding_cache.py", "features/index.py"),
+        "features/fidelity.py",
     ),
-    "sample": ("pipeline/generators.py", "pipeline/stages/synthesise.py"),
+    "sample": ("generators/registry.py", "pipeline/stages/synthesise.py"),
     "filter": (
-        *("memorization", "pipeline/site_filter.py", "pipeline/generators.py", "pipeline/stages/synthesise.py"),
+        *("memorization", "pipeline/site_filter.py", "generators/registry.py", "pipeline/stages/synthesise.py"),
     ),
     "audit": (
-        *("memorization", "evaluation/fidelity.py", "pipeline/site_filter.py"),
+        *("memorization", "features/fidelity.py", "pipeline/site_filter.py"),
         *("pipeline/stages/audit.py", "pipeline/stages/synthesise.py"),
     ),
     "segment_real": ("nnunetv2_mod", "pipeline/stages/segment.py"),
@@ -61,9 +61,9 @@ CODE = {
     "segment_dsl": ("nnunetv2_mod", "pipeline/stages/segment.py"),
     "evaluate": ("nnunetv2_mod", "evaluation/segmentation.py", "evaluation/results.py", "pipeline/stages/score.py"),
 }
-LABEL_MAPS = ("federated/label_maps.py",)  # what slices also depend on where the generator makes labels too,
+LABEL_MAPS = ("dataset/label_maps.py",)  # what slices also depend on where the generator makes labels too,
 LABEL_COMPARISON = (  # and what labelling does
-    *("evaluation/label_agreement.py", "evaluation/label_pictures.py", "evaluation/report_pictures.py"),
+    *("evaluation/label_agreement.py", "evaluation/report/label_pictures.py", "evaluation/report/pictures.py"),
     "evaluation/statistics.py",
 )
 

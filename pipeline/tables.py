@@ -10,11 +10,11 @@ from common.seeds import derive_seed
 from dataset.folds import assign_folds
 from dataset.images import VOLUME_ENDINGS, file_ending
 from dataset.source import Case
-from evaluation.report import write_report
+from engine.run import RunPlan
+from evaluation.report.page import write_report
 from evaluation.results import KEY_COLUMNS, format_table, read_results, summarise, write_table
 from pipeline.baselines import strategy_in_words
 from pipeline.config import IMAGES_PER_TRAINING_IMAGE, ExperimentConfig, Union
-from pipeline.run import RunPlan
 from pipeline.stage_factory import ALL
 
 

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from common.resampling import clopper_pearson
 from common.settings import from_dict
 from diffusion.settings import DiffusionSettings
 from gan.settings import GanSettings
 from memorization.calibration import RULES
 from memorization.gates import DROPPED_SHARE, GATE_NAMES, PLANTED_RECALL
-from memorization.leakage import METRICS, Metric
-from memorization.resampling import clopper_pearson
+from memorization.leakage.metrics import METRICS, Metric
 from sharing.strict_json import strings_of
 
 SCHEMA_VERSION = 4

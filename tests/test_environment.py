@@ -5,10 +5,10 @@ import tomllib
 
 import pytest
 import yaml
-from conftest import REPOSITORY
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from support.paths import REPOSITORY
 
 PIN = re.compile(r"([A-Za-z0-9_.-]+)==([A-Za-z0-9.]+)")  # a "+" would be a local version, a "/" an address
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]

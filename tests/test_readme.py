@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
-from diffusion_models import tiny_settings
 from hydra import compose, initialize_config_dir
-from nnunet_phantoms import planned, write_ct
 from omegaconf import OmegaConf
-from packages import cases, facts
 from PIL import Image
+from support.diffusion_models import tiny_settings
+from support.nnunet_phantoms import planned, write_ct
+from support.packages import cases, facts
+from support.paths import REPOSITORY
 
 from common.image_set import ImageEntry, ImageSet, save_image_set
 from diffusion.data import ImageData
@@ -32,10 +32,10 @@ SCRIPTS = {"run_nnunet.py": "nnunet", "run_federated.py": "federated", "run_scal
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
-MODULES = {"dataset.check", "dataset.export_table", "dataset.prepare", "evaluation.report", "federated.benchmark"}
+MODULES = {"dataset.check", "dataset.export_table", "dataset.prepare", "evaluation.report.page", "federated.benchmark"}
 MODULES |= {"memorization.audit", "diffusion.plan", "diffusion.train", "diffusion.sample", "diffusion.benchmark"}
-MODULES |= {"pipeline.generator_comparison", "pipeline.sampler_study"}
-MODULES |= {"gan.benchmark", "gan.sample", "gan.throughput", "pipeline.generator_study", "sharing.verify"}
+MODULES |= {"studies.generator_comparison", "studies.sampler_study"}
+MODULES |= {"gan.benchmark", "gan.sample", "gan.throughput", "studies.generator_study", "sharing.verify"}
 LINK = re.compile(r"\]\(([^)#:]+)(#[\w-]+)?\)")
 
 
@@ -199,7 +199,7 @@ def test_benchmark_command_prints_its_ratios(words, tmp_path):
 @pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2].startswith("gan.")], ids=ids)
 def test_generator_command_runs_on_a_checkpoint(words, tmp_path, monkeypatch, capsys):
     """As printed, on an untrained generator where the command expects one; no time is asserted."""
-    from test_gan_sample import untrained
+    from support.gan_trainings import untrained
 
     import gan.benchmark
     import gan.sample
@@ -260,7 +260,7 @@ def test_diffusion_commands_lead_from_an_nnunet_dataset_to_volumes(tmp_path, cap
     assert (tmp_path / "samples" / "sheet" / "sample_sheet.png").is_file()
 
 
-@pytest.mark.parametrize("words", [w for w in MODULE_CALLS if w[2] == "pipeline.generator_study"], ids=ids)
+@pytest.mark.parametrize("words", [w for w in MODULE_CALLS if w[2] == "studies.generator_study"], ids=ids)
 def test_generator_study_command_is_understood(words, tmp_path):
     """The command composes its experiment and looks for its images, which are not in the repository."""
     ended = run(substituted(words, tmp_path / "absent"), REPOSITORY)
@@ -276,7 +276,7 @@ def test_comparison_commands_are_understood(name):
         assert chosen.out is not None
 
 
-@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "evaluation.report"], ids=ids)
+@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "evaluation.report.page"], ids=ids)
 def test_report_command_writes_the_report(words, tmp_path):
     folder = tmp_path / words[3]
     (folder / "fold_0").mkdir(parents=True)
@@ -299,7 +299,7 @@ def test_verify_command_checks_a_package(words, tmp_path):
 @pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "memorization.audit"], ids=ids)
 def test_audit_command_writes_its_tables_and_pictures(words, tmp_path, monkeypatch, capsys):
     """With one copy of each kind."""
-    from test_memorization_registration import textures
+    from support.image_makers import textures
 
     import memorization.audit
 

@@ -15,10 +15,10 @@ from common.errors import InputError
 from common.files import read_json, write_json
 from common.image_set import ImageSetInfo
 from common.settings import from_dict, to_dict
+from engine.workers import Failure, Workers
 from federated.dsl.features import N_FEATURES, FeatureStatistics
 from federated.dsl.settings import DslSettings
 from federated.dsl.tensors import unpack
-from federated.workers import Failure, Workers
 
 SITES = "sites.json"  # written last: where it is, the sites need not be asked again
 

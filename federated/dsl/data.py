@@ -9,7 +9,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.image_set import ImageSet, load_image_set
-from federated.label_maps import fitted_label_maps, label_ids
+from dataset.label_maps import fitted_label_maps, label_ids
 
 
 @dataclass(frozen=True)

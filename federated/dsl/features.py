@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.fidelity import frechet_distance_of_moments
+from features.fidelity import frechet_distance_of_moments
 
 N_FEATURES = 64
 PROJECTION_SEED = 18
@@ -30,7 +30,7 @@ class FeatureStatistics:
 
 def feature_statistics(images: np.ndarray, device: str) -> FeatureStatistics:
     """Statistics of (n, channels, height, width) uint8 or uint16 images; a single image has covariance 0."""
-    from memorization.embedders import build_embedder
+    from features.embedders import build_embedder
 
     embedder = build_embedder("efficientnet_lite0", batch_size=EMBEDDER_BATCH_SIZE, device=device)
     features = embedder.embed(images).astype(np.float64)

@@ -29,7 +29,7 @@ STATE = re.compile(r"discriminator_(\d+)\.safetensors")
 
 
 class DslSite:
-    """The worker of one site (see ``federated.workers``): every argument and answer is plain.
+    """The worker of one site (see ``engine.workers``): every argument and answer is plain.
 
     Args:
         slices, prepared, planned: see ``federated.dsl.data.load_pairs``.

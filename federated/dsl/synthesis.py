@@ -11,7 +11,6 @@ import torch
 from common.checkpoints import load_tensors
 from common.files import atomic_path, write_json
 from common.image_set import ImageEntry, ImageSet, save_image_set
-from common.pictures import images_to_integers
 from common.progress import Progress, silent
 from common.seeds import derive_seed
 from common.settings import from_dict
@@ -21,6 +20,7 @@ from federated.dsl.features import feature_statistics, frechet_distance, pool_st
 from federated.dsl.hub import RESULT, build_generator
 from federated.dsl.model import MaskGenerator, one_hot
 from federated.dsl.settings import DslSettings
+from training.pictures import images_to_integers
 
 
 def synthesise(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.memory import keep_freed_memory
 from common.progress import Progress, silent
 from memorization.likeness import Likeness, stacked
 from memorization.registration.agreement import NAMES, POSED_NAMES, Agreement
@@ -21,6 +20,7 @@ from memorization.registration.place_search import PlaceSearch
 from memorization.registration.poses import Poses, joined
 from memorization.registration.shortlist import Shortlist
 from memorization.registration.whole_search import WholeSearch
+from training.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch

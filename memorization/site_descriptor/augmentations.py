@@ -1,8 +1,8 @@
 """Changes under which a copy is still a copy, in batches, for training the descriptor.
 
 The groups follow copy detection (SSCD, Pizzi et al. 2022; DISC, Douze et al. 2021): geometry, parts hidden or shown in
-another image, grey values, detail. They are not the kinds that the audit plants (``memorization/planted.py``): those
-measure, and share neither code nor parameters with these.
+another image, grey values, detail. They are not the kinds that the audit plants (``memorization/planted/copies.py``):
+those measure, and share neither code nor parameters with these.
 """
 
 from __future__ import annotations

@@ -10,12 +10,12 @@ from common.files import read_json, write_json
 from common.image_set import ImageSet, load_image_set
 from common.seeds import derive_seed
 from common.settings import to_dict
-from evaluation.fidelity import frechet_distance
-from memorization.audit_report import draw_planted
+from engine.run_stage import StageContext
+from features.fidelity import frechet_distance
 from memorization.gates import GatesConfig
+from memorization.planted.audit_report import draw_planted
+from memorization.planted.site_planted import OwnedImages, PlantedAudit, find_planted, honest_drops, to_planted_audit
 from memorization.site_audit import AuditImages, audit, write_exposure
-from memorization.site_planted import OwnedImages, PlantedAudit, find_planted, honest_drops, to_planted_audit
-from pipeline.run_stage import StageContext
 from pipeline.site_filter import load_site_filter
 from pipeline.stages.synthesise import HELD_OUT, N_SPLITS
 

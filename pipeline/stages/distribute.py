@@ -9,12 +9,12 @@ import numpy as np
 from common.files import read_json, write_json
 from common.image_set import load_image_set
 from common.settings import from_dict
+from engine.run_stage import StageContext
+from engine.workers import WorkerSpec
 from federated.dsl.hub import train_dsl
 from federated.dsl.settings import DslSettings
 from federated.dsl.synthesis import synthesise
-from federated.workers import WorkerSpec
 from nnunetv2_mod import PlanSettings, SiteStatistics, plan_dataset
-from pipeline.run_stage import StageContext
 from pipeline.stages.exchange import Normalisation, split_synthetic, synthetic_cases, what_images_are
 from sharing import PackageFacts, write_raw_cases
 

@@ -16,10 +16,10 @@ from common.image_set import ImageSet, load_image_set
 from common.plan import Plan, load_plan
 from common.progress import Progress
 from common.settings import from_dict, to_dict
+from engine.run_stage import StageContext
 from memorization.gates import PlantedRecall
 from memorization.site_audit import REFUSED, SiteAudit
 from nnunetv2_mod import PlanSettings, adopt_plan, plan_dataset
-from pipeline.run_stage import StageContext
 from pipeline.stages.prepare import raw_dataset
 from pipeline.stages.segment import UNUSED_SPACING, shared_images
 from sharing import (

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from common.files import read_json, write_json
 from common.settings import from_dict, to_dict
+from engine.run_stage import StageContext
+from engine.workers import WorkerSpec
 from federated.rounds import run_rounds
 from federated.settings import RoundSettings
-from federated.workers import WorkerSpec
 from nnunetv2_mod import PlanSettings, SiteStatistics, adopt_plan, negotiate_plan, site_statistics
-from pipeline.run_stage import StageContext
 from pipeline.stages.prepare import raw_dataset
 
 

@@ -17,11 +17,11 @@ from common.plan import Plan, load_plan
 from dataset.convert import write_raw_dataset
 from dataset.folds import assign_folds
 from dataset.images import read_image
+from dataset.label_maps import fitted_label_maps
 from dataset.slices import SliceCase, build_slices, case_of_image, through_plane_spacing_mm
 from dataset.source import SourceConfig, load_cases
-from federated.label_maps import fitted_label_maps
+from engine.run_stage import StageContext
 from nnunetv2_mod import PlanSettings, plan_dataset, read_preprocessed
-from pipeline.run_stage import StageContext
 
 
 def raw_dataset(prepared: Path) -> Path:

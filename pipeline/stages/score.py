@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from common.files import read_json
+from engine.run_stage import StageContext
 from evaluation.results import write_results
 from evaluation.segmentation import score_case
 from nnunetv2_mod import load_model, predict_arrays, read_raw_image
-from pipeline.run_stage import StageContext
 from pipeline.stages.prepare import raw_dataset
 
 

@@ -10,8 +10,9 @@ from common.files import atomic_path, read_json, write_json
 from common.image_set import ImageSet, load_image_set, load_labels, save_labels
 from common.settings import to_dict
 from dataset.slices import decode, restore_labels, restore_scale
+from engine.run_stage import StageContext
 from evaluation.label_agreement import compare_labels
-from evaluation.label_pictures import draw_least_alike
+from evaluation.report.label_pictures import draw_least_alike
 from nnunetv2_mod import (
     SegmentationModel,
     TrainSettings,
@@ -21,7 +22,6 @@ from nnunetv2_mod import (
     predict_normalised,
     train,
 )
-from pipeline.run_stage import StageContext
 from pipeline.stages.prepare import raw_dataset
 
 log = logging.getLogger(__name__)

@@ -23,14 +23,14 @@ from common.image_set import (
 from common.plan import load_plan
 from common.seeds import derive_seed
 from common.settings import to_dict
+from engine.run_stage import StageContext
+from features.fidelity_monitor import FeatureGauge
+from generators.registry import find_generator
 from memorization.calibration import MemorizationConfig, calibrate
+from memorization.copy_score import honest_likeness
 from memorization.filter import FilterResult, joined, write_scores
-from memorization.fused import honest_likeness
 from memorization.pictures import draw_histogram, draw_nearest_pairs, draw_p_values
 from pipeline.config import IMAGES_PER_TRAINING_IMAGE
-from pipeline.gauge import FeatureGauge
-from pipeline.generators import find_generator
-from pipeline.run_stage import StageContext
 from pipeline.site_filter import SiteFilter, load_site_filter, site_embedder
 
 log = logging.getLogger(__name__)

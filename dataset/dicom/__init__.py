@@ -1,0 +1,1 @@
+"""Reading DICOM: series, segmentations and contours."""

@@ -1,0 +1,293 @@
+"""A tree of DICOM files: any number of patients, studies and series, with structure sets or segmentations.
+
+A case is a series that a structure set (RTSTRUCT) or a segmentation (SEG) was drawn on. Patients and series get
+pseudonyms (``dataset.dicom.series.load_salt``); no other tag than those in the options and the geometry is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from common.errors import InputError
+from dataset.dicom.rtstruct import drawn_structures, read_structures, structure_names
+from dataset.dicom.seg import drawn_segments, read_segments, segment_names
+from dataset.dicom.series import (
+    DEFAULT_SALT_FILE,
+    RTSTRUCT,
+    SEG,
+    Header,
+    all_files,
+    as_image,
+    group_series,
+    load_salt,
+    match_to_series,
+    pseudonym,
+    read_headers,
+    read_volume,
+    sort_series,
+    write_nifti,
+)
+from dataset.importer import Found, Importer, LeftOut, RawCase
+
+CHANNEL_OF_MODALITY = {"CT": "CT", "MR": "MR"}
+SITE_TAGS = ("ManufacturerModelName", "Manufacturer", "InstitutionName", "StationName", "MagneticFieldStrength")
+
+
+@dataclass(frozen=True)
+class DicomOptions:
+    """Options of the command."""
+
+    organs: dict[str, int] = field(
+        default_factory=dict, metadata={"help": "structure or segment name:label id, e.g. Bladder:1,Rectum:2"}
+    )
+    series_description: str = field(default="", metadata={"help": "a regular expression; only series that match"})
+    modality: str = field(default="", metadata={"help": "only series of this modality: CT, MR, ..."})
+    site_from: str = field(
+        default="folder", metadata={"help": f"folder (the first below --raw), or one of {', '.join(SITE_TAGS)}"}
+    )
+    salt_file: str = field(
+        default=DEFAULT_SALT_FILE, metadata={"help": "the secret behind the pseudonyms; it stays in the hospital"}
+    )
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """A series with what was drawn on it."""
+
+    images: tuple[Header, ...]
+    annotation: Header
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Numbers and names of its structures or segments."""
+        return structure_names(self.annotation) if self.is_structure_set else segment_names(self.annotation)
+
+    @property
+    def is_structure_set(self) -> bool:
+        """Whether it was drawn as contours (RTSTRUCT); else it is a SEG."""
+        return self.annotation.text("Modality") == RTSTRUCT
+
+    def drawn(self) -> dict[int, str]:
+        """``names`` without those that nothing was drawn of; reads the annotation's file."""
+        numbers = (drawn_structures if self.is_structure_set else drawn_segments)(self.annotation.path)
+        return {number: name for number, name in self.names.items() if number in numbers}
+
+
+def find(raw: Path, options: DicomOptions) -> Found:
+    """List the series that have a structure set or segmentation; only headers are read.
+
+    Raises:
+        InputError: no organs asked for, no DICOM, an unknown site tag, or folders that name patients, not sites.
+    """
+    _check_options(options)
+    salt = load_salt(Path(options.salt_file))
+    annotated, left_out = annotated_series(raw, salt)
+    if options.site_from == "folder":
+        _check_folders_are_sites(annotated, raw)
+    cases, modalities = [], set()
+    for item in annotated:
+        first = item.images[0]
+        reason = _not_wanted(first, options)
+        if reason:
+            left_out.append(LeftOut(case_name("dicom", first, salt), reason))
+            continue
+        modalities.add(first.text("Modality"))
+        columns = {"patient": pseudonym(first.text("PatientID"), salt), "site": _site(first, raw, options.site_from)}
+        cases.append(raw_case(case_name("dicom", first, salt), item, columns, {"organs": spelled_once(options.organs)}))
+    channels = {CHANNEL_OF_MODALITY.get(modality, "image") for modality in modalities}
+    return Found(tuple(cases), dict(options.organs), tuple(left_out), (), tuple(channels) if len(channels) == 1 else ())
+
+
+def convert(case: RawCase, out: Path) -> None:
+    """Write a volume and the label ids of the wanted organs in its grid.
+
+    Raises:
+        InputError: a series that is not whole, contours off its slices, or an organ that was not drawn.
+    """
+    write_case(case, out, must_have_all=True)
+
+
+IMPORTER = Importer(
+    name="dicom",
+    summary="DICOM series with RTSTRUCT or SEG, any number of patients (3D)",
+    options=DicomOptions,
+    find=find,
+    convert=convert,
+)
+
+
+def annotated_series(raw: Path, salt: bytes) -> tuple[list[Annotated], list[LeftOut]]:
+    """Series with a structure set or segmentation, by their identifiers; and what has no partner.
+
+    Names in the report are pseudonyms: folders and files of an export carry patients' names and numbers.
+
+    Raises:
+        InputError: no DICOM file, a series with several annotations, or one without a patient's id.
+    """
+    files = all_files(raw)
+    headers = read_headers(files)
+    if not headers:
+        raise InputError("no DICOM file", where=raw, fix="give the folder with the exported series as --raw")
+    series = group_series(headers)
+    annotations: dict[str, list[Header]] = defaultdict(list)
+    left_out = [LeftOut("file", "no DICOM")] * (len(files) - len(headers))
+    for header in headers:
+        if header.text("Modality") in (RTSTRUCT, SEG):
+            uid = match_to_series(header, series)
+            if uid is None:
+                name = f"{header.text('Modality')} of {pseudonym(header.text('PatientID'), salt)}"
+                left_out.append(LeftOut(name, "a structure set or segmentation without its series"))
+            else:
+                annotations[uid].append(header)
+    for uid, found in annotations.items():
+        if not series[uid][0].text("PatientID"):
+            raise InputError(
+                "no PatientID: its patient could not be told from others",
+                where=series[uid][0].path,
+                fix="export with a number for each patient (it becomes a pseudonym)",
+            )
+        if len(found) > 1:
+            raise InputError(
+                f"{len(found)} structure sets or segmentations for one series ({found[1].path.name}, ...)",
+                where=found[0].path,
+                fix="keep the one that is meant",
+            )
+    n_without = len(set(series) - set(annotations))
+    left_out += [LeftOut("series", "nothing was drawn on it")] * n_without
+    return [Annotated(tuple(series[uid]), annotations[uid][0]) for uid in sorted(annotations)], left_out
+
+
+def raw_case(name: str, item: Annotated, columns: Mapping[str, str], recipe: Mapping[str, object]) -> RawCase:
+    """The case of an annotated series; the annotation is its last file."""
+    files = (*sorted(header.path for header in item.images), item.annotation.path)
+    return RawCase(name, files, columns, recipe)
+
+
+def case_name(prefix: str, header: Header, salt: bytes) -> str:
+    """Prefix, pseudonym of the patient, and half a pseudonym of the series: independent of all other series."""
+    series = pseudonym(header.text("SeriesInstanceUID"), salt)[:6]
+    return f"{prefix}_{pseudonym(header.text('PatientID'), salt)}_{series}"
+
+
+def description_fits(header: Header, pattern: str) -> bool:
+    """Whether the regular expression is found in the series' description; the description itself is not kept.
+
+    Raises:
+        InputError: no regular expression.
+    """
+    try:
+        return re.search(pattern, header.text("SeriesDescription")) is not None
+    except re.error as error:
+        raise InputError(
+            f"{pattern!r} is no regular expression ({error})", where="series_description", fix="escape it: T2\\(TRA\\)"
+        ) from error
+
+
+def spelled_once(organs: Mapping[str, int]) -> dict[str, int]:
+    """Names in one spelling: lower case, without spaces, dashes and underscores."""
+    return {_spelling(name): label for name, label in organs.items()}
+
+
+def labels_by_number(names: Mapping[int, str], organs: Mapping[str, int]) -> dict[int, int]:
+    """Structure or segment number -> label id, of those in ``organs`` (spelled once)."""
+    return {number: organs[_spelling(name)] for number, name in names.items() if _spelling(name) in organs}
+
+
+def write_case(case: RawCase, out: Path, *, must_have_all: bool) -> None:
+    """Read, cut, and write a case; overlapping organs go to the lower label, as in the original.
+
+    Raises:
+        InputError: see ``convert``.
+    """
+    import SimpleITK
+
+    *image_files, annotation_file = case.files
+    headers, geometry = sort_series(read_headers(image_files, n_threads=1))
+    item = Annotated(tuple(headers), *read_headers([annotation_file], n_threads=1))
+    names = item.names
+    wanted = labels_by_number(names, case.recipe["organs"])
+    read = read_structures if item.is_structure_set else read_segments
+    masks = read(annotation_file, geometry, wanted)
+    missing = set(case.recipe["organs"].values()) - {wanted[number] for number in masks}
+    if not masks or (must_have_all and missing):
+        lacking = sorted(name for name, label in case.recipe["organs"].items() if label in missing)
+        raise InputError(
+            f"{', '.join(lacking)} not drawn; there are {sorted(names.values())}",
+            where=annotation_file,
+            fix="correct the names in organs=, or remove the series",
+        )
+    volume = read_volume(headers, geometry)
+    labels = as_image(_combine(masks, wanted, geometry.size[::-1]), geometry)
+    kept = geometry.size[2] - int(case.recipe.get("n_slices_to_cut", 0))
+    if kept < 1:
+        raise InputError(f"{geometry.size[2]} slices, all cut", where=annotation_file, fix="correct slices to remove")
+    labels.CopyInformation(volume)
+    write_nifti(out / "images" / f"{case.name}.nii.gz", SimpleITK.Image(volume[:, :, :kept]))
+    write_nifti(out / "masks" / f"{case.name}.nii.gz", SimpleITK.Image(labels[:, :, :kept]))
+
+
+def _combine(masks: Mapping[int, np.ndarray], labels: Mapping[int, int], shape: Sequence[int]) -> np.ndarray:
+    combined = np.zeros(shape, np.uint8)
+    for number in sorted(masks, key=lambda number: -labels[number]):
+        combined[masks[number]] = labels[number]
+    return combined
+
+
+def _check_options(options: DicomOptions) -> None:
+    if (
+        sorted(set(options.organs.values())) != list(range(1, len(set(options.organs.values())) + 1))
+        or not options.organs
+    ):
+        raise InputError(
+            f"organs {options.organs}", where="organs", fix="give organs=Bladder:1,Rectum:2, ids from 1 without gaps"
+        )
+    if options.site_from not in ("folder", *SITE_TAGS):
+        raise InputError(f"site_from={options.site_from!r}", where="site_from", fix=f"use folder or one of {SITE_TAGS}")
+
+
+def _check_folders_are_sites(annotated: Sequence[Annotated], raw: Path) -> None:
+    """A folder a patient would write his name or number into the table, as a site."""
+    patients: dict[str, set[str]] = defaultdict(set)
+    for item in annotated:
+        patients[_folder(item.images[0], raw)].add(item.images[0].text("PatientID"))
+    alone = {folder: found for folder, found in patients.items() if len(found) == 1}
+    named = any(patient in folder for folder, found in alone.items() for patient in found)
+    if named or (len(alone) == len(patients) > 1):
+        raise InputError(
+            f"{len(alone)} of {len(patients)} folders hold one patient: they name patients, not sites",
+            where=raw,
+            fix=f"make a folder for each site and put its patients there, or set site_from to one of {SITE_TAGS}",
+        )
+
+
+def _not_wanted(header: Header, options: DicomOptions) -> str:
+    if options.modality and header.text("Modality") != options.modality:
+        return f"modality is not {options.modality}"
+    if not description_fits(header, options.series_description):
+        return "the series description does not match"
+    return ""
+
+
+def _site(header: Header, raw: Path, site_from: str) -> str:
+    text = _folder(header, raw) if site_from == "folder" else header.text(site_from)
+    site = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-_.")
+    if not site:
+        raise InputError(f"no {site_from}", where=header.path, fix="set site_from to another tag, or to folder")
+    return site
+
+
+def _folder(header: Header, raw: Path) -> str:
+    folders = header.path.relative_to(raw).parts[:-1]
+    if not folders:
+        raise InputError("no folder names its site", where=header.path, fix="put it into a folder, or set site_from")
+    return folders[0]
+
+
+def _spelling(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name).lower()

@@ -1,0 +1,207 @@
+"""What a schedule would take: an event simulator over the Dispatcher, barrier programs beside it, and lower bounds."""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+
+from engine.graph import Graph, Resources, reached
+from engine.scheduling.dispatcher import Dispatcher, Schedule
+from engine.scheduling.placement import Problem, build_problem, linear_extension, path_lengths
+
+Names = tuple[str, ...]
+Steps = tuple[frozenset[str], ...]  # stage names that run together; each step waits for the whole one before it
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """Starts and ends of stages, in the units of the durations; ``blocked`` stages never started."""
+
+    starts: Mapping[str, float]
+    ends: Mapping[str, float]
+    failed: tuple[str, ...]
+    blocked: tuple[str, ...]
+
+    @property
+    def makespan(self) -> float:
+        """End of the last stage."""
+        return max(self.ends.values(), default=0.0)
+
+    def gantt_rows(self) -> list[tuple[str, float, float]]:
+        """``(stage, start, end)``, by start and id."""
+        rows = ((stage_id, start, self.ends[stage_id]) for stage_id, start in self.starts.items())
+        return sorted(rows, key=lambda row: (row[1], row[0]))
+
+
+def simulate(
+    graph: Graph,
+    schedule: Schedule,
+    capacity: Resources,
+    done: Collection[str] = (),
+    durations: Mapping[str, float] | None = None,
+    failing: Collection[str] = (),
+) -> Simulation:
+    """Run the Dispatcher against a clock.
+
+    Args:
+        durations: real durations by stage; missing ones are the stages' costs.
+        failing: stages that fail at their end.
+    """
+    dispatcher = Dispatcher(graph, schedule, capacity, done)
+    durations = durations or {}
+    starts: dict[str, float] = {}
+    ends: dict[str, float] = {}
+    failed: list[str] = []
+    blocked: set[str] = set()
+    running: list[tuple[float, str]] = []
+    now = 0.0
+    while True:
+        for stage_id in dispatcher.next_stages():
+            dispatcher.started(stage_id)
+            starts[stage_id] = now
+            heapq.heappush(running, (now + durations.get(stage_id, graph.stages[stage_id].cost), stage_id))
+        if not running:
+            return Simulation(starts, ends, tuple(failed), tuple(sorted(blocked)))
+        now = running[0][0]
+        while running and running[0][0] == now:  # all that end at once, before anything new starts
+            stage_id = heapq.heappop(running)[1]
+            ends[stage_id] = now
+            if stage_id in failing:
+                failed.append(stage_id)
+                blocked |= set(dispatcher.failed(stage_id))
+            else:
+                dispatcher.finished(stage_id)
+
+
+def longest_path_first(graph: Graph, capacity: Resources, done: Collection[str] = ()) -> Schedule:
+    """The greedy schedule: of what is ready, first that with the longest path to the end."""
+    problem = build_problem(graph, capacity, done)
+    order = linear_extension(problem, [-length for length in path_lengths(problem, problem.durations)])
+    return Schedule(tuple(problem.names[number] for number in order))
+
+
+def barrier_programs(graph: Graph) -> tuple[Steps, ...]:
+    """Ways to run a graph stage name by stage name, as the original does: as early as can be, as late, and overlapped.
+
+    In the overlapped one a name that leaves a choice of steps joins the step with the longest stage, as the original
+    trains its real-data networks beside the generators.
+    """
+    groups = _name_groups(graph)
+    earliest = _depths({group: groups[group].inputs for group in groups})
+    heights = _depths({group: {other for other in groups if group in groups[other].inputs} for group in groups})
+    latest = {group: max(heights.values()) - height for group, height in heights.items()}
+    weight: dict[int, float] = {}
+    for group in groups:
+        if earliest[group] == latest[group]:
+            weight[earliest[group]] = max(weight.get(earliest[group], 0.0), groups[group].longest)
+    choices: tuple[Callable[[range], int], ...] = (min, max, lambda steps: max(steps, key=lambda s: (weight[s], -s)))
+    programs = []
+    for choose in choices:
+        step_of: dict[Names, int] = {}
+        for group in sorted(groups, key=lambda group: (earliest[group], group)):
+            first = max((step_of[source] + 1 for source in groups[group].inputs), default=0)
+            step_of[group] = choose(range(first, latest[group] + 1))
+        programs.append(_steps(step_of))
+    return tuple(dict.fromkeys(programs))
+
+
+def barrier_starts(graph: Graph, steps: Steps, capacity: Resources, done: Collection[str] = ()) -> dict[str, float]:
+    """Starts of the stages that are not ``done`` when each step runs alone, in it the longest path first."""
+    starts: dict[str, float] = {}
+    now = 0.0
+    for names in steps:
+        inside = {i: stage for i, stage in graph.stages.items() if stage.name in names and i not in done}
+        step = Graph({i: dataclasses.replace(s, inputs=_kept(s.inputs, inside)) for i, s in inside.items()})
+        run = simulate(step, longest_path_first(step, capacity), capacity)
+        starts |= {stage_id: now + start for stage_id, start in run.starts.items()}
+        now += run.makespan
+    return starts
+
+
+def barrier_makespan(graph: Graph, capacity: Resources, done: Collection[str] = ()) -> float:
+    """Duration of the best of the barrier programs."""
+    return min(_end(graph, barrier_starts(graph, steps, capacity, done)) for steps in barrier_programs(graph))
+
+
+def lower_bound(graph: Graph, capacity: Resources, done: Collection[str] = ()) -> float:
+    """No schedule is shorter than the longest path, nor than all work shared evenly."""
+    problem = build_problem(graph, capacity, done)
+    longest = max(path_lengths(problem, problem.durations), default=0.0)
+    return max(longest, _even_share(problem, range(len(problem.names))))
+
+
+def tight_lower_bound(graph: Graph, capacity: Resources, done: Collection[str] = ()) -> float:
+    """As ``lower_bound``, but through each stage: all it needs before it and all that needs it after it."""
+    problem = build_problem(graph, capacity, done)
+    numbers = {name: number for number, name in enumerate(problem.names)}
+    after = path_lengths(problem, problem.durations)
+    before = path_lengths(problem.reversed, problem.durations)
+    bound = lower_bound(graph, capacity, done)
+    for name, number in numbers.items():
+        head = _even_share(problem, [numbers[i] for i in graph.ancestors(name) if i in numbers])
+        tail = _even_share(problem, [numbers[i] for i in graph.descendants(name) if i in numbers])
+        own = problem.durations[number]
+        bound = max(bound, max(head + own, before[number]) - own + max(tail + own, after[number]))
+    return bound
+
+
+@dataclass
+class _Group:
+    """Stage names that need each other's stages both ways and so share a step."""
+
+    inputs: set[Names]
+    longest: float  # cost of its longest stage
+
+
+def _name_groups(graph: Graph) -> dict[Names, _Group]:
+    needs: dict[str, set[str]] = {stage.name: set() for stage in graph.stages.values()}
+    for stage in graph.stages.values():
+        needs[stage.name] |= {graph.stages[source].name for source in stage.inputs.values()}
+    needed = {name: reached(name, needs.__getitem__) for name in needs}
+    group_of = {
+        name: tuple(sorted({name} | {other for other in needed[name] if name in needed[other]})) for name in needs
+    }
+    groups = {group: _Group(set(), 0.0) for group in group_of.values()}
+    for name, sources in needs.items():
+        groups[group_of[name]].inputs |= {group_of[source] for source in sources} - {group_of[name]}
+    for stage in graph.stages.values():
+        group = groups[group_of[stage.name]]
+        group.longest = max(group.longest, stage.cost)
+    return groups
+
+
+def _depths(inputs: Mapping[Names, set[Names]]) -> dict[Names, int]:
+    """Edges on the longest way to each node."""
+    depths: dict[Names, int] = {}
+    left = sorted(inputs)
+    while left:
+        for node in [node for node in left if inputs[node] <= depths.keys()]:
+            depths[node] = max((depths[source] + 1 for source in inputs[node]), default=0)
+        left = [node for node in left if node not in depths]
+    return depths
+
+
+def _steps(step_of: Mapping[Names, int]) -> Steps:
+    names_of: dict[int, set[str]] = {}
+    for group, step in step_of.items():
+        names_of.setdefault(step, set()).update(group)
+    return tuple(frozenset(names_of[step]) for step in sorted(names_of))
+
+
+def _kept(inputs: Mapping[str, str], stages: Collection[str]) -> dict[str, str]:
+    return {role: source for role, source in inputs.items() if source in stages}
+
+
+def _end(graph: Graph, starts: Mapping[str, float]) -> float:
+    return max((start + graph.stages[stage_id].cost for stage_id, start in starts.items()), default=0.0)
+
+
+def _even_share(problem: Problem, numbers: Collection[int]) -> float:
+    """Time that the work of some stages takes when it is spread over all CPUs and all GPUs without a gap."""
+    shares = [0.0]
+    for kind, there in enumerate(problem.capacity):
+        if there:
+            shares.append(sum(problem.durations[n] * problem.asked[n][kind] for n in numbers) / there)
+    return max(shares)

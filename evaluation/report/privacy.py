@@ -1,0 +1,130 @@
+"""The report's section on privacy: what each site's audit measured, what its gates decided, who is exposed how much.
+
+It stays at the site: the audit holds numbers of real images, and the exposures name patients.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.report import html as page
+from evaluation.report.fields import format_number
+from evaluation.report.pictures import exposure_figure
+from evaluation.report.planted import planted_part
+from evaluation.report.run import RunFiles, StageFolder, read_mapping
+
+N_EXPOSED = 5  # patients that the table names
+COUNTS = {
+    "real images trained on": ("n_train_images", "n_train_patients"),
+    "real images held out": ("n_heldout_images", "n_heldout_patients"),
+    "synthetic images sampled": ("n_sampled",),
+    "dropped by the filter": ("n_dropped",),
+    "kept": ("n_kept",),
+    "of these audited": ("n_audited",),
+}
+HEADER = ("figure", "value", "95 % interval", "safer", "honest", "p", "limit", "gate")
+STAYS = (
+    "This section stays at the site: it holds numbers of real images and names patients. A package holds the figures "
+    "and the gates' decisions alone. A leakage gate refuses where its value is beyond its limit and p, over relabelled "
+    "patients, is at most {level:.2g}: together they refuse an honest site with a probability of at most {family:g}."
+)
+
+
+def privacy_section(files: RunFiles) -> page.Html | None:
+    """Every site and fold that has been audited; None where none has."""
+    found = [(folder, read_mapping(folder.path / "audit.json")) for folder in files.stage_folders("audit")]
+    audits = [(folder, audit) for folder, audit in found if audit]
+    if not audits:
+        return None
+    return page.join(planted_part(files), *(_site(folder, audit) for folder, audit in audits))
+
+
+def _site(folder: StageFolder, audit: Mapping[str, Any]) -> page.Html:
+    gates = {gate["name"]: gate for gate in audit["gates"]}
+    failed = [gate for gate in gates.values() if not gate["passed"]]
+    tested = [gate["level"] for gate in gates.values() if gate["level"] is not None]
+    family = audit["familywise_level"]
+    of_patients = _exposures(folder.path / "exposure.csv")
+    caption = f"Site {folder.site}, fold {folder.fold}: synthetic images whose nearest training image is a patient's"
+    return page.join(
+        page.heading(f"Site {folder.site}, fold {folder.fold}"),
+        _verdict(audit["verdict"], failed),
+        page.note(STAYS.format(level=tested[0] if tested else family, family=family)),
+        page.table(["What", "Number"], [[name, _count(audit, keys)] for name, keys in COUNTS.items()]),
+        page.table(HEADER, _rows(audit["figures"], gates), text=True),
+        page.details(
+            "What they say", page.table(["figure", "what it says"], _meanings(audit["figures"], gates), text=True)
+        ),
+        page.table(["Patient", "images", "synthetic images nearest"], of_patients[:N_EXPOSED]),
+        page.picture(exposure_figure([int(row[2]) for row in of_patients]), caption) if of_patients else "",
+    )
+
+
+def _verdict(verdict: str, failed: Sequence[Mapping[str, Any]]) -> page.Html:
+    if not failed:
+        return page.paragraph("Every gate passed; the package was written.")
+    reasons = "; ".join(
+        f"{gate['name']}: {gate['reason']} (what would help: {gate['what_would_help']})" for gate in failed
+    )
+    said = (
+        "Refused: nothing leaves this site. " if verdict == "refused" else "The gates are not enforced; these failed. "
+    )
+    return page.element("div", said + reasons, "refused")
+
+
+def _count(audit: Mapping[str, Any], keys: Sequence[str]) -> str:
+    return f"{audit[keys[0]]} of {audit[keys[1]]} patients" if len(keys) > 1 else str(audit[keys[0]])
+
+
+def _rows(figures: Sequence[Mapping[str, Any]], gates: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Every figure with its gate, then the gates without a figure."""
+    named = {figure["name"] for figure in figures}
+    rows = [_figure_row(figure, gates.get(figure["name"])) for figure in figures]
+    for gate in gates.values():
+        if gate["name"] not in named:
+            value = _number(gate["value"])
+            rows.append([gate["name"], value, "", gate["safer"], "", "", *_decision(gate)])
+    return rows
+
+
+def _meanings(figures: Sequence[Mapping[str, Any]], gates: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """What each figure says, and why it or its gate could not be measured."""
+    says = {figure["name"]: figure["says"] for figure in figures}
+    reasons = {
+        gate["name"]: gate["reason"] for gate in gates.values() if gate["value"] is None or gate["name"] not in says
+    }
+    return [[name, " ".join(filter(None, (says.get(name), reasons.get(name))))] for name in {**says, **reasons}]
+
+
+def _figure_row(figure: Mapping[str, Any], gate: Mapping[str, Any] | None) -> list[str]:
+    decision = _decision(gate, figure["value"]) if gate else ["", "no gate"]
+    if figure["value"] is None:
+        return [figure["name"], "not measurable", "", figure["safer"], "", "", *decision]
+    interval = f"{_number(figure['low'])} to {_number(figure['high'])}"
+    measured = [_number(figure["value"]), interval, figure["safer"], _number(figure["baseline"]), _number(figure["p"])]
+    return [figure["name"], *measured, *decision]
+
+
+def _decision(gate: Mapping[str, Any], value: float | None = None) -> list[str]:
+    """Its limit and what it decided; where it judged another number than the figure's ``value``, that over honest."""
+    limit = f"{'≤' if gate['safer'] == 'lower' else '≥'} {gate['limit']:g}"
+    if gate["value"] is None:
+        return [limit, "not measurable"]
+    if value is not None and gate["value"] != value:
+        limit += " over honest"
+    return [limit, "passed" if gate["passed"] else page.element("span", "FAILED", "failed")]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else format_number(value)
+
+
+def _exposures(path: Path) -> list[list[str]]:
+    """Patient, images, nearest synthetic images; most exposed first, as the file has them."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as stream:
+        return [[row["patient"], row["n_images"], row["n_nearest"]] for row in csv.DictReader(stream)]

@@ -1,0 +1,144 @@
+"""How much likelier the training images are than held-out ones under a mixture centred at the generated images.
+
+Feature likelihood divergence (Jiralerspong et al. 2023, arXiv 2302.04440): a generated image that copies a training
+image gets a variance near 0, and the likelihood of that training image, and of no other, becomes huge.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from common.bootstrap import percentile_interval
+from common.errors import InputError
+from common.resampling import N_RESAMPLES, bootstrap_weights
+from common.seeds import derive_seed
+from memorization.leakage.evidence import Evidence, Figure
+from memorization.leakage.relabelled import EXCHANGEABLE, p_over_patients, pool_of, squared_distances
+
+N_STEPS, STEP_SIZE = 50, 0.5  # of Adam, as in the authors' package fld
+DECAYS, DIVISOR_OFFSET = (0.9, 0.999), 1e-8
+ORIGIN_SHARE = 0.1  # how far the component that keeps lone training images likely is pulled towards them
+LOG_VARIANCES = (-40.0, 20.0)
+MAX_CENTRES = 10_000
+N_REFITS, REFIT_STEPS, REFIT_CENTRES = 199, 10, 500  # of p: every relabelling fits anew; p is at least 1 / 200
+
+
+def likelihood_gap_figure(evidence: Evidence) -> Figure:
+    """100 (NLL of T - NLL of H) / d with features standardised on T; interval over resampled patients, mixture kept."""
+    train, heldout, generated = _standardised(evidence)
+    log_variances = fit_log_variances(generated, train)
+    of_train, of_heldout = (
+        negative_log_likelihoods(side, generated, log_variances) / side.shape[1] for side in (train, heldout)
+    )
+    seed = derive_seed(evidence.seed, "likelihood")
+    value = 100 * float(of_train.mean() - of_heldout.mean())
+    resampled = 100 * (
+        _weighted_means(of_train, bootstrap_weights(evidence.train_patients, N_RESAMPLES, derive_seed(seed, "train")))
+        - _weighted_means(
+            of_heldout, bootstrap_weights(evidence.heldout_patients, N_RESAMPLES, derive_seed(seed, "heldout"))
+        )
+    )
+    low, high = percentile_interval(resampled, value)
+    p = _p_over_patients(evidence)
+    return Figure(value, low, high, interval="bootstrap over patients, mixture kept", p=p, test=EXCHANGEABLE)
+
+
+def _p_over_patients(evidence: Evidence) -> float:
+    """Of the gap with features standardised on all real images, and a short fit that every labelling has anew."""
+    pool = pool_of(evidence)
+    spread = pool.real.std(axis=0, ddof=1)
+    used = spread > 0
+    real = (pool.real - pool.real.mean(axis=0))[:, used] / spread[used]
+    generated = (pool.generated - pool.real.mean(axis=0))[:, used] / spread[used]
+    seed = derive_seed(evidence.seed, "likelihood")
+    if len(generated) > REFIT_CENTRES:
+        rng = np.random.default_rng(derive_seed(seed, "refitted centres"))
+        generated = generated[rng.choice(len(generated), REFIT_CENTRES, replace=False)]
+    squared, dimension = squared_distances(real, generated), real.shape[1]
+
+    def statistic(in_train: np.ndarray) -> float:
+        to_mean = _pulled_to_mean(real[in_train])
+        log_variances = _fit(squared[in_train], to_mean, dimension, REFIT_STEPS)
+        of_train, of_heldout = (
+            _of_distances(squared[side], log_variances, dimension).mean() for side in (in_train, ~in_train)
+        )
+        return float(of_train - of_heldout)
+
+    return p_over_patients(pool, statistic, seed, N_REFITS)
+
+
+def fit_log_variances(centres: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Log variances (m,) of isotropic Gaussians at ``centres`` (m, d) that make ``images`` (n, d) likely.
+
+    50 steps of Adam from the variance that suits the nearest image, with a component at the images' mean beside them
+    during the fit, as in the package fld.
+    """
+    return _fit(squared_distances(images, centres), _pulled_to_mean(images), images.shape[1], N_STEPS)
+
+
+def _pulled_to_mean(images: np.ndarray) -> np.ndarray:
+    """Squared distances (n, 1) to the component at the images' mean."""
+    return np.asarray((1 - ORIGIN_SHARE) ** 2 * np.square(images - images.mean(axis=0)).sum(axis=1, keepdims=True))
+
+
+def _fit(squared: np.ndarray, to_mean: np.ndarray, dimension: int, n_steps: int) -> np.ndarray:
+    n_centres = squared.shape[1]
+    distances = np.concatenate([squared, to_mean], axis=1)
+    offsets = np.append(np.full(n_centres, -np.log(n_centres)), 0.0)
+    parameters = np.append(np.log((squared.min(axis=0) + 1e-3) / dimension), 0.0)
+    first, second = np.zeros_like(parameters), np.zeros_like(parameters)
+    for step in range(1, n_steps + 1):
+        gradient = _gradient(distances, parameters, offsets, dimension)
+        first = DECAYS[0] * first + (1 - DECAYS[0]) * gradient
+        second = DECAYS[1] * second + (1 - DECAYS[1]) * gradient**2
+        root = np.sqrt(second / (1 - DECAYS[1] ** step)) + DIVISOR_OFFSET
+        parameters = parameters - STEP_SIZE * first / (1 - DECAYS[0] ** step) / root
+        parameters[:-1] = np.clip(parameters[:-1], *LOG_VARIANCES)
+    return np.asarray(parameters[:-1])
+
+
+def negative_log_likelihoods(images: np.ndarray, centres: np.ndarray, log_variances: np.ndarray) -> np.ndarray:
+    """Of each image (n, d) under equally weighted isotropic Gaussians at ``centres`` (m, d); (n,), nats."""
+    return _of_distances(squared_distances(images, centres), log_variances, images.shape[1])
+
+
+def _of_distances(squared: np.ndarray, log_variances: np.ndarray, dimension: int) -> np.ndarray:
+    from scipy.special import logsumexp
+
+    densities = _log_densities(squared, log_variances, dimension)
+    return np.asarray(np.log(len(log_variances)) - logsumexp(densities, axis=1))
+
+
+def _log_densities(squared: np.ndarray, log_variances: np.ndarray, dimension: int) -> np.ndarray:
+    return np.asarray(-squared / (2 * np.exp(log_variances)) - dimension / 2 * (log_variances + np.log(2 * np.pi)))
+
+
+def _gradient(squared: np.ndarray, log_variances: np.ndarray, offsets: np.ndarray, dimension: int) -> np.ndarray:
+    """Of the mean negative log likelihood per dimension by each log variance."""
+    from scipy.special import softmax
+
+    responsibilities = softmax(_log_densities(squared, log_variances, dimension) + offsets, axis=1)
+    slopes = squared / (2 * np.exp(log_variances)) - dimension / 2
+    return np.asarray(-(responsibilities * slopes).mean(axis=0) / dimension)
+
+
+def _standardised(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Zero mean and unit variance over the training images; features that are constant there are left out."""
+    train = np.asarray(evidence.train, np.float64)
+    spread = train.std(axis=0, ddof=1)
+    used = spread > 0
+    if not used.any():
+        raise InputError("all training images have the same features", where="leakage, FLD", fix="check the embedder")
+    generated = evidence.generated
+    if len(generated) > MAX_CENTRES:
+        rng = np.random.default_rng(derive_seed(evidence.seed, "likelihood", "centres"))
+        generated = generated[rng.choice(len(generated), MAX_CENTRES, replace=False)]
+    centre = train.mean(axis=0)
+    of_train, of_heldout, of_generated = (
+        (np.asarray(side, np.float64) - centre)[:, used] / spread[used] for side in (train, evidence.heldout, generated)
+    )
+    return of_train, of_heldout, of_generated
+
+
+def _weighted_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return np.asarray((weights @ values) / weights.sum(axis=1))

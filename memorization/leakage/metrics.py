@@ -1,0 +1,178 @@
+"""The measures of leakage as one table, of which reports and docs/leakage.md are made."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from common.errors import InputError
+from memorization.leakage.adversarial_accuracy import privacy_loss_figure
+from memorization.leakage.authenticity import authenticity_figure
+from memorization.leakage.closest_records import closest_record_figure
+from memorization.leakage.copying import copying_figure
+from memorization.leakage.evidence import Evidence, Figure
+from memorization.leakage.exposure import exposure_figure
+from memorization.leakage.generalization import frechet_gap_figure
+from memorization.leakage.likelihood import likelihood_gap_figure
+from memorization.leakage.membership import membership_figure, true_positive_figure
+
+INFINITY = math.inf
+COLUMNS = ("figure", "what it says", "safer", "bounds", "honest", "formula", "what it cannot say")
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    """Why a figure could not be measured, and the way out."""
+
+    reason: str
+    what_would_help: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measure of leakage; ``ideal`` is what an honest generator gives, NaN where it depends on the data."""
+
+    name: str
+    says: str
+    direction: str  # of the safer values: "higher" or "lower"
+    lower: float
+    upper: float
+    ideal: float
+    source: str
+    cannot_say: str
+    measure: Callable[[Evidence], Figure]
+
+
+METRICS = (
+    Metric(
+        "largest exposure",
+        "Share of generated images whose nearest training image is of one and the same patient, the largest of all.",
+        "lower",
+        0.0,
+        1.0,
+        math.nan,
+        "count; honest is about the patient's share of the training images",
+        "Images in the middle of the data are near to much without being copied.",
+        exposure_figure,
+    ),
+    Metric(
+        "closest-record share",
+        "Share of generated images nearer to a training image than to as many images of other patients.",
+        "lower",
+        0.0,
+        1.0,
+        0.5,
+        "SDMetrics, DCROverfittingProtection",
+        "A few copies among thousands of images hardly move it.",
+        closest_record_figure,
+    ),
+    Metric(
+        "AuthPct",
+        "Percentage of generated images farther from their nearest training image than that is from any other.",
+        "higher",
+        0.0,
+        100.0,
+        50.0,
+        "Alaa et al. 2022, eq. 7",
+        "50 holds in many dimensions, fewer give less; patients with near-duplicate images hide copies.",
+        authenticity_figure,
+    ),
+    Metric(
+        "C_T",
+        "Standard errors by which generated images are farther from the training images than held-out ones are.",
+        "higher",
+        -INFINITY,
+        INFINITY,
+        0.0,
+        "Meehan et al. 2020, as in dgm-eval",
+        "Poor images raise it and can hide copies; it grows with the number of images.",
+        copying_figure,
+    ),
+    Metric(
+        "Fréchet gap",
+        "How much nearer the generated distribution is to the training images than to held-out ones.",
+        "lower",
+        -INFINITY,
+        INFINITY,
+        0.0,
+        "Heusel et al. 2017, held-out minus training",
+        "Means and covariances only: copies of a diverse half go unseen.",
+        frechet_gap_figure,
+    ),
+    Metric(
+        "FLD gap",
+        "How much less likely held-out images are than training images under a mixture centred at generated images.",
+        "higher",
+        -INFINITY,
+        INFINITY,
+        0.0,
+        "Jiralerspong et al. 2023, 100 (NLL train - NLL held-out) / dimension",
+        "Its variances are fitted to the training images, so that an honest generator is a little below 0.",
+        likelihood_gap_figure,
+    ),
+    Metric(
+        "NNAA privacy loss",
+        "How much better generated images are told from held-out images than from training images.",
+        "lower",
+        -1.0,
+        1.0,
+        0.0,
+        "Yale et al. 2020, NNAA(H, G) - NNAA(T, G)",
+        "An image and its near-duplicate of the same patient look like a copy each.",
+        privacy_loss_figure,
+    ),
+    Metric(
+        "membership AUC",
+        "Area under the curve of the best membership attack, minus that between two parts of the members.",
+        "lower",
+        -1.0,
+        1.0,
+        0.0,
+        "GAN-Leaks, Monte Carlo, DOMIAS, LOGAN; control: member against member",
+        "A stronger attack may exist; an average over patients hides the few who are exposed.",
+        membership_figure,
+    ),
+    Metric(
+        "membership TPR",
+        "Share of members the best attack finds at 1 % false alarms, minus that between two parts of the members.",
+        "lower",
+        -1.0,
+        1.0,
+        0.0,
+        "Carlini et al. 2022, same attacks and control",
+        "Below 100 held-out images 1 % means not one false alarm, and the interval is wide.",
+        true_positive_figure,
+    ),
+)
+
+
+def measure_leakage(evidence: Evidence) -> dict[str, Figure]:
+    """Every figure of the table by its name."""
+    return {metric.name: metric.measure(evidence) for metric in METRICS}
+
+
+def measure_each(evidence: Evidence) -> dict[str, Figure | Unmeasured]:
+    """As ``measure_leakage``; a figure that this evidence does not carry says why."""
+    return {metric.name: _measure(metric, evidence) for metric in METRICS}
+
+
+def _measure(metric: Metric, evidence: Evidence) -> Figure | Unmeasured:
+    try:
+        return metric.measure(evidence)
+    except InputError as error:
+        return Unmeasured(error.problem, error.fix)
+
+
+def markdown_table() -> str:
+    """The table as docs/leakage.md shows it."""
+    rows = [COLUMNS, ("---",) * len(COLUMNS)]
+    for metric in METRICS:
+        bounds = f"{_number(metric.lower)} to {_number(metric.upper)}"
+        honest = "depends" if math.isnan(metric.ideal) else _number(metric.ideal)
+        rows.append((metric.name, metric.says, metric.direction, bounds, honest, metric.source, metric.cannot_say))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _number(value: float) -> str:
+    return f"{value:g}".replace("inf", "∞")

@@ -1,0 +1,1 @@
+"""Copies that are planted on purpose: how many of them a filter finds."""

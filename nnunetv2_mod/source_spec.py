@@ -1,0 +1,156 @@
+"""How a training's samples become files of the source's kind: from the plan, the raw images and dataset.json.
+
+CT is normalised by statistics of the dataset, which the plan holds: the way back is exact within the clipping. A
+z-score has its mean and deviation from each image, so what is generated gets those of the median training image; they
+are computed from the raw files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from common.errors import InputError
+from nnunetv2_mod.output_spec import MAX_LABEL, NATURAL_ENDINGS, SOURCE, VOLUME_ENDINGS, ChannelFacts, Facts, Restored
+from nnunetv2_mod.raw_intensities import RawImages, read_raw_images
+
+if TYPE_CHECKING:
+    from common.spatial_plan import SpatialPlan
+    from nnunetv2_mod.nnunet_folder import NnunetDataset
+
+log = logging.getLogger(__name__)
+
+SMALLEST_STD = 1e-8  # nnU-Net's, for constant images
+RGB_NAMES = ({"r", "g", "b"}, {"red", "green", "blue"})
+CT, Z_SCORE, NONE, RESCALED, RGB = (f"{name}Normalization" for name in ("CT", "ZScore", "No", "RescaleTo01", "RGBTo01"))
+UNKNOWN_SPACING_MM = 1.0
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Source:
+    """How samples become files of the source's kind."""
+
+    restored: tuple[Restored, ...]  # one a channel
+    dtype: str
+    file_axes: int
+    rgb: bool
+
+
+def check_dataset_json(dataset: NnunetDataset, n_channels: int) -> None:
+    """InputError unless it names the channels, labels and file ending as nnU-Net v2 does."""
+    described, where = dataset.dataset_json, dataset.preprocessed / "dataset.json"
+    names, labels = described.get("channel_names"), described.get("labels")
+    checks = [
+        ("channel_names", isinstance(names, dict) and {str(i) for i in range(n_channels)} <= set(names)),
+        ("labels", isinstance(labels, dict) and all(map(_is_label, labels.values()))),
+        ("file_ending", described.get("file_ending") in (*NATURAL_ENDINGS, *VOLUME_ENDINGS)),
+    ]
+    for key, valid in checks:
+        if not valid:
+            problem = f"{key} is {described.get(key)!r} for images of {n_channels} channels"
+            raise InputError(problem, where=where, fix="write dataset.json as nnU-Net v2 asks, then preprocess again")
+
+
+def _is_label(value: Any) -> bool:
+    ids = value if isinstance(value, list) else [value]
+    return all(type(number) is int and 0 <= number <= MAX_LABEL for number in ids)
+
+
+def source_of(dataset: NnunetDataset, plan: SpatialPlan, cases: Sequence[str]) -> Source:
+    """The way back to the source's values and files, from the plan and the raw images of the training ``cases``.
+
+    Without raw images it is as near as the plan leads, with a warning where that is not all the way.
+
+    Raises:
+        InputError: raw images that are unreadable, or with other channels than the plan.
+    """
+    n_channels = len(plan.normalization_schemes)
+    ending = str(dataset.dataset_json["file_ending"])
+    raw = read_raw_images(dataset, plan, cases)
+    restored = tuple(restored_channel(plan, channel, raw, ending) for channel in range(n_channels))
+    unknown = [channel for channel, one in enumerate(restored) if one.space != SOURCE]
+    if unknown:
+        log.warning(
+            "channels %s of %s are generated in normalised values: the raw images that %s would need are not there",
+            unknown,
+            dataset.name,
+            plan.normalization_schemes[unknown[0]],
+        )
+    if raw is not None:
+        return Source(restored, raw.dtype, raw.file_axes, raw.rgb)
+    natural = ending in NATURAL_ENDINGS
+    names = {str(name).casefold() for name in dataset.dataset_json["channel_names"].values()}
+    rgb = natural and n_channels == 3 and (set(plan.normalization_schemes) == {RGB} or names in RGB_NAMES)
+    return Source(restored, "uint8" if natural else "float32", 2 if natural else 3, rgb)
+
+
+def restored_channel(plan: SpatialPlan, channel: int, raw: RawImages | None, ending: str) -> Restored:
+    """How ``channel`` is restored; ``raw`` is None where there are no raw images."""
+    scheme, intensity = plan.normalization_schemes[channel], plan.intensity[channel]
+    bounds = Restored()
+    if raw is not None and not raw.negative[channel]:
+        bounds = Restored(lower=0.0)
+    if scheme == CT and intensity:
+        scale = max(float(intensity["std"]), SMALLEST_STD)
+        lower, upper = float(intensity["percentile_00_5"]), float(intensity["percentile_99_5"])
+        return Restored(SOURCE, scale, float(intensity["mean"]), lower, upper)
+    if scheme == NONE:
+        return replace(bounds, space=SOURCE)
+    if scheme == RGB or (scheme == RESCALED and raw is None and ending in NATURAL_ENDINGS):
+        return Restored(SOURCE, 255.0, 0.0, 0.0, 255.0)
+    if raw is not None and scheme == Z_SCORE:
+        scale = max(float(raw.std[channel]), SMALLEST_STD)
+        return replace(bounds, space=SOURCE, scale=scale, offset=float(raw.mean[channel]))
+    if raw is not None and scheme == RESCALED:
+        low, high = float(raw.low[channel]), float(raw.high[channel])
+        return replace(bounds, space=SOURCE, scale=max(high - low, SMALLEST_STD), offset=low)
+    return Restored()
+
+
+def facts_of(
+    dataset: NnunetDataset,
+    plan: SpatialPlan,
+    source: Source,
+    windows: Sequence[tuple[float, float]],
+    channels: Sequence[int],
+) -> Facts:
+    """All that samples are written with.
+
+    Args:
+        windows: the normalised values that become -1 and 1, one for each of ``channels``.
+        channels: those of the files that are generated.
+    """
+    described = dataset.dataset_json
+    names, labels = described["channel_names"], described["labels"]
+    order = described.get("regions_class_order")
+    return Facts(
+        channels=tuple(
+            ChannelFacts(str(names[str(channel)]), low, high, source.restored[channel])
+            for channel, (low, high) in zip(channels, windows, strict=True)
+        ),
+        spacing_mm=_spacing_of_axes(dataset, plan),
+        transpose_backward=_three(int(axis) for axis in plan.transpose_backward),
+        file_ending=str(described["file_ending"]),
+        file_axes=source.file_axes,
+        dtype=source.dtype,
+        rgb=source.rgb and len(channels) == 3,
+        labels={str(name): tuple(ids) if isinstance(ids, list) else int(ids) for name, ids in labels.items()},
+        regions_class_order=None if order is None else tuple(order),
+    )
+
+
+def _spacing_of_axes(dataset: NnunetDataset, plan: SpatialPlan) -> tuple[float, float, float]:
+    """(Z, Y, X) in mm; a 2D plan does not say how far apart slices are, the median of the dataset does."""
+    spacing = [float(mm) for mm in plan.spacing_mm]
+    if len(spacing) == 2:
+        median = dataset.plans.get("original_median_spacing_after_transp", [UNKNOWN_SPACING_MM])
+        spacing = [float(median[0]), *spacing]
+    return _three(spacing)
+
+
+def _three(values: Iterable[T]) -> tuple[T, T, T]:
+    first, second, third = values
+    return first, second, third

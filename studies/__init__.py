@@ -1,0 +1,1 @@
+"""Commands that measure the method itself. They use every room; no room imports them."""

@@ -1,0 +1,182 @@
+"""How good a generator is on few real images: ``python -m studies.generator_study --config-name=cxr_hannover ...``.
+
+The patients of all sites are cut into two halves. The generator trains on one, and a fifth of that half's patients are
+kept for the choice of its snapshot; the other half is seen by nothing but the scores. Its distance to the training half
+is what two honest samples of the same source have between them, so a generator is stated as a multiple of it, beside
+the distance of its samples to the nearest training image: a copier would have a multiple of 1.
+
+The network of the nnU-Net plan is set beside others of equal kimg: where the plan is the standard square one (strides
+2, kernels 3x3), it is the control, and an uneven plan is what it is the control of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.files import read_json, write_json
+from common.image_set import ImageSet
+from common.plan import Plan
+from common.seeds import derive_seed
+from dataset.images import limit_size, read_image
+from dataset.slices import SliceCase, build_slices, case_of_image
+from dataset.source import Case, load_cases
+from features.fidelity import Estimate, frechet_distance, frechet_interval, kernel_interval
+from features.fidelity_monitor import FeatureGauge
+from gan.square import square_plan
+from generators.registry import find_generator
+from pipeline.config import ExperimentConfig
+from pipeline.entry import compose_experiment
+from studies.study_site import StudySite
+from training.gauge import NEAREST_TRAIN
+
+log = logging.getLogger(__name__)
+
+CHOICE_SHARE = 0.2  # of the training half's patients, for the choice of the snapshot
+N_SUBSETS = 20  # of the samples, each as large as the training half: the Fréchet distance depends on the number
+RESULT = "study.json"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, score, print; every training resumes, and one that is done is not repeated."""
+    parser = argparse.ArgumentParser(prog="python -m studies.generator_study", description=__doc__)
+    parser.add_argument("--config-name", required=True, help="an experiment of config/nnunet")
+    parser.add_argument("--size-px", type=int, default=64, help="side of the square images, a power of two")
+    parser.add_argument("--plan", choices=tuple(PLANS), action="append", help="may be repeated; default: all")
+    parser.add_argument("--n-seeds", type=int, default=1, help="each with halves of its own")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("overrides", nargs="*", help="of the experiment, as on the command line of run_nnunet.py")
+    chosen = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    config = compose_experiment(chosen.config_name, chosen.overrides)
+    images = load_images(load_cases(config.source, config.data_dir), square_plan(chosen.size_px))
+    rows = []
+    for seed in range(chosen.n_seeds):
+        halves = cut_in_halves(images, seed)
+        for plan in chosen.plan or PLANS:
+            out = chosen.out / f"{plan}_{seed}"
+            rows.append({"plan": plan, "seed": seed, **study(config, halves, plan, out, seed, chosen.device)})
+            write_json(chosen.out / RESULT, {"rows": rows})
+    for line in format_rows(rows):
+        sys.stdout.write(f"{line}\n")
+    return 0
+
+
+def uneven_plan(size_px: int) -> Plan:
+    """The same down to 8 x 8; then rows alone are halved, and the kernel there spans rows alone."""
+    square = square_plan(size_px)
+    return Plan(
+        **{
+            **vars(square),
+            "strides": (*square.strides[:-1], (2, 1)),
+            "kernel_sizes": (*square.kernel_sizes[:-1], (3, 1)),
+        }
+    )
+
+
+PLANS = {"square": square_plan, "uneven": uneven_plan}
+
+
+def load_images(cases: Sequence[Case], plan: Plan) -> ImageSet:
+    """All cases as images of the plan's patch size."""
+
+    def slice_of(case: Case) -> SliceCase:
+        array = read_image(case.image).array
+        shrunk, _ = limit_size(array, np.zeros(array.shape[1:], np.uint8), max(plan.patch_size_px))
+        return case_of_image(case.case_id, case.patient, "train", shrunk)
+
+    return build_slices([slice_of(case) for case in cases], plan)
+
+
+def cut_in_halves(images: ImageSet, seed: int) -> StudySite:
+    """Patients at random to the two halves, and a fifth of the first to the choice of the snapshot."""
+    patients = sorted({entry.patient for entry in images.entries})
+    np.random.default_rng(derive_seed(seed, "halves")).shuffle(patients)
+    first, second = patients[: len(patients) // 2], patients[len(patients) // 2 :]
+    n_choice = max(2, round(CHOICE_SHARE * len(first)))
+    return StudySite(*(_of_patients(images, group) for group in (first[n_choice:], first[:n_choice], second)))
+
+
+def _of_patients(images: ImageSet, patients: Sequence[str]) -> ImageSet:
+    return images.subset([i for i, entry in enumerate(images.entries) if entry.patient in patients])
+
+
+def study(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, seed: int, device: str) -> dict[str, Any]:
+    """Train one generator in ``out`` and score it."""
+    train_on_half(config, halves, plan, out, seed, device)
+    n_images = len(halves.own)
+    seeds = [derive_seed(seed, "study", index) for index in range(N_SUBSETS * n_images)]
+    samples = find_generator(config.generator.name).sample(out, seeds, None, device, _say_progress)
+    return score(halves, samples, seed, device) | {"card": read_json(out / "card.json")}
+
+
+def train_on_half(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, seed: int, device: str) -> None:
+    """Train the experiment's generator in ``out``, its snapshot chosen by the patients kept for that."""
+    generator, settings = find_generator(config.generator.name), dict(config.generator.settings)
+    gauge = FeatureGauge(halves.trained_on, halves.beside, seed, device, generator.sees_mirrored(settings))
+    kimg = None if config.train.gan.kimg == "auto" else float(config.train.gan.kimg)
+    size_px = halves.trained_on.images.shape[-1]
+    generator.train(
+        halves.trained_on.images, PLANS[plan](size_px), kimg, settings, out, seed, device, _say_progress, gauge
+    )
+
+
+def _say_progress(done: float, total: float, unit: str) -> None:
+    log.debug("%g of %g %s", done, total, unit)
+
+
+def score(halves: StudySite, samples: np.ndarray, seed: int, device: str) -> dict[str, Any]:
+    """Distances of samples and of the training half to the unseen half, and of samples to training images."""
+    gauge = FeatureGauge(halves.trained_on, halves.unseen, seed, device)
+    owners = [entry.patient for entry in halves.unseen.entries]
+    unseen, first, features = (gauge.embed(x) for x in (halves.unseen.images, halves.own.images, samples))
+    subsets = np.array_split(features, N_SUBSETS)
+    real, distances = frechet_distance(first, unseen), [frechet_distance(subset, unseen) for subset in subsets]
+    return {
+        "n_images": {"training": len(halves.trained_on), "choice": len(halves.beside), "unseen": len(halves.unseen)},
+        "frechet_halves": _numbers(frechet_interval(first, unseen, seed, owners_b=owners)),
+        "frechet_samples": _numbers(frechet_interval(subsets[0], unseen, seed, owners_b=owners)),
+        "multiples": [distance / real for distance in distances],
+        "kernel_halves": _numbers(kernel_interval(first, unseen, seed, owners_b=owners)),
+        "kernel_samples": _numbers(kernel_interval(features, unseen, seed, owners_b=owners)),
+        NEAREST_TRAIN: gauge.measure(samples, gauge.n_references)[NEAREST_TRAIN],
+    }
+
+
+def _numbers(estimate: Estimate) -> list[float]:
+    return [estimate.value, estimate.low, estimate.high]
+
+
+def format_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A markdown table."""
+    lines = [
+        "| plan | seed | Fréchet: halves | samples | multiple (of 20 subsets) | kernel: halves | samples | nearest |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        low, high = min(row["multiples"]), max(row["multiples"])
+        cells = (
+            *(row["plan"], row["seed"]),
+            *(_with_interval(row[name], 1) for name in ("frechet_halves", "frechet_samples")),
+            f"{np.mean(row['multiples']):.2f} ({low:.2f} to {high:.2f})",
+            *(_with_interval(row[name], 3) for name in ("kernel_halves", "kernel_samples")),
+            f"{row[NEAREST_TRAIN]:.2f}",
+        )
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return lines
+
+
+def _with_interval(numbers: Sequence[float], n_digits: int) -> str:
+    value, low, high = (f"{number:.{n_digits}f}" for number in numbers)
+    return f"{value} [{low}, {high}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""Stages on Ray: sites stay on their own nodes, dead workers are retried, what is not there is refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.tiny_experiment import deterministic, manifests, run_tiny
+
+from common.errors import InputError
+from engine.executors import RayExecutor, build_executor
+from engine.graph import Graph, Resources, Stage
+from engine.run import run_graph
+from engine.run_stage import StageContext
+from engine.store import Store, stage_digests
+from pipeline.config import ClusterConfig
+
+
+def die_once(context: StageContext) -> None:
+    """Take the worker down on the first attempt."""
+    marker = Path(context.stage.environment["marker"])
+    if not marker.exists():
+        marker.write_text("died")
+        os._exit(1)
+    (context.out / "result.txt").write_text("second attempt")
+
+
+def fail(context: StageContext) -> None:
+    """An error of the stage's own, which no retry mends."""
+    path = Path(context.stage.environment["marker"])
+    path.write_text(path.read_text() + "x" if path.exists() else "x")
+    raise ValueError("the lesion is not there")
+
+
+def stage(name: str, function: str, marker: Path, **fields) -> Stage:
+    environment = {"marker": str(marker)}
+    return Stage(name, 0, "A", f"test_ray:{function}", {}, {}, environment=environment, **fields)
+
+
+def graph_of(*stages: Stage) -> Graph:
+    return Graph({one.id: one for one in stages})
+
+
+@pytest.fixture
+def executor(two_nodes: str) -> Iterator[RayExecutor]:
+    built = build_executor(ClusterConfig(pin_sites=True), two_nodes)
+    assert isinstance(built, RayExecutor)
+    yield built
+    built.close()
+
+
+def test_pinned_sites_private_stages_run_on_their_own_node_only(two_nodes: str, tiny_run: Path, tmp_path) -> None:
+    ended = run_tiny("cluster=local", "cluster.pin_sites=true", f"general.ray_address={two_nodes}", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    written = manifests(tmp_path / "runs" / "tiny")
+    nodes = {site: {m["run"]["node"] for m in written.values() if m["private_to"] == site} for site in "AB"}
+    assert len(nodes["A"]) == len(nodes["B"]) == 1 and nodes["A"] != nodes["B"]
+    private = {(m["stage"], m["private_to"]) for m in written.values() if m["private_to"]}
+    assert {("prepare", "A"), ("generator", "B"), ("segment_real", "A"), ("finetune", "B")} <= private
+    inline = manifests(tiny_run)
+    for name in inline:  # where a stage runs is no part of what it makes
+        assert deterministic(written[name]) == deterministic(inline[name]), name
+
+
+def test_a_dead_worker_is_retried_and_an_error_is_not(executor: RayExecutor, tmp_path: Path) -> None:
+    dying = stage("dying", "die_once", tmp_path / "died")
+    failing = stage("failing", "fail", tmp_path / "failed")
+    graph = graph_of(dying, failing)
+    result = run_graph(graph, Store(tmp_path / "run"), stage_digests(graph, {}), (), executor)
+    assert result.finished == (dying.id,)
+    assert (tmp_path / "run" / dying.id / "result.txt").read_text() == "second attempt"
+    (outcome,) = result.failed
+    assert outcome.stage_id == failing.id and "the lesion is not there" in str(outcome.error)
+    assert (tmp_path / "failed").read_text() == "x"
+    assert "ValueError: the lesion is not there" in Path(outcome.log).read_text()
+
+
+def test_a_gpu_that_no_node_has_is_refused_instead_of_waited_for(executor: RayExecutor, tmp_path: Path) -> None:
+    graph = graph_of(stage("training", "fail", tmp_path, resources=Resources(1, 1)))
+    with pytest.raises(InputError, match="asks for 1 GPU, and there are 0"):
+        run_graph(graph, Store(tmp_path), stage_digests(graph, {}), (), executor)
+
+
+def test_a_site_that_no_node_carries_is_refused(executor: RayExecutor, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="site:C"):
+        executor.check(graph_of(stage("prepare", "fail", tmp_path, private_to="C")))

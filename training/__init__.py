@@ -1,0 +1,1 @@
+"""What every generator's training shares: processes, snapshots, checkpoints, events, pictures, cards."""

@@ -1,0 +1,211 @@
+"""The processes of one training: the leader, which is the calling process, and its followers, which it starts.
+
+Two connections: one for the sums of a step, in which no process waits long for another, and one over which followers
+wait for the leader for as long as it gauges and writes. A process that ends breaks both.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import distributed
+
+from training.batch_shard import ALONE, ProcessLostError, Share, answered
+
+T = TypeVar("T")
+Follow = Callable[..., None]
+
+log = logging.getLogger(__name__)
+
+STEP_TIMEOUT = timedelta(minutes=10)  # for the others to join, or to come to the same sum
+MEETING_TIMEOUT = timedelta(days=7)  # a gauge may take long; a process that died is noticed without it
+END_S = 30  # for a process to end once its work is over
+JOINING = "joining"  # a follower's first report; the last is DONE, or why it failed
+DONE = "done"
+
+
+def run_together(
+    n_processes: int,
+    rendezvous: Path,
+    device: str,
+    lead: Callable[[Share, str], T],
+    follow: Follow,
+    *arguments: Any,
+) -> T:
+    """Call ``lead(share, device)`` here and ``follow(share, device, *arguments)`` in ``n_processes - 1`` processes.
+
+    Args:
+        rendezvous: a path where nothing is, through which the processes find each other; removed in the end.
+        device: ``cpu``, or ``cuda``: process i then has the i-th card.
+        follow: a function of a module, called with arguments that can be pickled.
+
+    Returns:
+        What ``lead`` returns. If it raises, the followers are ended.
+
+    Raises:
+        RuntimeError: a follower failed or was killed; the message says which and why.
+    """
+    if n_processes == 1:
+        return lead(ALONE, device)
+    rendezvous.parent.mkdir(parents=True, exist_ok=True)
+    followers = _Followers(n_processes)
+    try:
+        followers.start(rendezvous, device, follow, arguments)
+        own_device = _take_device(0, device)
+        with _connected(0, n_processes, rendezvous, device) as share:
+            result = lead(share, own_device)
+            share.meet()
+        followers.join()
+        return result
+    except ProcessLostError as error:
+        raise RuntimeError(followers.why_lost() or str(error)) from error
+    finally:
+        followers.end()
+        rendezvous.unlink(missing_ok=True)
+
+
+class _Followers:
+    """The leader's side: starts the others, hears how each ends, and leaves none behind."""
+
+    def __init__(self, n_processes: int) -> None:
+        self.n_processes = n_processes
+        self._processes: dict[connection.Connection, multiprocessing.process.BaseProcess] = {}  # by what it reports to
+        self._lost: str | None = None
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._is_over = threading.Event()
+
+    def start(self, rendezvous: Path, device: str, follow: Follow, arguments: Sequence[Any]) -> None:
+        """Return when all are about to join: until then one that fails would be waited for in vain.
+
+        Raises:
+            ProcessLostError: one ended before.
+        """
+        context = multiprocessing.get_context("spawn")  # CUDA cannot be used after a fork
+        for rank in range(1, self.n_processes):
+            reader, writer = context.Pipe(duplex=False)
+            place = (rank, self.n_processes, rendezvous, device, torch.get_num_threads())
+            process = context.Process(
+                target=_follow, args=(writer, place, follow, arguments), name=f"process {rank}", daemon=True
+            )
+            process.start()
+            writer.close()  # the follower's is then the only one, and its end closes it
+            self._processes[reader] = process
+        for reader in self._processes:
+            if (report := self._hear(reader)) != JOINING:
+                self._lost = report
+                raise ProcessLostError(report)
+        self._watcher.start()
+
+    def why_lost(self) -> str | None:
+        """Which of them failed and why, where one did."""
+        if self._watcher.is_alive():
+            self._watcher.join(END_S)
+        return self._lost
+
+    def join(self) -> None:
+        """Let them close their side, after all of them met for the last time."""
+        for process in self._processes.values():
+            process.join(END_S)
+
+    def end(self) -> None:
+        """Kill those that still run: whatever ended the leader, they have nothing left to do."""
+        self._is_over.set()
+        for process in self._processes.values():
+            process.kill()
+            process.join()
+
+    def _watch(self) -> None:
+        """One that fails breaks the connection, also where the cards would wait for each other for ever."""
+        running = list(self._processes)
+        while running:
+            for reader in connection.wait(running):
+                assert isinstance(reader, connection.Connection)
+                running.remove(reader)
+                if (report := self._hear(reader)) != DONE and not self._is_over.is_set():
+                    self._lost = report
+                    log.error(report)
+                    group = distributed.group.WORLD
+                    if group is not None:
+                        group.abort()
+                    return
+
+    def _hear(self, reader: connection.Connection) -> str:
+        process = self._processes[reader]
+        try:
+            report = str(reader.recv())
+        except EOFError:
+            process.join(END_S)
+            report = f"ended with exit code {process.exitcode}"
+        if report in (JOINING, DONE):
+            return report
+        return f"{process.name} of a training of {self.n_processes} failed: {report}"
+
+
+Place = tuple[int, int, Path, str, int]  # rank, number of processes, rendezvous, device, threads
+
+
+def _follow(reports: connection.Connection, place: Place, follow: Follow, arguments: Sequence[Any]) -> None:
+    """The whole life of a follower. It ends without Python's clean-up, which could write to the rendezvous again."""
+    rank, n_processes, rendezvous, device, n_threads = place
+    threading.Thread(target=_end_with_the_leader, daemon=True).start()
+    torch.set_num_threads(n_threads)
+    try:
+        own_device = _take_device(rank, device)
+        reports.send(JOINING)
+        with _connected(rank, n_processes, rendezvous, device) as share:
+            follow(share, own_device, *arguments)
+            share.meet()
+    except ProcessLostError:
+        pass  # another process knows why
+    except Exception as error:
+        traceback.print_exc()
+        reports.send(f"{type(error).__name__}: {error}")
+        os._exit(1)
+    reports.send(DONE)
+    os._exit(0)
+
+
+def _end_with_the_leader() -> None:
+    """A leader that was killed can tell nobody, and a card waits for it longer than a socket does."""
+    leader = multiprocessing.parent_process()
+    assert leader is not None
+    leader.join()
+    os._exit(1)
+
+
+def _take_device(rank: int, device: str) -> str:
+    """This process's own: the ``rank``-th card, or the CPU."""
+    if not device.startswith("cuda"):
+        return device
+    torch.cuda.set_device(rank)
+    return f"cuda:{rank}"
+
+
+@contextmanager
+def _connected(rank: int, n_processes: int, rendezvous: Path, device: str) -> Iterator[Share]:
+    with answered():
+        distributed.init_process_group(
+            "nccl" if device.startswith("cuda") else "gloo",
+            init_method=rendezvous.absolute().as_uri(),
+            rank=rank,
+            world_size=n_processes,
+            timeout=STEP_TIMEOUT,
+        )
+    try:
+        with answered():
+            meeting = distributed.new_group(backend="gloo", timeout=MEETING_TIMEOUT)
+        assert isinstance(meeting, distributed.ProcessGroup)  # every process is in it
+        yield Share(rank, n_processes, meeting)
+    finally:
+        distributed.destroy_process_group()

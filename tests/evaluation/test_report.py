@@ -220,7 +220,7 @@ def test_alarms_stand_under_the_curves(report_text):
 
 def test_the_gauges_distances_are_drawn_against_kimg_each_once(monkeypatch):
     """Scores stand in lines of their own, less often than losses; an error is a band around its score."""
-    from evaluation.report.page import pictures as report_pictures
+    from evaluation.report import pictures as report_pictures
 
     figures = []
     monkeypatch.setattr(report_pictures, "to_png", lambda figure: figures.append(figure) or b"")

@@ -1,35 +1,43 @@
 """Everything wrong with a source, found before any training, and a sheet that shows what its masks outline.
 
-    python -m dataset.check root=/data/cxr image_column=file patient_column=patient_id site_column=projection \
+    python -m dataset.check root=/data/cxr image_column=file patient_column=patient_id site_column=projection \\
         mask_dir=lung_masks out=sheet.png
 
-The keys are the fields of ``SourceConfig`` (lists as ``a,b``, maps as ``lungs:1,heart:2``, the phantom's as
-``phantom.size_px=128``), ``data_dir`` and ``out``. Exit code 1 on bad data.
+Lists are written ``a,b``, maps ``lungs:1,heart:2``, the phantom's keys ``phantom.size_px=128``.
 """
 
 from __future__ import annotations
 
-import logging
+import argparse
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from common.command import command
 from common.errors import InputError
 from common.files import atomic_path, sha256_of_file
 from common.progress import Progress, silent
-from common.settings import from_dict
 from dataset.convert import channel_names, read_pair
 from dataset.folds import check_patient_count
+from dataset.key_values import add_settings, read_settings
 from dataset.source import Case, SourceConfig, check_labels, load_report
 
 _MAX_LISTED = 20
 _TILE_PX = 192
 _OUTLINES = ((255, 64, 64), (64, 200, 255), (255, 220, 0), (120, 255, 120), (255, 120, 255), (255, 160, 60))
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Options of the command beside the source's keys."""
+
+    out: str = field(default="contact_sheet.png", metadata={"help": "file to write"})
+    data_dir: str = field(default=".", metadata={"help": "what root is relative to"})
 
 
 @dataclass(frozen=True)
@@ -120,22 +128,15 @@ def write_contact_sheet(path: Path, cases: Sequence[Case], config: SourceConfig,
         PIL.Image.fromarray(np.vstack(rows)).save(temporary, format="PNG")
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Check a source named by ``key=value`` arguments; 0 when all is well, 1 on bad data."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        values = _parse_arguments(arguments)
-        out, data_dir = Path(values.pop("out", "contact_sheet.png")), Path(values.pop("data_dir", "."))
-        config = _config_of(values)
-        loaded = load_report(config, data_dir)
-        report = check_cases(loaded.cases, config)
-        write_contact_sheet(out, loaded.cases, config)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+@command(partial(add_settings, options=CheckOptions, source=SourceConfig))
+def main(chosen: argparse.Namespace) -> None:
+    """Check a source and draw its contact sheet."""
+    options, config = read_settings(chosen.settings, CheckOptions, SourceConfig)
+    loaded = load_report(config, Path(options.data_dir))
+    report = check_cases(loaded.cases, config)
+    write_contact_sheet(Path(options.out), loaded.cases, config)
     sys.stdout.write("".join(f"warning: {warning}\n" for warning in loaded.warnings))
-    sys.stdout.write(f"{report.text()}contact sheet: {out}\n")
-    return 0
+    sys.stdout.write(f"{report.text()}contact sheet: {options.out}\n")
 
 
 def _examine(case: Case, config: SourceConfig) -> _Facts:
@@ -260,42 +261,5 @@ def _outline(region: np.ndarray) -> np.ndarray:
     return region & ~inner
 
 
-def _parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
-    values = {}
-    for argument in arguments:
-        key, separator, value = argument.partition("=")
-        if not separator:
-            raise InputError(f"argument {argument!r}", where="python -m dataset.check", fix="write it as key=value")
-        values[key] = value
-    return values
-
-
-def _config_of(texts: Mapping[str, str]) -> SourceConfig:
-    values: dict[str, Any] = {}
-    try:
-        for key, text in texts.items():
-            group, _, name = key.rpartition(".")
-            target = values.setdefault(group, {}) if group else values
-            target[name] = _parse_value(name, text)
-        return from_dict(SourceConfig, values)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            str(error), where="python -m dataset.check", fix="see the fields of dataset.source.SourceConfig"
-        ) from error
-
-
-def _parse_value(name: str, text: str) -> Any:
-    """Text as the named field takes it: whole numbers, ``a,b`` lists and ``a:1,b:2`` maps, else the text itself."""
-    if name in ("sites", "channel_names"):
-        return text.split(",")
-    if name in ("labels", "mask_values"):
-        return {key: int(label) for key, _, label in (item.partition(":") for item in text.split(","))}
-    if name == "images_per_patient":
-        return [int(part) for part in text.split(",")]
-    if name in ("max_size_px", "n_sites", "n_patients", "size_px", "seed"):
-        return int(text)
-    return text
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

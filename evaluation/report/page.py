@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -321,19 +319,3 @@ def _identity_section(files: RunFiles) -> page.Html:
         rows.append([title, ", ".join(sorted({name for name in names if name})) or "-"])
     rows.extend([f"version of {name}", versions[name]] for name in sorted(versions))
     return page.table(["What", "Value"], rows, text=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m evaluation.report runs/<exp_name>``: exit status 0, or 2 where the folder is not a run."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.report", description="Rebuild report.html of a run.")
-    parser.add_argument("run", type=Path, help="runs/<exp_name>")
-    parser.add_argument("--folds", type=int, nargs="+", help="outer folds to include (default: all found)")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: the run's)")
-    options = parser.parse_args(arguments)
-    try:
-        report = write_report(options.run, options.folds, options.out)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(f"{report}\n")
-    return 0

@@ -14,6 +14,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import pkgutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any
 
 from common.errors import InputError
 from common.progress import shown_progress
+from dataset import importers
 from dataset.about import About, load_about
 from dataset.importer import Importer
 from dataset.key_values import describe_fields, settings_from_text, split_arguments
@@ -29,16 +31,7 @@ from dataset.preparation import SOURCE, prepare_source
 
 log = logging.getLogger(__name__)
 
-IMPORTERS = {  # name -> module with a constant IMPORTER; imported when asked for
-    "qata": "dataset.importers.qata",
-    "polyp": "dataset.importers.polyp",
-    "cervix": "dataset.importers.cervix",
-    "dicom": "dataset.dicom.folder",
-    "nnunet": "dataset.nnunet_raw",
-    "bids": "dataset.importers.bids",
-    "chexpert": "dataset.importers.chexpert",
-    "rsna_ich": "dataset.importers.rsna_ich",
-}
+IMPORTERS = tuple(sorted(module.name for module in pkgutil.iter_modules(importers.__path__)))  # each has an IMPORTER
 _WHERE = "python -m dataset.prepare"
 
 
@@ -49,7 +42,7 @@ def load_importer(name: str) -> tuple[Importer, About]:
         InputError: neither.
     """
     if name in IMPORTERS:
-        importer: Importer = importlib.import_module(IMPORTERS[name]).IMPORTER
+        importer: Importer = importlib.import_module(f"{importers.__name__}.{name}").IMPORTER
         return importer, load_about(name)
     module = _load_file(Path(name))
     own = getattr(module, "IMPORTER", None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from common.errors import InputError
-from dataset.dicom.folder import (
+from dataset.dicom.annotated import (
     Annotated,
     annotated_series,
     description_fits,

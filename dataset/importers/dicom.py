@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InputError
@@ -23,7 +23,7 @@ from dataset.dicom.annotated import (
     write_case,
 )
 from dataset.dicom.series import DEFAULT_SALT_FILE, Header, load_salt, pseudonym
-from dataset.importer import Found, Importer, LeftOut, RawCase
+from dataset.importer import Found, Importer, LeftOut, RawCase, option
 
 CHANNEL_OF_MODALITY = {"CT": "CT", "MR": "MR"}
 SITE_TAGS = ("ManufacturerModelName", "Manufacturer", "InstitutionName", "StationName", "MagneticFieldStrength")
@@ -33,17 +33,11 @@ SITE_TAGS = ("ManufacturerModelName", "Manufacturer", "InstitutionName", "Statio
 class DicomOptions:
     """Options of the command."""
 
-    organs: dict[str, int] = field(
-        default_factory=dict, metadata={"help": "structure or segment name:label id, e.g. Bladder:1,Rectum:2"}
-    )
-    series_description: str = field(default="", metadata={"help": "a regular expression; only series that match"})
-    modality: str = field(default="", metadata={"help": "only series of this modality: CT, MR, ..."})
-    site_from: str = field(
-        default="folder", metadata={"help": f"folder (the first below --raw), or one of {', '.join(SITE_TAGS)}"}
-    )
-    salt_file: str = field(
-        default=DEFAULT_SALT_FILE, metadata={"help": "the secret behind the pseudonyms; it stays in the hospital"}
-    )
+    organs: dict[str, int] = option({}, "structure or segment name:label id, e.g. Bladder:1,Rectum:2")
+    series_description: str = option("", "a regular expression; only series that match")
+    modality: str = option("", "only series of this modality: CT, MR, ...")
+    site_from: str = option("folder", f"folder (the first below --raw), or one of {', '.join(SITE_TAGS)}")
+    salt_file: str = option(DEFAULT_SALT_FILE, "the secret behind the pseudonyms; it stays in the hospital")
 
 
 def find(raw: Path, options: DicomOptions) -> Found:
@@ -90,19 +84,21 @@ IMPORTER = Importer(
 
 
 def _check_options(options: DicomOptions) -> None:
-    if (
-        sorted(set(options.organs.values())) != list(range(1, len(set(options.organs.values())) + 1))
-        or not options.organs
-    ):
+    ids = sorted(set(options.organs.values()))
+    if not ids or ids != list(range(1, len(ids) + 1)):
         raise InputError(
-            f"organs {options.organs}", where="organs", fix="give organs=Bladder:1,Rectum:2, ids from 1 without gaps"
+            f"the organs {options.organs} do not have the ids 1, 2, ...",
+            where="organs",
+            fix="give organs=Bladder:1,Rectum:2, ids from 1 without gaps",
         )
     if options.site_from not in ("folder", *SITE_TAGS):
-        raise InputError(f"site_from={options.site_from!r}", where="site_from", fix=f"use folder or one of {SITE_TAGS}")
+        raise InputError(
+            f"{options.site_from!r} is not a choice", where="site_from", fix=f"use folder or one of {SITE_TAGS}"
+        )
 
 
 def _check_folders_are_sites(annotated: Sequence[Annotated], raw: Path) -> None:
-    """A folder a patient would write his name or number into the table, as a site."""
+    """If each patient had a folder, their names or numbers would get into the table as sites."""
     patients: dict[str, set[str]] = defaultdict(set)
     for item in annotated:
         patients[_folder(item.images[0], raw)].add(item.images[0].text("PatientID"))
@@ -128,12 +124,16 @@ def _site(header: Header, raw: Path, site_from: str) -> str:
     text = _folder(header, raw) if site_from == "folder" else header.text(site_from)
     site = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-_.")
     if not site:
-        raise InputError(f"no {site_from}", where=header.path, fix="set site_from to another tag, or to folder")
+        raise InputError(f"the file has no {site_from}", where=header.path, fix="choose another site_from")
     return site
 
 
 def _folder(header: Header, raw: Path) -> str:
     folders = header.path.relative_to(raw).parts[:-1]
     if not folders:
-        raise InputError("no folder names its site", where=header.path, fix="put it into a folder, or set site_from")
+        raise InputError(
+            "no folder names the site of this file",
+            where=header.path,
+            fix="put it into a folder, or choose another site_from",
+        )
     return folders[0]

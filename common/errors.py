@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.exit_codes import ExitCode
+
 MAX_LISTED = 20  # of problems that are raised together
 
 
@@ -17,6 +19,8 @@ class InputError(ValueError):
         fix: what the user can do.
     """
 
+    exit_code = ExitCode.BAD_INPUT  # of a command that ends with this error
+
     def __init__(self, problem: str, *, where: str | Path, fix: str) -> None:
         super().__init__(problem, where, fix)
         self.problem, self.where, self.fix = problem, str(where), fix
@@ -27,6 +31,10 @@ class InputError(ValueError):
     def __reduce__(self) -> tuple[object, ...]:
         # keyword-only arguments survive the trip from a Ray worker to the driver
         return _rebuild_input_error, (self.problem, self.where, self.fix)
+
+
+class StoppedError(Exception):
+    """The work was stopped from outside, such as by the end of its Ray cluster; the same command goes on from here."""
 
 
 def _rebuild_input_error(problem: str, where: str, fix: str) -> InputError:

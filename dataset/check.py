@@ -1,35 +1,43 @@
 """Everything wrong with a source, found before any training, and a sheet that shows what its masks outline.
 
-    python -m dataset.check root=/data/cxr image_column=file patient_column=patient_id site_column=projection \
+    python -m dataset.check root=/data/cxr image_column=file patient_column=patient_id site_column=projection \\
         mask_dir=lung_masks out=sheet.png
 
-The keys are the fields of ``SourceConfig`` (lists as ``a,b``, maps as ``lungs:1,heart:2``, the phantom's as
-``phantom.size_px=128``), ``data_dir`` and ``out``. Exit code 1 on bad data.
+Lists are written ``a,b``, maps ``lungs:1,heart:2``, the phantom's keys ``phantom.size_px=128``.
 """
 
 from __future__ import annotations
 
-import logging
+import argparse
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from common.command import command
 from common.errors import InputError, raise_all
 from common.files import sha256_of_file
 from common.progress import Progress, silent
 from dataset.convert import channel_names, read_pair
 from dataset.folds import check_patient_count
 from dataset.images import write_png
-from dataset.key_values import settings_from_text, split_arguments
+from dataset.key_values import add_settings, read_settings
 from dataset.source import Case, SourceConfig, check_labels, load_report
 
-_WHERE = "python -m dataset.check"
 _TILE_PX = 192
 _OUTLINES = ((255, 64, 64), (64, 200, 255), (255, 220, 0), (120, 255, 120), (255, 120, 255), (255, 160, 60))
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Options of the command beside the source's keys."""
+
+    out: str = field(default="contact_sheet.png", metadata={"help": "file to write"})
+    data_dir: str = field(default=".", metadata={"help": "what root is relative to"})
 
 
 @dataclass(frozen=True)
@@ -117,22 +125,15 @@ def write_contact_sheet(path: Path, cases: Sequence[Case], config: SourceConfig,
     write_png(path, np.vstack(rows))
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Check a source named by ``key=value`` arguments; 0 when all is well, 1 on bad data."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        values = split_arguments(arguments, _WHERE)
-        out, data_dir = Path(values.pop("out", "contact_sheet.png")), Path(values.pop("data_dir", "."))
-        config = settings_from_text(SourceConfig, values, _WHERE)
-        loaded = load_report(config, data_dir)
-        report = check_cases(loaded.cases, config)
-        write_contact_sheet(out, loaded.cases, config)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+@command(partial(add_settings, options=CheckOptions, source=SourceConfig))
+def main(chosen: argparse.Namespace) -> None:
+    """Check a source and draw its contact sheet."""
+    options, config = read_settings(chosen.settings, CheckOptions, SourceConfig)
+    loaded = load_report(config, Path(options.data_dir))
+    report = check_cases(loaded.cases, config)
+    write_contact_sheet(Path(options.out), loaded.cases, config)
     sys.stdout.write("".join(f"warning: {warning}\n" for warning in loaded.warnings))
-    sys.stdout.write(f"{report.text()}contact sheet: {out}\n")
-    return 0
+    sys.stdout.write(f"{report.text()}contact sheet: {options.out}\n")
 
 
 def _examine(case: Case, config: SourceConfig) -> _Facts:
@@ -240,4 +241,4 @@ def _display_colours(pixels: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

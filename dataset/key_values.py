@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -11,6 +12,9 @@ from common.errors import InputError
 from common.settings import from_dict
 
 T = TypeVar("T")
+U = TypeVar("U")
+
+WHERE = "command line"
 
 _TRUTH = {"true": True, "false": False}
 
@@ -50,13 +54,36 @@ def settings_from_text(cls: type[T], texts: Mapping[str, str], where: str) -> T:
         raise InputError(str(error), where=where, fix=f"the keys are {known or 'none'}") from error
 
 
-def describe_fields(cls: type) -> list[str]:
+def read_settings(arguments: Sequence[str], options: type[T], source: type[U]) -> tuple[T, U]:
+    """``key=value`` arguments of a command: the keys of ``options``, a dataclass, and all others for ``source``.
+
+    Raises:
+        InputError: see ``split_arguments`` and ``settings_from_text``.
+    """
+    texts = split_arguments(arguments, WHERE)
+    own = {key: texts.pop(key) for key in list(texts) if key in _hints(options)}
+    return settings_from_text(options, own, WHERE), settings_from_text(source, texts, WHERE)
+
+
+def add_settings(parser: argparse.ArgumentParser, options: type, source: type) -> None:
+    """The arguments that ``read_settings`` reads; the help lists all keys."""
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="the keys below")
+    lines = []
+    for title, cls in (("options", options), ("keys of the source (docs/data.md)", source)):
+        lines += [f"{title} and their default values:", *(f"  {line}" for line in describe_fields(cls)), ""]
+    parser.epilog = "\n".join(lines)
+
+
+def describe_fields(cls: type, prefix: str = "") -> list[str]:
     """One line a field: ``key=default  what it is`` (from the field's metadata ``help``)."""
     lines = []
     for item in fields(cls):
         default = item.default_factory() if item.default_factory is not MISSING else item.default
+        if is_dataclass(default):
+            lines += describe_fields(type(default), f"{prefix}{item.name}.")
+            continue
         text = "required" if default is MISSING else _write(default)
-        lines.append(f"{item.name}={text}  {item.metadata.get('help', '')}".rstrip())
+        lines.append(f"{prefix}{item.name}={text}  {item.metadata.get('help', '')}".rstrip())
     return lines
 
 

@@ -1,4 +1,6 @@
-"""Slices of the MNI152 brain as PNG files, a hard set of images for a filter: ``python -m dataset.mni_slices``.
+"""Slices of the MNI152 brain as PNG files, a hard set of images for a filter.
+
+    python -m dataset.mni_slices --wheel nilearn-0.11.1-py3-none-any.whl --out slices
 
 The ICBM 152 non-linear 2009 T1 template comes with nilearn (``pip download --no-deps nilearn``). Slices along the three
 axes through the middle 70 % of the volume: neighbours differ by what 4 mm of one brain differ by.
@@ -10,11 +12,12 @@ import argparse
 import gzip
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from common.command import command
 from common.errors import InputError
 from common.files import atomic_path
 
@@ -23,24 +26,21 @@ FIRST, LAST = 0.15, 0.85  # of each axis
 WHITE = 0.999  # quantile of the volume
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the slices; 1 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m dataset.mni_slices", description=__doc__)
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wheel", type=Path, required=True, help="nilearn-*.whl")
-    parser.add_argument("--every-mm", type=int, default=4)
-    parser.add_argument("--out", type=Path, required=True)
-    chosen = parser.parse_args(arguments)
-    try:
-        volume = read_template(chosen.wheel)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    parser.add_argument("--every-mm", type=int, default=4, help="distance of neighbouring slices")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Write the slices."""
+    volume = read_template(chosen.wheel)
     n_written = 0
     for name, image in slices_of(volume, chosen.every_mm):
         _write(chosen.out / f"{name}.png", image)
         n_written += 1
     sys.stdout.write(f"{chosen.out}: {n_written} slices\n")
-    return 0
 
 
 def read_template(wheel: Path) -> np.ndarray:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InputError
+from common.exit_codes import ExitCode
 
 ASK = "do not use the package; ask the site for one that its release wrote"
 SEND_AGAIN = "transfer the package again; ask the site if that does not help"
@@ -48,6 +49,8 @@ class RefusedFileError(ValueError):
 
 class PackageError(InputError):
     """A package that is not what it must be; it must not be merged."""
+
+    exit_code = ExitCode.REFUSED
 
     def __init__(self, folder: Path, reasons: Sequence[Reason]) -> None:
         super().__init__(reasons[0].problem, where=folder / reasons[0].file, fix=reasons[0].fix)

@@ -25,7 +25,7 @@ from common.progress import Progress, silent
 from dataset.convert import channel_names, read_pair
 from dataset.folds import check_patient_count
 from dataset.images import write_png
-from dataset.key_values import add_settings, read_settings
+from dataset.key_values import add_settings, option, read_settings
 from dataset.source import Case, SourceConfig, check_labels, load_report
 
 _TILE_PX = 192
@@ -36,8 +36,8 @@ _OUTLINES = ((255, 64, 64), (64, 200, 255), (255, 220, 0), (120, 255, 120), (255
 class CheckOptions:
     """Options of the command beside the source's keys."""
 
-    out: str = field(default="contact_sheet.png", metadata={"help": "file to write"})
-    data_dir: str = field(default=".", metadata={"help": "what root is relative to"})
+    out: str = option("contact_sheet.png", "file to write")
+    data_dir: str = option(".", "what root is relative to")
 
 
 @dataclass(frozen=True)

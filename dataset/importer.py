@@ -53,13 +53,6 @@ class Found:
     channel_names: tuple[str, ...] = ()
 
 
-def option(default: Any, help_text: str) -> Any:
-    """A field of an importer's options: its default, and its line in the command's help."""
-    if isinstance(default, dict):
-        return field(default_factory=lambda: dict(default), metadata={"help": help_text})
-    return field(default=default, metadata={"help": help_text})
-
-
 class Unusable(ValueError):  # noqa: N818 - it says what a case is; it is no error of the program
     """``convert`` raises it for a case that is to be left out and reported; its text is the reason."""
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from common.errors import InputError
 from dataset.images import ENDINGS, read_image, read_mask, stem
-from dataset.importer import Found, Importer, LeftOut, RawCase, option
+from dataset.importer import Found, Importer, LeftOut, RawCase
+from dataset.key_values import option
 from dataset.raw_files import holds, in_colours, nearest_label, the_folder, write_pair
 from dataset.table import read_rows
 

@@ -22,7 +22,8 @@ from dataset.dicom.annotated import (
     write_case,
 )
 from dataset.dicom.series import DEFAULT_SALT_FILE, load_salt, pseudonym, scanner_of
-from dataset.importer import Found, Importer, LeftOut, RawCase, option
+from dataset.importer import Found, Importer, LeftOut, RawCase
+from dataset.key_values import option
 from dataset.table import read_rows
 
 LABELS = {"bladder": 1, "bowel": 2, "rectum": 3, "sigmoid": 4}

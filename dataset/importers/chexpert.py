@@ -12,7 +12,8 @@ from pathlib import Path
 
 from common.errors import InputError
 from dataset.images import read_image
-from dataset.importer import Found, Importer, LeftOut, RawCase, option
+from dataset.importer import Found, Importer, LeftOut, RawCase
+from dataset.key_values import option
 from dataset.raw_files import deal_to_sites, holds, in_colours, the_folder, write_image
 from dataset.table import read_rows
 

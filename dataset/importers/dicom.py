@@ -23,7 +23,8 @@ from dataset.dicom.annotated import (
     write_case,
 )
 from dataset.dicom.series import DEFAULT_SALT_FILE, Header, load_salt, pseudonym
-from dataset.importer import Found, Importer, LeftOut, RawCase, option
+from dataset.importer import Found, Importer, LeftOut, RawCase
+from dataset.key_values import option
 
 CHANNEL_OF_MODALITY = {"CT": "CT", "MR": "MR"}
 SITE_TAGS = ("ManufacturerModelName", "Manufacturer", "InstitutionName", "StationName", "MagneticFieldStrength")

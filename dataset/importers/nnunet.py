@@ -18,7 +18,8 @@ from typing import Any
 from common.errors import InputError
 from common.files import read_json
 from dataset.images import ENDINGS, read_mask, safe_name, stem
-from dataset.importer import Found, Importer, LeftOut, RawCase, option
+from dataset.importer import Found, Importer, LeftOut, RawCase
+from dataset.key_values import option
 from dataset.raw_files import holds, read_channels, the_folder, write_pair
 from dataset.table import read_rows
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from common.errors import InputError
 from dataset.images import read_image, safe_name
-from dataset.importer import Found, Importer, LeftOut, RawCase, Unusable, option
+from dataset.importer import Found, Importer, LeftOut, RawCase, Unusable
+from dataset.key_values import option
 from dataset.raw_files import binary_mask, find_folders, holds, in_colours, the_folder, write_pair
 
 # HyFree-S3's list: one image of each pair of equal images of HyperKvasir

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from common.errors import InputError
 from dataset.images import read_image, safe_name
-from dataset.importer import Found, Importer, LeftOut, RawCase, option
+from dataset.importer import Found, Importer, LeftOut, RawCase
+from dataset.key_values import option
 from dataset.raw_files import binary_mask, deal_to_sites, equal_files, holds, in_colours, the_folder, write_pair
 
 SUBSETS = {"train": "Train Set", "test": "Test Set"}

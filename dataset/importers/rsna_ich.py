@@ -18,7 +18,8 @@ import numpy as np
 
 from common.errors import InputError
 from dataset.images import write_png
-from dataset.importer import Found, Importer, LeftOut, RawCase, Unusable, option
+from dataset.importer import Found, Importer, LeftOut, RawCase, Unusable
+from dataset.key_values import option
 from dataset.raw_files import deal_to_sites, holds, the_folder
 from dataset.table import read_rows
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from common.exit_codes import ExitCode
+
+MAX_LISTED = 20  # of problems that are raised together
 
 
 class InputError(ValueError):
@@ -36,3 +39,19 @@ class StoppedError(Exception):
 
 def _rebuild_input_error(problem: str, where: str, fix: str) -> InputError:
     return InputError(problem, where=where, fix=fix)
+
+
+def raise_all(problems: Sequence[InputError]) -> None:
+    """Raise the first problem, if there is one, with the others listed below it.
+
+    Raises:
+        InputError: there is one.
+    """
+    if not problems:
+        return
+    first, *others = problems
+    listed = [f"\n  - {error.where}: {error.problem}" for error in others[:MAX_LISTED]]
+    if len(others) > MAX_LISTED:
+        listed.append(f"\n  - and {len(others) - MAX_LISTED} more")
+    more = f"\n  and {len(others)} more:{''.join(listed)}" if others else ""
+    raise InputError(f"{first.problem}{more}", where=first.where, fix=first.fix)

@@ -19,15 +19,15 @@ from pathlib import Path
 import numpy as np
 
 from common.command import command
-from common.errors import InputError
-from common.files import atomic_path, sha256_of_file
+from common.errors import InputError, raise_all
+from common.files import sha256_of_file
 from common.progress import Progress, silent
 from dataset.convert import channel_names, read_pair
 from dataset.folds import check_patient_count
-from dataset.key_values import add_settings, read_settings
+from dataset.images import write_png
+from dataset.key_values import add_settings, option, read_settings
 from dataset.source import Case, SourceConfig, check_labels, load_report
 
-_MAX_LISTED = 20
 _TILE_PX = 192
 _OUTLINES = ((255, 64, 64), (64, 200, 255), (255, 220, 0), (120, 255, 120), (255, 120, 255), (255, 160, 60))
 
@@ -36,8 +36,8 @@ _OUTLINES = ((255, 64, 64), (64, 200, 255), (255, 220, 0), (120, 255, 120), (255
 class CheckOptions:
     """Options of the command beside the source's keys."""
 
-    out: str = field(default="contact_sheet.png", metadata={"help": "file to write"})
-    data_dir: str = field(default=".", metadata={"help": "what root is relative to"})
+    out: str = option("contact_sheet.png", "file to write")
+    data_dir: str = option(".", "what root is relative to")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def check_cases(cases: Sequence[Case], config: SourceConfig, progress: Progress 
     sites = _count_sites(cases)
     problems += [error for site, count in sites.items() for error in _patient_problems(site, count.n_patients)]
     problems += _mixed_kinds(cases, facts)
-    _raise_first(problems)
+    raise_all(problems)
     _, n_channels, dtype = next(iter(facts.values())).kind
     return CheckReport(
         sites=sites,
@@ -116,16 +116,13 @@ def write_contact_sheet(path: Path, cases: Sequence[Case], config: SourceConfig,
 
     Of a volume the slice with most foreground is shown.
     """
-    import PIL.Image
-
     rows = []
     for site in dict.fromkeys(case.site for case in cases):
         of_site = [case for case in cases if case.site == site]
         chosen = np.unique(np.linspace(0, len(of_site) - 1, min(n_per_site, len(of_site))).round().astype(int))
         tiles = [_tile(of_site[index], config) for index in chosen]
         rows.append(np.hstack(tiles + [np.zeros_like(tiles[0])] * (n_per_site - len(tiles))))
-    with atomic_path(path) as temporary:
-        PIL.Image.fromarray(np.vstack(rows)).save(temporary, format="PNG")
+    write_png(path, np.vstack(rows))
 
 
 @command(partial(add_settings, options=CheckOptions, source=SourceConfig))
@@ -187,19 +184,6 @@ def _kind_name(kind: tuple[bool, int, str]) -> str:
     return f"{'a volume' if is_volume else '2D'} of {n_channels} channels, {dtype}"
 
 
-def _raise_first(problems: Sequence[InputError]) -> None:
-    if not problems:
-        return
-    first = problems[0]
-    if len(problems) == 1:
-        raise first
-    others = "".join(f"\n  - {error.where}: {error.problem}" for error in problems[1:_MAX_LISTED])
-    unlisted = f"\n  - and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
-    raise InputError(
-        f"{first.problem}\n  and {len(problems) - 1} more:{others}{unlisted}", where=first.where, fix=first.fix
-    )
-
-
 def _label_fractions(config: SourceConfig, facts: Iterable[_Facts]) -> dict[str, float]:
     n_pixels = np.sum([fact.n_pixels_of_label for fact in facts], axis=0)
     return {name: float(n_pixels[label] / n_pixels.sum()) for name, label in config.labels.items()}
@@ -226,6 +210,7 @@ def _tile(case: Case, config: SourceConfig) -> np.ndarray:
     """(_TILE_PX, _TILE_PX, 3) uint8: the image stretched to its 1st..99th percentile, outlines, the case id."""
     import PIL.Image
     import PIL.ImageDraw
+    from scipy.ndimage import binary_erosion
 
     image, mask = read_pair(case, config)
     pixels = image.array
@@ -238,7 +223,8 @@ def _tile(case: Case, config: SourceConfig) -> np.ndarray:
     picture = np.array(PIL.Image.fromarray(colours).resize(size, PIL.Image.Resampling.BILINEAR))
     enlarged = np.array(PIL.Image.fromarray(mask).resize(size, PIL.Image.Resampling.NEAREST))
     for label in range(1, len(config.labels) + 1):
-        picture[_outline(enlarged == label)] = _OUTLINES[(label - 1) % len(_OUTLINES)]
+        region = enlarged == label
+        picture[region & ~binary_erosion(region)] = _OUTLINES[(label - 1) % len(_OUTLINES)]
     tile = PIL.Image.new("RGB", (_TILE_PX, _TILE_PX))
     tile.paste(PIL.Image.fromarray(picture))
     text = f"{case.site}  {case.case_id}"[:30]
@@ -252,13 +238,6 @@ def _display_colours(pixels: np.ndarray) -> np.ndarray:
     low, high = np.percentile(shown, (1, 99))
     grey = np.clip((shown - low) / max(high - low, 1e-9), 0.0, 1.0) * 255
     return np.ascontiguousarray(np.broadcast_to(np.moveaxis(grey, 0, -1), (*grey.shape[1:], 3)).astype(np.uint8))
-
-
-def _outline(region: np.ndarray) -> np.ndarray:
-    """Pixels of a region with a 4-neighbour outside it; the image's border counts as outside."""
-    padded = np.pad(region, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return region & ~inner
 
 
 if __name__ == "__main__":

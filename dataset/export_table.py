@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from common.errors import InputError
 from common.files import write_text
 from common.seeds import derive_seed
 from dataset.folds import N_FOLDS, Split, assign_folds
-from dataset.key_values import add_settings, read_settings
+from dataset.key_values import add_settings, option, read_settings
 from dataset.source import Case, SourceConfig, load_report
 
 COLUMNS = ("dataset_id", "dataset_name", "hosp", "fold", "real", "train", "val", "test")
@@ -33,16 +33,14 @@ _NO_CASES = Split((), (), ())
 class TableOptions:
     """Options of the command beside the source's keys."""
 
-    first_id: int = field(default=700, metadata={"help": "id of the first row, at least 100"})
-    descriptor: str = field(default="case", metadata={"help": "the end of the datasets' names"})
-    seed_base: int = field(default=71173, metadata={"help": "general.seed_base of the experiment"})
-    out: str = field(default="df_dataset_id.yaml", metadata={"help": "file to write"})
-    data_dir: str = field(default=".", metadata={"help": "what root is relative to"})
-    scaling: tuple[int, ...] = field(
-        default=(), metadata={"help": "also write <out>_scaling.yaml: unions of the first 2, 4, ... sites"}
-    )
-    scaling_first_id: int = field(default=100, metadata={"help": "id of the first of its additional rows"})
-    federated: bool = field(default=False, metadata={"help": "also write <out>_federated.yaml, ids after the table's"})
+    first_id: int = option(700, "id of the first row, at least 100")
+    descriptor: str = option("case", "the end of the datasets' names")
+    seed_base: int = option(71173, "general.seed_base of the experiment")
+    out: str = option("df_dataset_id.yaml", "file to write")
+    data_dir: str = option(".", "what root is relative to")
+    scaling: tuple[int, ...] = option((), "also write <out>_scaling.yaml: unions of the first 2, 4, ... sites")
+    scaling_first_id: int = option(100, "id of the first of its additional rows")
+    federated: bool = option(False, "also write <out>_federated.yaml, ids after the table's")
 
 
 @dataclass(frozen=True)

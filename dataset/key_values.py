@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from common.errors import InputError
@@ -19,6 +19,13 @@ WHERE = "command line"
 _TRUTH = {"true": True, "false": False}
 
 
+def option(default: Any, help_text: str) -> Any:
+    """A field of a command's options: its default, and its line in the help."""
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata={"help": help_text})
+    return field(default=default, metadata={"help": help_text})
+
+
 def split_arguments(arguments: Sequence[str], where: str) -> dict[str, str]:
     """``["a=1", "b=x"]`` as ``{"a": "1", "b": "x"}``.
 
@@ -29,7 +36,7 @@ def split_arguments(arguments: Sequence[str], where: str) -> dict[str, str]:
     for argument in arguments:
         key, separator, value = argument.partition("=")
         if not separator:
-            raise InputError(f"argument {argument!r}", where=where, fix="write it as key=value")
+            raise InputError(f"the argument {argument!r} has no '='", where=where, fix="write it as key=value")
         values[key] = value
     return values
 

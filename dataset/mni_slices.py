@@ -19,7 +19,7 @@ import numpy as np
 
 from common.command import command
 from common.errors import InputError
-from common.files import atomic_path
+from dataset.images import write_png
 
 TEMPLATE = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 FIRST, LAST = 0.15, 0.85  # of each axis
@@ -38,7 +38,7 @@ def main(chosen: argparse.Namespace) -> None:
     volume = read_template(chosen.wheel)
     n_written = 0
     for name, image in slices_of(volume, chosen.every_mm):
-        _write(chosen.out / f"{name}.png", image)
+        write_png(chosen.out / f"{name}.png", image)
         n_written += 1
     sys.stdout.write(f"{chosen.out}: {n_written} slices\n")
 
@@ -52,11 +52,11 @@ def read_template(wheel: Path) -> np.ndarray:
     import nibabel
 
     if not wheel.is_file():
-        raise InputError("no such file", where=wheel, fix="pip download --no-deps nilearn")
+        raise InputError("there is no such file", where=wheel, fix="pip download --no-deps nilearn")
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.endswith(TEMPLATE)]
         if not names:
-            raise InputError(f"no {TEMPLATE} inside", where=wheel, fix="give the wheel of nilearn")
+            raise InputError(f"it holds no {TEMPLATE}", where=wheel, fix="give the wheel of nilearn")
         image = nibabel.Nifti1Image.from_bytes(gzip.decompress(archive.read(names[0])))
     volume = image.get_fdata(dtype=np.float32)
     return np.rint(volume / np.quantile(volume, WHITE) * 255).clip(0, 255).astype(np.uint8)
@@ -70,14 +70,6 @@ def slices_of(volume: np.ndarray, every_mm: int) -> Iterator[tuple[str, np.ndarr
             side = max(image.shape)
             margins = [((side - size) // 2, side - size - (side - size) // 2) for size in image.shape]
             yield f"{'xyz'[axis]}{position:03d}", np.pad(image, margins)
-
-
-def _write(path: Path, image: np.ndarray) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        Image.fromarray(image).save(temporary, format="PNG")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 import importlib
 import importlib.util
 import os
+import pkgutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -21,21 +22,13 @@ from typing import Any
 from common.command import command
 from common.errors import InputError
 from common.progress import shown_progress
+from dataset import importers
 from dataset.about import About, load_about
 from dataset.importer import Importer
 from dataset.key_values import WHERE, describe_fields, settings_from_text, split_arguments
 from dataset.preparation import SOURCE, prepare_source
 
-IMPORTERS = {  # name -> module with a constant IMPORTER
-    "qata": "dataset.importers.qata",
-    "polyp": "dataset.importers.polyp",
-    "cervix": "dataset.importers.cervix",
-    "dicom": "dataset.dicom.folder",
-    "nnunet": "dataset.nnunet_raw",
-    "bids": "dataset.importers.bids",
-    "chexpert": "dataset.importers.chexpert",
-    "rsna_ich": "dataset.importers.rsna_ich",
-}
+IMPORTERS = tuple(sorted(module.name for module in pkgutil.iter_modules(importers.__path__)))  # each has an IMPORTER
 
 
 def load_importer(name: str) -> tuple[Importer, About]:
@@ -45,7 +38,7 @@ def load_importer(name: str) -> tuple[Importer, About]:
         InputError: neither.
     """
     if name in IMPORTERS:
-        importer: Importer = importlib.import_module(IMPORTERS[name]).IMPORTER
+        importer: Importer = importlib.import_module(f"{importers.__name__}.{name}").IMPORTER
         return importer, load_about(name)
     module = _load_file(Path(name))
     own = getattr(module, "IMPORTER", None)

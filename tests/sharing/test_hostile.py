@@ -54,7 +54,7 @@ import sharing.folder
 import sharing.received
 from common.exit_codes import ExitCode
 from sharing import PackageError, verify_package, write_package
-from sharing.refusal import Reason
+from sharing.errors import Reason
 from sharing.verify import main
 
 MAX_PEAK_BYTES, MAX_S = 2**24, 10

@@ -56,6 +56,11 @@ class PackageError(InputError):
         super().__init__(reasons[0].problem, where=folder / reasons[0].file, fix=reasons[0].fix)
         self.folder, self.reasons = folder, tuple(reasons[:MAX_REASONS])
 
+    @classmethod
+    def of(cls, folder: Path, file: str, problem: str, fix: str = ASK) -> PackageError:
+        """With one reason; ``file`` is empty for the package itself."""
+        return cls(folder, [Reason(file, problem, fix)])
+
     def __str__(self) -> str:
         return "\n".join(f"{self.folder}: {reason}" for reason in self.reasons)
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +27,14 @@ from common.progress import Progress, silent
 from common.settings import from_dict
 from gan.batch_sampler import BatchSampler
 from gan.model import GeneratorNetwork
-from gan.progress_line import progress_line
 from gan.settings import GanSettings
-from training.pictures import as_sheet, write_grid
-from training.single_images import write_image
+from training.pictures import as_sheet, write_grid, write_image
 
 AVERAGE = "average."  # the averaged generator's tensors in the checkpoint of a running training
 RESULT = "generator.safetensors"
 MOST_ON_A_SHEET = 400
+LINE_INTERVAL_S = 10.0  # where there is no terminal
+BAR_WIDTH = 24
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _write(chosen: argparse.Namespace) -> str:
     singles = chosen.images or not chosen.sheet
     shown: list[np.ndarray] = []
     done, names = 0, []
-    with progress_line(sys.stderr) as progress:
+    with _progress_line() as progress:
         for made in BatchSampler(opened.network, opened.dtype, chosen.batch)(seeds):
             if singles:
                 names += [write_image(image, chosen.out, seeds[done + i]).name for i, image in enumerate(made)]
@@ -163,6 +165,30 @@ def _write(chosen: argparse.Namespace) -> str:
         more = f" (the first {MOST_ON_A_SHEET})" if chosen.n > MOST_ON_A_SHEET else ""
         lines.append(f"sheet{more}: {chosen.out / 'sheet.png'}")
     return "\n".join(lines)
+
+
+@contextmanager
+def _progress_line() -> Iterator[Progress]:
+    """A bar with rate and time left: ``[####    ] 24 of 64 images, 31.2 images/s, 1 s left``; without a terminal, lines."""
+    started = last = time.monotonic()
+    on_terminal = sys.stderr.isatty()
+
+    def show(done: float, total: float, unit: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if not on_terminal and done < total and now - last < LINE_INTERVAL_S:
+            return
+        last = now
+        rate = done / max(now - started, 1e-9)
+        left = f", {(total - done) / rate:.0f} s left" if 0 < done < total else ""
+        line = f"{done:g} of {total:g} {unit}, {rate:.1f} {unit}/s{left}"
+        filled = "#" * int(BAR_WIDTH * done / total)
+        sys.stderr.write(f"\r[{filled:{BAR_WIDTH}}] {line}\033[K" if on_terminal else f"{line}\n")
+        sys.stderr.flush()
+
+    yield show
+    if on_terminal:
+        sys.stderr.write("\n")
 
 
 def _nearby(folder: Path | None) -> str:

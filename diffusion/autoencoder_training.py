@@ -106,7 +106,7 @@ class AutoencoderTraining(Training):
         return (self.own.latent_channels, *self.settings.denoised_size)
 
     @torch.no_grad()
-    def look(self, out: Path) -> Mapping[str, float]:
+    def on_epoch_end(self, out: Path) -> Mapping[str, float]:
         """Mean absolute error on the fixed crops, from the latents' means."""
         n_at_once = max(1, self.batch_size // self.n_accumulated)
         made = torch.cat([self._reconstructed(crops) for crops in self.fixed.split(n_at_once)])
@@ -123,7 +123,7 @@ class AutoencoderTraining(Training):
         """The weights, and the mean and deviation of the latents, estimated over the set; the state goes."""
         mean, std = latent_statistics(self.autoencoder, self.data, self.settings)
         tensors = {**self.autoencoder.state_dict(), "latent_mean": mean, "latent_std": std}
-        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "facts": dict(self.data.facts)}
+        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "facts": dict(self.data.output_spec)}
         save_tensors(out / RESULT, tensors, metadata)
         (out / self.checkpoint).unlink(missing_ok=True)
 

@@ -77,7 +77,7 @@ class Training(ABC):
         """One step of every optimiser; what it measured, one number each."""
 
     @abstractmethod
-    def look(self, out: Path) -> Mapping[str, float]:
+    def on_epoch_end(self, out: Path) -> Mapping[str, float]:
         """At the end of an epoch, on one process: validation, and pictures now and then; scores for the curves."""
 
     @property
@@ -112,11 +112,11 @@ class Training(ABC):
 
     def end_epoch(self, out: Path) -> None:
         """Scores, pictures and curves first, then the point to resume from."""
-        scores = self.look(out)
+        scores = self.on_epoch_end(out)
         if scores:
             self.rows.append({"step": self.kimg, "unit": "kimg", **scores})
         write_text(out / CURVES, "".join(json.dumps(_ordered(row)) + "\n" for row in self.rows))
-        metadata = {"step": self.step, "rows": self.rows, "facts": dict(self.data.facts), **self.more_state()}
+        metadata = {"step": self.step, "rows": self.rows, "facts": dict(self.data.output_spec), **self.more_state()}
         metadata |= {"settings": to_dict(self.settings), "seed": self.seed}
         save_tensors(out / self.checkpoint, state_to_tensors(self.modules, self.optimizers), metadata)
 

@@ -669,8 +669,8 @@ def test_bad_input_ends_with_1_and_says_why(
     path = preprocessed / "Dataset001_X" / file
     path.unlink() if content is None else path.write_text(content)
     assert main(["1"]) == 1
-    said = capsys.readouterr().err
-    assert message in said and "way out" in said and file in said
+    error = capsys.readouterr().err
+    assert message in error and "way out" in error and file in error
     assert not (preprocessed / "Dataset001_X" / PLAN_FILE).exists()
 
 

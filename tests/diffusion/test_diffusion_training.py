@@ -13,7 +13,7 @@ from support.diffusion_models import tiny_settings
 from common.checkpoints import load_tensors
 from common.errors import InputError
 from diffusion.autoencoder_training import AutoencoderTraining, latent_statistics, load_trained
-from diffusion.batch_sampler import Passes
+from diffusion.batch_sampler import BatchSampler
 from diffusion.data import ImageData, channels_as_labels, labels_as_channels
 from diffusion.denoiser_training import DenoiserTraining
 from diffusion.model import open_model
@@ -178,7 +178,7 @@ def test_images_follow_from_their_seeds_with_every_sampler(tmp_path: Path) -> No
     train(data_of(settings), tmp_path, settings, 1)
     model = open_model(tmp_path / "generator.safetensors").model
     for sampler in ("ddpm", "ddim", "multistep"):
-        passes = Passes(model, 3, sampler, 6)
+        passes = BatchSampler(model, 3, sampler, 6)
         together = torch.cat(list(passes(range(7))))
         apart = torch.cat([made for seeds in ([0], [1, 2, 3, 4], [5, 6]) for made in passes(seeds)])
         assert torch.equal(together, apart) and not torch.equal(together[0], together[1])

@@ -22,7 +22,7 @@ from nnunetv2_mod.output_spec import SOURCE, to_network
 from nnunetv2_mod.source_spec import check_dataset_json, output_spec_of, source_of
 
 if TYPE_CHECKING:
-    from common.spatial_plan import SpatialPlan
+    from common.plan import Plan
     from nnunetv2_mod.nnunet_folder import NnunetDataset
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class CropData:
     def __init__(
         self,
         dataset: NnunetDataset,
-        plan: SpatialPlan,
+        plan: Plan,
         settings: DiffusionSettings,
         fold: int | str,
         seed: int,

@@ -25,7 +25,7 @@ from nnunetv2_mod.output_spec import (
 from nnunetv2_mod.raw_intensities import RawImages, read_raw_images
 
 if TYPE_CHECKING:
-    from common.spatial_plan import SpatialPlan
+    from common.plan import Plan
     from nnunetv2_mod.nnunet_folder import NnunetDataset
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def _is_label(value: Any) -> bool:
     return all(type(number) is int and 0 <= number <= MAX_LABEL for number in ids)
 
 
-def source_of(dataset: NnunetDataset, plan: SpatialPlan, cases: Sequence[str]) -> Source:
+def source_of(dataset: NnunetDataset, plan: Plan, cases: Sequence[str]) -> Source:
     """The way back to the source's values and files, from the plan and the raw images of the training ``cases``.
 
     Without raw images it is as near as the plan leads, with a warning where that is not all the way.
@@ -95,7 +95,7 @@ def source_of(dataset: NnunetDataset, plan: SpatialPlan, cases: Sequence[str]) -
     return Source(restored, "uint8" if natural else "float32", 2 if natural else 3, rgb)
 
 
-def intensity_map_of(plan: SpatialPlan, channel: int, raw: RawImages | None, ending: str) -> IntensityMap:
+def intensity_map_of(plan: Plan, channel: int, raw: RawImages | None, ending: str) -> IntensityMap:
     """How ``channel`` is restored; ``raw`` is None where there are no raw images."""
     scheme, intensity = plan.normalization_schemes[channel], plan.intensity[channel]
     bounds = IntensityMap()
@@ -120,7 +120,7 @@ def intensity_map_of(plan: SpatialPlan, channel: int, raw: RawImages | None, end
 
 def output_spec_of(
     dataset: NnunetDataset,
-    plan: SpatialPlan,
+    plan: Plan,
     source: Source,
     windows: Sequence[tuple[float, float]],
     channels: Sequence[int],
@@ -150,7 +150,7 @@ def output_spec_of(
     )
 
 
-def _spacing_of_axes(dataset: NnunetDataset, plan: SpatialPlan) -> tuple[float, float, float]:
+def _spacing_of_axes(dataset: NnunetDataset, plan: Plan) -> tuple[float, float, float]:
     """(Z, Y, X) in mm; a 2D plan does not say how far apart slices are, the median of the dataset does."""
     spacing = [float(mm) for mm in plan.spacing_mm]
     if len(spacing) == 2:

@@ -31,8 +31,8 @@ from support.nnunet_phantoms import (
 
 from common.errors import InputError
 from common.files import write_json
+from common.plan import plan_from_json
 from common.seeds import derive_seed
-from common.spatial_plan import spatial_plan_from_json
 from diffusion.crops import CropData
 from diffusion.data import channels_as_labels
 from nnunetv2_mod.cases import CaseFolder
@@ -224,7 +224,7 @@ def test_the_mni_brain_comes_back(tmp_path: Path) -> None:
     described = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "bright": 1}}
     write_json(raw / "dataset.json", {**described, "numTraining": 5, "file_ending": ".nii.gz"})
     dataset = plan_with_nnunet(raw, tmp_path / "preprocessed", ("3d_fullres",))
-    plan = spatial_plan_from_json(dataset.plans, "3d_fullres")
+    plan = plan_from_json(dataset.plans, "3d_fullres")
     size = CaseFolder(dataset.preprocessed / plan.data_identifier, 1).size("b2")
     data = CropData(dataset, plan, settings_for(size, n_labels=1), "all", seed=0)
     (case,) = np.flatnonzero(np.array(data.split.train)[data._order(0)] == "b2")

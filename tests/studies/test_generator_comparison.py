@@ -103,7 +103,9 @@ PLANS = {
     "transpose_forward": [0, 1, 2],
     "configurations": {
         "2d": {
+            "data_identifier": "nnUNetPlans_2d",
             "patch_size": [16, 16],
+            "median_image_size_in_voxels": [16, 16],
             "spacing": [999.0, 1.0, 1.0],
             "normalization_schemes": ["ZScoreNormalization"],
             "use_mask_for_norm": [False],

@@ -49,7 +49,7 @@ ONE_STAGE = ((1, 1),)
 GENERATOR = {"name": "stylegan2", **to_dict(GanSettings(GanConfig(), (12, 20), 1, ONE_STAGE, ((3, 3),), 4.0, 500, 0.2))}
 
 
-def output_spec(channels: tuple[str, ...] = ("grey",), site: str = "A") -> PackageFacts:
+def facts(channels: tuple[str, ...] = ("grey",), site: str = "A") -> PackageFacts:
     return PackageFacts(site, channels, {"lung": 1}, (999.0, 1.0, 1.0), "source", GENERATOR, PRIVACY)
 
 

@@ -19,7 +19,7 @@ from diffusion.perceptual import build_perceptual, perceptual_distance
 from diffusion.pictures import write_reconstructions
 from diffusion.settings import AutoencoderSettings, DiffusionSettings
 from diffusion.training import Training, check_same_run
-from training.batch_shard import ALONE, Share
+from training.batch_shard import SINGLE_PROCESS, BatchShard
 
 RESULT = "autoencoder.safetensors"
 LARGEST_CRITIC = 64  # feature maps of its first layer
@@ -34,10 +34,15 @@ class AutoencoderTraining(Training):
     checkpoint = "training.safetensors"
 
     def __init__(
-        self, data: Data, settings: DiffusionSettings, seed: int, device: torch.device, share: Share = ALONE
+        self,
+        data: Data,
+        settings: DiffusionSettings,
+        seed: int,
+        device: torch.device,
+        shard: BatchShard = SINGLE_PROCESS,
     ) -> None:
         self.own = autoencoder_settings(settings)
-        super().__init__(data, settings, seed, device, share, self.own)
+        super().__init__(data, settings, seed, device, shard, self.own)
         torch.manual_seed(derive_seed(seed, "autoencoder"))
         self.autoencoder = Autoencoder(self.own).to(device)
         self.modules: dict[str, nn.Module] = {"autoencoder": self.autoencoder}

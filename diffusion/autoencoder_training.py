@@ -128,7 +128,7 @@ class AutoencoderTraining(Training):
         """The weights, and the mean and deviation of the latents, estimated over the set; the state goes."""
         mean, std = latent_statistics(self.autoencoder, self.data, self.settings)
         tensors = {**self.autoencoder.state_dict(), "latent_mean": mean, "latent_std": std}
-        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "facts": dict(self.data.facts)}
+        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "facts": dict(self.data.output_spec)}
         save_tensors(out / RESULT, tensors, metadata)
         (out / self.checkpoint).unlink(missing_ok=True)
 

@@ -84,24 +84,26 @@ class DenoiserTraining(Training):
 
     def update(self) -> Mapping[str, Tensor]:
         """Noise at a random time, what the denoiser says of it, one step, and the average of the weights."""
-        settings, process = self.settings, self.model.process
-        batch, told = self._augmented(self.data.at(self.step, self.batch_size))
+        settings, noise_schedule = self.settings, self.model.noise_schedule
+        batch, conditioning = self._augmented(self.data.at(self.step, self.batch_size))
         n_images = len(batch)
         draws = self.draws("denoiser")
         # one time out of each of n equal parts of the schedule: as random, and steadier than n independent ones
         places = (torch.randperm(n_images, generator=draws) + torch.rand(n_images, generator=draws)) / n_images
-        times = (places * process.n_times).long().clamp_max(process.n_times - 1)
+        times = (places * noise_schedule.n_times).long().clamp_max(noise_schedule.n_times - 1)
         noise = torch.randn(n_images, *self.model.noise_shape, generator=draws)
         latent_noise = self._latent_noise(n_images)
         total = torch.zeros((), device=self.device)
-        for weight, (images, part_told, part_times, added, drawn) in self.parts(
-            batch, told, times, noise, latent_noise
+        for weight, (images, part_conditioning, part_times, added, drawn) in self.parts(
+            batch, conditioning, times, noise, latent_noise
         ):
             with self.low_precision():
-                clean = self._denoised(images, drawn)
-                noisy = process.noised(clean, added, part_times)
-                said = self.denoiser(noisy, process.shown(part_times), augmented=part_told)
-                loss = weight * denoising_errors(process, said, clean, added, part_times).mean()
+                clean = self.clean_target(images, drawn)
+                noisy = noise_schedule.noised(clean, added, part_times)
+                prediction = self.denoiser(
+                    noisy, noise_schedule.network_timesteps(part_times), augmented=part_conditioning
+                )
+                loss = weight * denoising_errors(noise_schedule, prediction, clean, added, part_times).mean()
             loss.backward()
             total += loss.detach()
         norm = self.apply_gradients("denoiser", self.denoiser, settings.learning_rate)
@@ -119,7 +121,7 @@ class DenoiserTraining(Training):
             return torch.zeros(n_images, 0)
         return torch.randn(n_images, *self.model.noise_shape, generator=self.draws("latent"))
 
-    def _denoised(self, images: Tensor, latent_noise: Tensor) -> Tensor:
+    def clean_target(self, images: Tensor, latent_noise: Tensor) -> Tensor:
         """What is denoised of ``images``: themselves, or a draw of their latents."""
         if self.settings.autoencoder is None:
             return images
@@ -144,7 +146,7 @@ class DenoiserTraining(Training):
             write_samples(out, shown, self.settings.n_channels, self.kimg)
             if self.monitor is not None and self.schedule.n_references:
                 integers = images_to_integers(
-                    samples[:, : self.settings.n_channels], np.dtype(self.data.facts["dtype"])
+                    samples[:, : self.settings.n_channels], np.dtype(self.data.output_spec["dtype"])
                 )
                 scores |= self.monitor.measure(integers, self.schedule.n_references)
         self._consider(Candidate(self.step, self.kimg, scores), out)
@@ -153,28 +155,32 @@ class DenoiserTraining(Training):
     @torch.no_grad()
     def _validation_loss(self) -> float:
         """Of the averaged weights, on fixed crops, at a fixed grid of times, with fixed noise."""
-        process, crops = self.model.process, self.data.fixed()
+        noise_schedule, crops = self.model.noise_schedule, self.data.fixed()
         n_pairs = N_VALIDATION_PAIRS[self.settings.n_axes]
         pairs = torch.arange(n_pairs)
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "validation"))
         noise = torch.randn(n_pairs, *self.model.noise_shape, generator=draws)
         latent_noise = torch.zeros_like(noise)
-        times = (pairs + 0.5) / n_pairs * process.n_times
+        times = (pairs + 0.5) / n_pairs * noise_schedule.n_times
         times = times.long()[torch.randperm(n_pairs, generator=draws)]
         errors = []
         for part in pairs.split(max(1, self.batch_size // self.n_accumulated)):
             images = crops[part % len(crops)].to(self.device)
             added, when = noise[part].to(self.device), times[part].to(self.device)
             with autocast(self.device, self.settings.precision):
-                clean = self._denoised(images, latent_noise[part].to(self.device))
-                said = self.average(process.noised(clean, added, when), process.shown(when))
-            errors.append(denoising_errors(process, said, clean, added, when))
+                clean = self.clean_target(images, latent_noise[part].to(self.device))
+                prediction = self.average(
+                    noise_schedule.noised(clean, added, when), noise_schedule.network_timesteps(when)
+                )
+            errors.append(denoising_errors(noise_schedule, prediction, clean, added, when))
         return float(torch.cat(errors).mean())
 
     def _fixed_samples(self) -> Tensor:
         """(n, data channels, *size) of seeds that are the same at every snapshot."""
         sampling = self._with_average()
-        passes = BatchSampler(sampling, None, CHECKPOINT_SAMPLER, min(CHECKPOINT_EVALUATIONS, sampling.process.n_times))
+        passes = BatchSampler(
+            sampling, None, CHECKPOINT_SAMPLER, min(CHECKPOINT_EVALUATIONS, sampling.noise_schedule.n_times)
+        )
         seeds = [derive_seed(self.seed, "fixed samples", index) for index in range(self.schedule.n_samples)]
         return torch.cat(list(passes(seeds)))
 
@@ -223,7 +229,7 @@ class DenoiserTraining(Training):
                 write_samples(out, samples, self.settings.n_channels, candidate.kimg)
         chosen = chosen_as_metadata(candidate, last, rule, reason)
         log.info("chose the snapshot at %g of %g kimg: %s; %s", chosen["kimg"], last.kimg, reason, chosen["scores"])
-        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "facts": dict(self.data.facts)}
+        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "facts": dict(self.data.output_spec)}
         save_tensors(out / RESULT, self._with_average().state_dict(), {**metadata, "snapshot": chosen})
         (out / self.checkpoint).unlink(missing_ok=True)
         remove_candidates(out)

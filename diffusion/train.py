@@ -241,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train_on_dataset(chosen: argparse.Namespace) -> Path:
     """The training that the command line asks for; returns its folder."""
-    from common.spatial_plan import spatial_plan_from_json
+    from common.plan import plan_from_json
     from diffusion.crops import CropData
     from diffusion.plan import CONFIGURATIONS, PLAN_FILE, read_plan, read_source
     from nnunetv2_mod.nnunet_folder import find_dataset
@@ -254,7 +254,7 @@ def _train_on_dataset(chosen: argparse.Namespace) -> Path:
     fold = chosen.fold if chosen.fold == "all" else int(chosen.fold) if chosen.fold.isdecimal() else chosen.fold
     plans_name, channels = read_source(path)
     dataset = find_dataset(chosen.dataset, plans_name)
-    plan = spatial_plan_from_json(dataset.plans, CONFIGURATIONS[chosen.dimensions])
+    plan = plan_from_json(dataset.plans, CONFIGURATIONS[chosen.dimensions])
     if max(channels) >= plan.n_channels:
         problem, fix = f"channels {channels} of images with {plan.n_channels}", "plan the dataset again"
         raise InputError(problem, where=path, fix=fix)

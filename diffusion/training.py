@@ -122,7 +122,7 @@ class Training(ABC):
         if scores:
             self.rows.append({"step": self.kimg, "unit": "kimg", **scores})
         write_text(out / CURVES, "".join(json.dumps(_ordered(row)) + "\n" for row in self.rows))
-        metadata = {"step": self.step, "rows": self.rows, "facts": dict(self.data.facts), **self.more_state()}
+        metadata = {"step": self.step, "rows": self.rows, "facts": dict(self.data.output_spec), **self.more_state()}
         metadata |= {"settings": to_dict(self.settings), "seed": self.seed}
         save_tensors(out / self.checkpoint, state_to_tensors(self.modules, self.optimizers), metadata)
 

@@ -23,7 +23,7 @@ from support.paths import REPOSITORY
 from common.exit_codes import ExitCode
 from common.image_set import ImageEntry, ImageSet, save_image_set
 from diffusion.data import ImageData
-from diffusion.train import train
+from diffusion.training_run import train
 from pipeline.launch import run_experiment
 from sharing import write_package
 

@@ -22,19 +22,18 @@ import numpy as np
 
 from common.files import read_json, write_json
 from common.image_set import ImageSet
-from common.plan import Plan
+from common.plan import Plan, square_plan
 from common.seeds import derive_seed
 from dataset.images import limit_size, read_image
 from dataset.slices import SliceCase, build_slices, case_of_image
 from dataset.source import Case, load_cases
 from features.fidelity import Estimate, frechet_distance, frechet_interval, kernel_interval
 from features.fidelity_monitor import FeatureGauge
-from gan.square import square_plan
 from generators.registry import find_generator
 from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
 from studies.study_site import StudySite
-from training.gauge import NEAREST_TRAIN
+from training.monitor import NEAREST_TRAIN
 
 log = logging.getLogger(__name__)
 

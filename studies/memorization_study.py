@@ -30,12 +30,12 @@ import numpy as np
 from common.errors import InputError
 from common.files import read_json, sha256_of_json, write_json
 from common.image_set import ImageSet
+from common.plan import square_plan
 from common.progress import Progress, shown_progress, silent
 from common.seeds import derive_seed
 from common.settings import to_dict
 from dataset.source import load_cases
 from engine.dependencies import code_of
-from gan.square import square_plan
 from gan.styles import sample_between, sample_truncated
 from generators.registry import find_generator
 from memorization.planted.planted_audit import Recall, mean_kappa, recall_of

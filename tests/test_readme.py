@@ -20,6 +20,7 @@ from support.nnunet_phantoms import planned, write_ct
 from support.packages import cases, facts
 from support.paths import REPOSITORY
 
+from common.exit_codes import ExitCode
 from common.image_set import ImageEntry, ImageSet, save_image_set
 from diffusion.data import ImageData
 from diffusion.train import train
@@ -175,7 +176,7 @@ def test_prepare_command_is_understood(words, tmp_path):
     command = [sys.executable, *words[1:]]
     command[raw], command[out] = str(tmp_path / "download"), str(tmp_path / "out")
     ended = run(command, tmp_path)
-    assert ended.returncode == 1
+    assert ended.returncode == ExitCode.BAD_INPUT
     assert str(tmp_path / "download") in ended.stderr
 
 

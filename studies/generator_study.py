@@ -119,7 +119,7 @@ def study(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, see
 def train_on_half(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, seed: int, device: str) -> None:
     """Train the experiment's generator in ``out``, its snapshot chosen by the patients kept for that."""
     generator, settings = find_generator(config.generator.name), dict(config.generator.settings)
-    gauge = FeatureGauge(halves.trained_on, halves.beside, seed, device, generator.sees_mirrored(settings))
+    gauge = FeatureGauge(halves.trained_on, halves.validation, seed, device, generator.sees_mirrored(settings))
     kimg = None if config.train.gan.kimg == "auto" else float(config.train.gan.kimg)
     size_px = halves.trained_on.images.shape[-1]
     generator.train(
@@ -139,7 +139,11 @@ def score(halves: StudySite, samples: np.ndarray, seed: int, device: str) -> dic
     subsets = np.array_split(features, N_SUBSETS)
     real, distances = frechet_distance(first, unseen), [frechet_distance(subset, unseen) for subset in subsets]
     return {
-        "n_images": {"training": len(halves.trained_on), "choice": len(halves.beside), "unseen": len(halves.unseen)},
+        "n_images": {
+            "training": len(halves.trained_on),
+            "choice": len(halves.validation),
+            "unseen": len(halves.unseen),
+        },
         "frechet_halves": _numbers(frechet_interval(first, unseen, seed, owners_b=owners)),
         "frechet_samples": _numbers(frechet_interval(subsets[0], unseen, seed, owners_b=owners)),
         "multiples": [distance / real for distance in distances],

@@ -169,8 +169,8 @@ def site_of_few(halves: StudySite, n_images: int, seed: int) -> StudySite:
     np.random.default_rng(derive_seed(seed, "trained on")).shuffle(patients)
     owners = [entry.patient for entry in entries]
     trained_on = [owners.index(patient) for patient in patients[:n_images]]
-    beside = [i for i, owner in enumerate(owners) if owner in patients[n_images:]]
-    return StudySite(halves.own.subset(trained_on), halves.own.subset(beside), halves.unseen)
+    validation = [i for i, owner in enumerate(owners) if owner in patients[n_images:]]
+    return StudySite(halves.own.subset(trained_on), halves.own.subset(validation), halves.unseen)
 
 
 def train_overtrained(
@@ -280,7 +280,7 @@ def summarise(parts: Mapping[str, Mapping[str, Any]], config: ExperimentConfig) 
 def describe(part: Part, seed: int) -> dict[str, Any]:
     """A part as JSON holds it; ``decisions``: a row for each calibration, 1 where a generated image is dropped."""
     site = part.site.site
-    sides = {side: getattr(site, side) for side in ("trained_on", "beside", "unseen")}
+    sides = {"trained_on": site.trained_on, "beside": site.validation, "unseen": site.unseen}
     generated = [judged for kind, judged in part.judged.items() if kind != UNSEEN]
     agreed = decisions(part.site, generated, seed)
     return {

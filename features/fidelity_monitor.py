@@ -59,7 +59,7 @@ class References:
     spread: float  # mean distance between two training images
 
 
-class FeatureGauge:
+class FidelityMonitor:
     """The gauge of one site. Real images are embedded on first use and again after a resume, to the same features."""
 
     def __init__(

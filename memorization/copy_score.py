@@ -37,7 +37,7 @@ class FusedIndex:
 
 
 @dataclass(frozen=True, eq=False)
-class HonestLikeness:
+class RealToReal:
     """How alike images of different patients of a site are.
 
     ``values`` (n, statistics) of the images that calibrate, ``images`` (n,) which of the images given they are;
@@ -50,14 +50,14 @@ class HonestLikeness:
     duplicates: tuple[tuple[int, int], ...]
 
 
-def honest_likeness(
+def real_to_real(
     images: np.ndarray,
     features: np.ndarray,
     mirrored: np.ndarray | None,
     patients: np.ndarray,
     indexed: np.ndarray,
     progress: Progress = silent,
-) -> HonestLikeness:
+) -> RealToReal:
     """Compare images with those of other patients among the ``indexed`` (n,), the filter's references.
 
     Every image, or ``MAX_CALIBRATING`` of them.
@@ -71,7 +71,7 @@ def honest_likeness(
     is_duplicate = likeness.values[:, column] >= -np.log(1 - DUPLICATE_CORRELATION)
     duplicates = np.flatnonzero(is_duplicate)
     pairs = [(int(queries[row]), int(positions[likeness.nearest[row, column]])) for row in duplicates]
-    return HonestLikeness(likeness.values[~is_duplicate], queries[~is_duplicate], tuple(pairs))
+    return RealToReal(likeness.values[~is_duplicate], queries[~is_duplicate], tuple(pairs))
 
 
 def drawn(positions: np.ndarray) -> np.ndarray:

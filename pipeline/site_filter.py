@@ -28,7 +28,7 @@ class SiteFilter:
     """What the images are compared with, and by which rule.
 
     Under the fused rule ``honest`` (n, statistics) is the likeness of the site's images to those of other patients, and
-    ``honest_patients`` (n,) says whose images they are.
+    ``real_to_real_patients`` (n,) says whose images they are.
     """
 
     config: MemorizationConfig
@@ -38,7 +38,7 @@ class SiteFilter:
     mirrored: np.ndarray | None  # of their mirror images, where those count
     embedder: Embedder
     honest: np.ndarray | None = None
-    honest_patients: np.ndarray | None = None
+    real_to_real_patients: np.ndarray | None = None
 
     def judge(self, images: np.ndarray, progress: Progress = silent) -> FilterResult:
         """Which of the images (n, channels, height, width) are too close to a reference."""
@@ -53,16 +53,16 @@ class SiteFilter:
             return with_ranks(result, self.calibration.distances)
         return judged_by_likeness(result, self.honest, likeness, FUSED_STATISTICS, self.config.percentile / 100)
 
-    def judge_honest(self, held_out: Collection[str], features: np.ndarray) -> tuple[np.ndarray, str]:
+    def judge_real(self, held_out: Collection[str], features: np.ndarray) -> tuple[np.ndarray, str]:
         """Which real images (n,) it drops when each is compared with other patients' alone, and how that was judged.
 
         Args:
             held_out: patients who are not among the references; all the site's are judged where there are none.
             features: (n, d) of the images of the held-out patients.
         """
-        if self.honest is not None and self.honest_patients is not None:
-            wanted = np.isin(self.honest_patients, list(held_out)) | (not held_out)
-            dropped = dropped_of_calibration(self.honest, self.honest_patients, self.config.percentile / 100)
+        if self.honest is not None and self.real_to_real_patients is not None:
+            wanted = np.isin(self.real_to_real_patients, list(held_out)) | (not held_out)
+            dropped = dropped_of_calibration(self.honest, self.real_to_real_patients, self.config.percentile / 100)
             return dropped[wanted], f"{_whose(held_out)}, each by the calibration on the other patients"
         if held_out:
             result = filter_samples(self.features, features, self.calibration.threshold_l2, self.config, self.mirrored)

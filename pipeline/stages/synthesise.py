@@ -24,10 +24,10 @@ from common.plan import load_plan
 from common.seeds import derive_seed
 from common.settings import to_dict
 from engine.run_stage import StageContext
-from features.fidelity_monitor import FeatureGauge
+from features.fidelity_monitor import FidelityMonitor
 from generators.registry import find_generator
 from memorization.calibration import MemorizationConfig, calibrate
-from memorization.copy_score import honest_likeness
+from memorization.copy_score import real_to_real
 from memorization.filter import FilterResult, joined, write_scores
 from memorization.pictures import draw_histogram, draw_nearest_pairs, draw_p_values
 from pipeline.config import IMAGES_PER_TRAINING_IMAGE
@@ -45,7 +45,7 @@ def train_generator(context: StageContext) -> None:
     slices = load_image_set(context.inputs["slices"])
     images = slices.of_split(*N_SPLITS[settings["train_on"]])
     generator = find_generator(settings["name"])
-    gauge = FeatureGauge(
+    gauge = FidelityMonitor(
         images,
         slices.of_split(*HELD_OUT[settings["train_on"]]),
         context.seed,
@@ -178,7 +178,7 @@ def _calibrate_fused(
     """Likeness between the site's patients; duplicates between patients are named and do not calibrate."""
     indexed = np.array([entry.split in N_SPLITS[context.stage.settings["train_on"]] for entry in slices.entries])
     patients = np.array([entry.patient for entry in slices.entries])
-    honest = honest_likeness(slices.images, features, mirrored, patients, indexed, context.progress)
+    honest = real_to_real(slices.images, features, mirrored, patients, indexed, context.progress)
     np.save(context.out / "likeness.npy", honest.values)
     np.save(context.out / "likeness_images.npy", honest.images)
     names = [entry.name for entry in slices.entries]

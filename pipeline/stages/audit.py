@@ -11,11 +11,11 @@ from common.image_set import ImageSet, load_image_set
 from common.seeds import derive_seed
 from common.settings import to_dict
 from engine.run_stage import StageContext
+from memorization.filter import load_site_filter
 from memorization.gates import GatesConfig
 from memorization.planted.audit_report import draw_planted
 from memorization.planted.site_planted import OwnedImages, PlantedAudit, find_planted, real_drops, to_planted_audit
 from memorization.site_audit import AuditImages, audit, write_exposure
-from pipeline.site_filter import load_site_filter
 from pipeline.stages.synthesise import HELD_OUT, N_SPLITS
 
 log = logging.getLogger(__name__)

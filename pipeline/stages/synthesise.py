@@ -26,12 +26,10 @@ from common.settings import to_dict
 from engine.run_stage import StageContext
 from features.fidelity_monitor import FidelityMonitor
 from generators.registry import find_generator
-from memorization.calibration import MemorizationConfig, calibrate
-from memorization.copy_score import real_to_real
-from memorization.filter import FilterResult, joined, write_scores
+from memorization.calibration import MemorizationConfig, calibrate, real_to_real, site_embedder
+from memorization.filter import FilterResult, SiteFilter, joined, load_site_filter, write_scores
 from memorization.pictures import draw_histogram, draw_nearest_pairs, draw_p_values
 from pipeline.config import IMAGES_PER_TRAINING_IMAGE
-from pipeline.site_filter import SiteFilter, load_site_filter, site_embedder
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +242,7 @@ def _replace_dropped(context: StageContext, samples: _Samples, own: SiteFilter) 
 
 def _draw_histogram(context: StageContext, own: SiteFilter, result: FilterResult) -> None:
     path = context.out / "histogram.png"
-    if own.honest is None:
+    if own.real_to_real is None:
         draw_histogram(path, own.calibration, result.distances[:, 0])
     else:
         draw_p_values(path, result, own.level)
@@ -258,7 +256,7 @@ def _figures(own: SiteFilter, n_sampled: int, n_kept: int) -> dict[str, Any]:
         "calibration": own.config.calibration,
         "percentile": own.config.percentile,
         "level": own.level,
-        "threshold_l2": own.calibration.threshold_l2 if own.honest is None else None,
+        "threshold_l2": own.calibration.threshold_l2 if own.real_to_real is None else None,
         "n_references": own.calibration.n_references,
         "n_sampled": n_sampled,
         "n_kept": n_kept,

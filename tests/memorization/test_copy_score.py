@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 from support.image_makers import textures
 
-from memorization.calibration import MemorizationConfig
+from memorization.calibration import MemorizationConfig, real_to_real
 from memorization.conformal_pvalues import p_values
-from memorization.copy_score import FUSED_STATISTICS, FusedIndex, real_to_real
+from memorization.copy_score import FUSED_STATISTICS, FusedIndex, Likeness
 from memorization.filter import filter_samples, judged_by_likeness
-from memorization.likeness import Likeness
 
 
 def features_of(images: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from scipy.stats import betabinom
 
 from common.progress import Progress, silent
 from memorization.conformal_pvalues import p_values
-from memorization.likeness import Likeness
+from memorization.copy_score import Likeness
 from memorization.planted.copies import KINDS
 from memorization.planted.planted_audit import audit_scorers, compare
 from memorization.registration.maps import grey

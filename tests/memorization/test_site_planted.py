@@ -95,7 +95,7 @@ class CoarsePixels:
 @pytest.fixture
 def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
     """Runs ``calibrate``, ``audit`` and ``share`` of a site whose samples were all kept; returns ``planted.json``."""
-    monkeypatch.setattr("pipeline.site_filter.build_embedder", lambda *_, **__: CoarsePixels())
+    monkeypatch.setattr("memorization.calibration.build_embedder", lambda *_, **__: CoarsePixels())
 
     def run(config: MemorizationConfig, gates: GatesConfig, train_on: str = "train", kinds: tuple = KINDS) -> dict:
         monkeypatch.setattr(audit, "find_planted", partial(find_planted, kinds=kinds))

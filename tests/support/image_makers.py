@@ -6,8 +6,8 @@ import numpy as np
 from scipy import ndimage
 
 from common.progress import Progress, silent
+from memorization.copy_score import Likeness
 from memorization.leakage.evidence import Evidence
-from memorization.likeness import Likeness
 from memorization.registration.maps import SIZE_PX
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from common.settings import from_dict
 from features.embedders import Embedder
 from features.index import nearest
 from memorization.calibration import Calibration, MemorizationConfig, site_embedder
-from memorization.conformal_pvalues import attainable_level, deciding_statistic, dropped_of_calibration, p_values
 from memorization.copy_score import FUSED_STATISTICS, FusedIndex, Likeness
 
 
@@ -56,7 +55,7 @@ class SiteFilter:
     references: ImageSet  # real images of the site
     features: np.ndarray  # of the references
     mirrored: np.ndarray | None  # of their mirror images, where those count
-    embedder: Embedder
+    make_embedder: Callable[[], Embedder]  # called on first use: not every stage embeds images
     real_to_real: np.ndarray | None = None
     real_to_real_patients: np.ndarray | None = None
 
@@ -105,6 +104,11 @@ class SiteFilter:
         """The share of real images that may be dropped."""
         asked = self.config.percentile / 100
         return asked if self.real_to_real is None else attainable_level(asked, len(self.real_to_real))
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """The embedder of the filter's rule."""
+        return self.make_embedder()
 
     @cached_property
     def index(self) -> FusedIndex:
@@ -161,6 +165,98 @@ def judged_by_likeness(
     return replace(result, kept=kept, p_values=p, originals=originals, seen_by=np.asarray(statistics)[column])
 
 
+POWER = 6  # of 1 to infinity, the sum to the largest: measured on planted copies in docs/results/filter.md
+SAME_SCORE = 1e-9  # relative: what rounding may make of two equal scores
+SPREAD_AT = 0.97  # the spread is from the median to this quantile, about where it is decided: a heavy tail of one
+# statistic would otherwise hide what the others see
+LEAST_SPREAD = 1e-3
+BLOCK = 256  # queries at once
+
+
+def p_values(calibration: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """(m,) of ``queries`` (m, s) among ``calibration`` (n, s), likeness of real images; larger means more similar.
+
+    Every statistic is measured in spreads above its median, and an image's score is the sum of their sixth powers. That
+    is little more than the largest one alone: an image that one statistic finds is found, and the images near the line
+    depend less on a single statistic of a single calibration image.
+
+    Median and spread are taken over the calibration images *and* the image in question (full conformal prediction, Vovk
+    et al. 2005, ch. 2), so that the score treats all of them alike: if the image is exchangeable with the calibration
+    images, P(p <= a) <= a for every a, however many statistics there are and however they depend on each other. Only
+    patients are exchangeable: where they have several images each, the guarantee is that of as many calibration images
+    as there are patients, and a rate measured at one site varies more (docs/results/filter.md).
+
+    A smallest or Bonferroni-corrected p over the statistics has the same guarantee and no power at a small site: with
+    30 images no single p is below 1/31, so no corrected one below 23/31.
+    """
+    found = [np.zeros(0)]
+    for start in range(0, len(queries), BLOCK):
+        block = queries[start : start + BLOCK]
+        median, spread = _median_and_spread(calibration, block)
+        own = _score(block, median, spread)
+        others = _score(calibration[None], median[:, None], spread[:, None])
+        # ties count: a copy is not less of a copy because a real image is as similar
+        as_alike = (others >= (1 - SAME_SCORE) * own[:, None]).sum(axis=1)
+        found.append((1 + as_alike) / (1 + len(calibration)))
+    return np.concatenate(found)
+
+
+def attainable_level(level: float, n_calibration: int) -> float:
+    """The level itself, or the smallest p there is: below ``1 / (n + 1)`` nothing at all would ever be dropped."""
+    return max(level, 1 / (n_calibration + 1))
+
+
+def dropped_of_calibration(calibration: np.ndarray, patients: np.ndarray, level: float) -> np.ndarray:
+    """(n,) which calibration images (n, s) would be dropped, each judged by the calibration on the other patients.
+
+    An image among its own calibration images is never the most similar of all, so that too few would be dropped.
+    """
+    dropped = np.zeros(len(calibration), bool)
+    for patient in np.unique(patients):
+        own = patients == patient
+        others = calibration[~own]
+        if len(others):
+            dropped[own] = p_values(others, calibration[own]) <= attainable_level(level, len(others))
+    return dropped
+
+
+def deciding_statistic(calibration: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """(m,) which statistic has most of each query's score."""
+    median, spread = _median_and_spread(calibration, queries)
+    return np.asarray(((queries - median) / spread).argmax(axis=1))
+
+
+def fused_scores(calibration: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    """(m,) the root of the scores, in spreads above the median; for drawing and for curves, not for deciding."""
+    median, spread = _median_and_spread(calibration, queries)
+    return np.asarray(_score(queries, median, spread) ** (1 / POWER))
+
+
+def _score(values: np.ndarray, median: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """(...,) of values (..., s); statistic by statistic, as all at once would take s times the memory."""
+    score = np.zeros(np.broadcast_shapes(values.shape, median.shape)[:-1])
+    for column in range(values.shape[-1]):
+        above = np.maximum((values[..., column] - median[..., column]) / spread[..., column], 0)
+        score += above**POWER
+    return score
+
+
+def _median_and_spread(calibration: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(m, s) each: order statistics of the calibration images with the query among them.
+
+    The statistic of a quantile is the smallest of the ``n + 1`` values with at least that share at or below it. It is
+    never the largest: at a small site a copy would be its own measure, and no copy would stand out.
+    """
+    ordered, n = np.sort(calibration, axis=0), len(calibration)
+    of_quantile = []
+    for quantile in (0.5, SPREAD_AT):
+        rank = max(1, min(n, int(np.ceil(quantile * (n + 1) - 1e-9))))
+        low = ordered[rank - 2] if rank >= 2 else np.full(ordered.shape[1], -np.inf)
+        of_quantile.append(np.clip(queries, low, ordered[rank - 1]))
+    median, high = of_quantile
+    return median, np.maximum(high - median, LEAST_SPREAD)
+
+
 def joined(first: FilterResult, second: FilterResult) -> FilterResult:
     """The results of two sets of samples against the same images, one after the other."""
     names = [field.name for field in fields(FilterResult)]
@@ -195,7 +291,7 @@ def load_site_filter(
         references=images.subset(indices),
         features=np.load(calibrated / "features.npy")[indices],
         mirrored=np.load(mirrored)[indices] if mirrored.is_file() else None,
-        embedder=site_embedder(config, device, embeddings),
+        make_embedder=partial(site_embedder, config, device, embeddings),
         real_to_real=np.load(likeness) if likeness.is_file() else None,
         real_to_real_patients=patients[np.load(calibrated / "likeness_images.npy")] if likeness.is_file() else None,
     )

@@ -23,8 +23,8 @@ from common.settings import to_dict
 from features.embedders import EMBEDDERS, build_embedder
 from memorization.audit import EMBEDDER_BATCH, read_site_images
 from memorization.calibration import MemorizationConfig, calibrate, real_to_real
-from memorization.conformal_pvalues import attainable_level, p_values
 from memorization.copy_score import EmbeddedFeatures, FusedIndex
+from memorization.filter import attainable_level, p_values
 from memorization.planted.planted_audit import recall_of
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,8 @@ import numpy as np
 from common.errors import InputError
 from common.progress import Progress, silent
 from memorization.calibration import MemorizationConfig, calibrate, real_to_real, site_embedder
-from memorization.conformal_pvalues import attainable_level, p_values
 from memorization.copy_score import Likeness
-from memorization.filter import FilterResult, SiteFilter
+from memorization.filter import FilterResult, SiteFilter, attainable_level, p_values
 from memorization.gates import GatesConfig
 from memorization.planted.planted_audit import Decision, recalibrated
 from memorization.site_audit import AuditImages, SiteAudit, audit

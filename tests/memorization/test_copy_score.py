@@ -6,9 +6,8 @@ import numpy as np
 from support.image_makers import textures
 
 from memorization.calibration import MemorizationConfig, real_to_real
-from memorization.conformal_pvalues import p_values
 from memorization.copy_score import FUSED_STATISTICS, FusedIndex, Likeness
-from memorization.filter import filter_samples, judged_by_likeness
+from memorization.filter import filter_samples, judged_by_likeness, p_values
 
 
 def features_of(images: np.ndarray) -> np.ndarray:

@@ -10,8 +10,8 @@ import torch
 from scipy import ndimage
 from support.image_makers import textures
 
-from memorization.conformal_pvalues import p_values
 from memorization.copy_score import RegistrationScorer
+from memorization.filter import p_values
 from memorization.planted.copies import KINDS, plant
 from memorization.registration.agreement import (
     Agreement,

@@ -19,7 +19,7 @@ from common.settings import to_dict
 from engine.graph import Stage
 from engine.run_stage import StageContext
 from memorization.calibration import MemorizationConfig
-from memorization.conformal_pvalues import attainable_level, dropped_of_calibration, p_values
+from memorization.filter import attainable_level, dropped_of_calibration, p_values
 from memorization.gates import PLANTED_RECALL, GatesConfig
 from memorization.planted.copies import KINDS
 from memorization.planted.site_planted import OwnedImages, PlantedAudit, find_planted, to_planted_audit

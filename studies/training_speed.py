@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,6 +26,7 @@ from common.files import read_json
 from common.image_set import load_image_set
 from common.plan import load_plan
 from common.progress import silent
+from dataset.training_splits import TRAIN_SPLITS
 from diffusion.schedule import SHARE_OF_TIME as DIFFUSION_SHARE
 from engine.graph import Graph
 from engine.run import run_graph
@@ -34,8 +35,7 @@ from engine.store import Store
 from gan.schedule import SHARE_OF_TIME as GAN_SHARE
 from generators.registry import find_generator
 from pipeline.config import ExperimentConfig
-from pipeline.launch import plan_run, read_cases
-from pipeline.stages.synthesise import N_SPLITS
+from pipeline.launch import plan_experiment, read_cases
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Probe:
         """Seconds, and the thousand images that were shown; ``n_snapshots``: other than the settings'."""
         set_threads(self.n_threads)
         settings = dict(self.settings) | ({} if n_snapshots is None else {"n_snapshots": n_snapshots})
-        images = load_image_set(self.slices).of_split(*N_SPLITS[self.train_on]).images
+        images = load_image_set(self.slices).of_split(*TRAIN_SPLITS[self.train_on]).images
         with TemporaryDirectory(prefix="autoshare_probe_") as folder:
             started_s = time.perf_counter()
             arguments = (images, load_plan(self.plan), kimg, settings, Path(folder), SEED, self.device, silent)
@@ -120,12 +120,12 @@ def slices_of_sites(config: ExperimentConfig) -> list[tuple[Path, Path]]:
     from engine.executors import InlineExecutor
 
     store = Store(config.run)
-    plan = plan_run(config, store, read_cases(config))
+    plan = plan_experiment(config, store, read_cases(config))
     fold = config.folds[0]
     trainings = [stage for stage in plan.graph.stages.values() if stage.name == "generator" and stage.fold == fold]
     needed = set().union(*(plan.graph.ancestors(stage.id) for stage in trainings))
     graph = Graph({stage_id: stage for stage_id, stage in plan.graph.stages.items() if stage_id in needed})
-    result = run_graph(graph, store, plan.digests, plan.done & needed, InlineExecutor())
+    result = run_graph(replace(plan, graph=graph), store, InlineExecutor())
     for outcome in result.failed:
         raise InputError(str(outcome.error), where=outcome.log, fix="mend the cause and run the same command again")
     inputs = [training.inputs for training in trainings]

@@ -23,12 +23,10 @@ from common.image_set import load_image_set
 from common.progress import shown_progress
 from common.settings import to_dict
 from features.embedders import EMBEDDERS, build_embedder
-from memorization.embedding_scorer import EmbeddingScorer
-from memorization.likeness import Learner, Scorer
+from memorization.copy_score import EmbeddingScorer, Learner, RegistrationScorer, Scorer
 from memorization.planted.audit_report import as_markdown, draw_copies, draw_recall
 from memorization.planted.copies import KINDS, Kind, plant
 from memorization.planted.planted_audit import FilterAudit, audit_paper_rule, audit_scorers
-from memorization.registration.scorer import RegistrationScorer
 from memorization.site_descriptor.scorer import SiteDescriptorLearner
 
 log = logging.getLogger(__name__)

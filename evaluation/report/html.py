@@ -65,12 +65,12 @@ class Html(str):
 
 
 @dataclass(frozen=True)
-class Section:
-    """A section of the page; ``title`` is plain text."""
+class Part:
+    """A section of the page as built; ``title`` is plain text."""
 
     anchor: str
     title: str
-    body: Html
+    body: str
 
 
 def escape(text: object) -> Html:
@@ -144,11 +144,11 @@ def picture(png: bytes, caption: str) -> Html:
     return Html(f"<figure>{image}{element('figcaption', caption)}</figure>")
 
 
-def page(title: str, subtitle: str, warning: str, sections: Sequence[Section]) -> str:
+def page(title: str, subtitle: str, warning: str, sections: Sequence[Part]) -> str:
     """The whole document: title, warning, table of contents, sections."""
     links = "\n".join(f'<a href="#{html.escape(part.anchor)}">{escape(part.title)}</a>' for part in sections)
     bodies = "\n".join(
-        f'<section id="{html.escape(part.anchor)}">{element("h2", part.title)}\n{part.body}</section>'
+        f'<section id="{html.escape(part.anchor)}">{element("h2", part.title)}\n{escape(part.body)}</section>'
         for part in sections
     )
     return (

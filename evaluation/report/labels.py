@@ -28,7 +28,7 @@ def labels_section(files: RunFiles) -> page.Html | None:
         return None
     pictures = stored_pictures(files, "label", {PICTURE: PICTURE_CAPTION})
     groups = {_name(folder, agreement): _rows(agreement) for folder, agreement in found}
-    return page.join(page.note(HOW_TO_READ), page.grouped_table(HEADER, groups), *pictures)
+    return page.join(page.note(HOW_TO_READ), page.table(HEADER, groups), *pictures)
 
 
 def labelled_by(files: RunFiles, fold: int, site: str) -> str:

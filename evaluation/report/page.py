@@ -14,8 +14,8 @@ from pathlib import Path
 
 from common.errors import InputError
 from common.files import write_text
-from evaluation.report import html as page
 from evaluation.report.approaches import write_scaling
+from evaluation.report.html import TEMPLATES, absent
 from evaluation.report.run import RunFiles, find_folds
 from evaluation.report.sections import STANDARD, Section
 from evaluation.results import write_table
@@ -51,8 +51,9 @@ def write_report(
             log.warning("no %s: %s", name, error)
     title, fold_names = f"autoshare: {run.resolve().name}", ", ".join(map(str, files.folds))
     subtitle = f"Outer fold{'s' if len(files.folds) > 1 else ''} {fold_names}"
-    shown = [page.Part(section.anchor, section.title, body) for section, body in built if body is not None]
-    write_text(folder / "report.html", page.page(title, subtitle, WARNING, shown))
+    shown = [(section, body) for section, body in built if body is not None]
+    template = TEMPLATES.get_template("page.html")
+    write_text(folder / "report.html", template.render(title=title, subtitle=subtitle, warning=WARNING, sections=shown))
     return folder / "report.html"
 
 
@@ -71,7 +72,7 @@ def _build(section: Section, files: RunFiles) -> str | None:
         return section.build(files)
     except Exception as error:
         log.exception("the section %r is left out of the report", section.title)
-        return page.absent(f"This section could not be built ({type(error).__name__}: {error}).")
+        return absent(f"This section could not be built ({type(error).__name__}: {error}).")
 
 
 def _write_summary(files: RunFiles, path: Path) -> None:

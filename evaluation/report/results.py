@@ -13,8 +13,6 @@ from evaluation.report.html import (
     absent,
     details,
     element,
-    escape,
-    grouped_table,
     heading,
     join,
     note,
@@ -72,12 +70,12 @@ def metric_table(summary: pd.DataFrame, metric: str, label: str = FOREGROUND) ->
         for words, models in by_approach(chosen).items()
     }
     header = ["Model", *(f"tested on {site}" for site in sites)]
-    return grouped_table(header, groups, _table_caption(chosen, metric))
+    return table(header, groups, _table_caption(chosen, metric))
 
 
 def _metric_cell(row: Mapping[Any, Any], metric: str, *, is_best: bool) -> Html:
     shown = format_value(row["mean"], metric)
-    mean = element("strong", f"{BEST_MARK} {shown}") if is_best else escape(shown)
+    mean = element("strong", f"{BEST_MARK} {shown}") if is_best else shown
     marked = element("span", mean, "own") if row["trained_on"] == row["tested_on"] else mean
     spread = "" if math.isnan(row["std"]) else f"± {format_value(row['std'], metric)} "
     return join(marked, element("small", spread + format_interval(row, metric)))

@@ -30,7 +30,7 @@ class Stage:
     name: str  # "generator"
     fold: int
     site: str  # "A", or "all" for stages across sites
-    function: str  # "pipeline.stages.synthesise:train_generator"
+    function: str  # "pipeline.stages.generator:train_generator"
     settings: Mapping[str, Any]  # JSON-able; everything that influences the result
     inputs: Mapping[str, str]  # role -> id of the stage that writes it
     part: str = ""  # tells stages of one name and site apart, for example the evaluated model
@@ -42,7 +42,7 @@ class Stage:
     code: tuple[str, ...] = ()  # packages and files of the repository its result depends on
     cost: float = 1.0  # expected relative duration, for the order and the time left only
     leaves_site: bool = False  # its folder is what leaves: a package, or an answer about one
-    resumable: bool = False  # goes on from its own checkpoint when half written
+    is_training: bool = False  # goes on from its own checkpoint when half written; stays when only code changed
     environment: Mapping[str, Any] = field(default_factory=dict)  # places on this machine; not part of the result
 
     @property

@@ -70,7 +70,7 @@ class Store:
         """``done``, ``resume`` (half written, with a checkpoint to go on from), ``redo`` or ``to do``."""
         if self.is_done(stage, digest):
             return "done"
-        if self._begun(stage) == digest and stage.resumable and self.folder(stage.id).is_dir():
+        if self._begun(stage) == digest and stage.is_training and self.folder(stage.id).is_dir():
             return "resume"
         return "redo" if self.manifest(stage) is not None else "to do"
 

@@ -20,7 +20,7 @@ from pipeline.baselines import (
     statistics_stages,
 )
 from pipeline.config import DSL, ExperimentConfig, Union
-from pipeline.stage_factory import ALL, LABEL_COMPARISON, LABEL_MAPS, StageFactory, TrainedModel
+from pipeline.stage_factory import ALL, StageFactory, TrainedModel
 
 
 def build_graph(config: ExperimentConfig, sites: Sequence[str]) -> Graph:
@@ -85,9 +85,7 @@ class _FoldBuilder:
 
     def _slices(self, site: str) -> Stage:
         distance = {"min_slice_distance_mm": self.config.data.min_slice_distance_mm}
-        labels = self._labels()
-        inputs, code = {"prepare": site, "plan": site}, LABEL_MAPS if labels else ()
-        return self.make.stage("slices", site, {**distance, **labels}, inputs, code=code)
+        return self.make.stage("slices", site, {**distance, **self._labels()}, {"prepare": site, "plan": site})
 
     def _labels(self) -> dict[str, Any]:
         """What stages that handle labels beside images are told: the labels, if the generator makes them too."""
@@ -148,8 +146,7 @@ class _FoldBuilder:
         )
         judged = {**memorization, "gates": to_dict(config.gates)}
         yield stage("audit", site, judged, {"slices": site, "calibrate": site, "filter": site})
-        compared = LABEL_COMPARISON if labels else ()
-        yield stage("label", site, labelling, {"filter": site, "segment_real": site}, code=compared)
+        yield stage("label", site, labelling, {"filter": site, "segment_real": site})
         roles = ("filter", "audit", "label", "plan", "prepare", "generator")
         yield stage("share", site, sharing, dict.fromkeys(roles, site))
         if config.evaluation.per_site_synthetic:
@@ -158,7 +155,7 @@ class _FoldBuilder:
     def _pooled_real(self) -> Iterator[Stage]:
         inputs = {f"prepare:{site}": ("prepare", site) for site in self.sites}
         name = {"dataset_name": self.make.dataset_name(ALL)}
-        yield self.make.stage("prepare", ALL, name, inputs, function="prepare:prepare_all")
+        yield self.make.stage("prepare_all", ALL, name, inputs, name="prepare")
         yield self.make.stage("plan", ALL, {"plan": to_dict(self.config.plan)}, {"prepare": ALL})
         yield self.make.stage("segment_real", ALL, {"train": to_dict(self.config.train.segmentation())}, {"plan": ALL})
 

@@ -19,81 +19,46 @@ GENERATOR_STEP_S = 0.2
 USUAL_BATCH = 8  # where the machine will choose it
 OTHER_STAGE_S = 5.0
 
-DSL_ROOMS = ("gan", "memorization", "features/fidelity.py")
-SCHEMA_FILES = (
-    *("gan/settings.py", "diffusion/settings.py", "memorization/gates.py", "memorization/leakage/metrics.py"),
-    *("common/resampling.py", "memorization/site_audit.py"),
-)
-CODE = {
-    "prepare": ("dataset", "pipeline/stages/prepare.py"),
-    "plan": ("nnunetv2_mod", "pipeline/stages/prepare.py"),
-    "slices": ("dataset", "nnunetv2_mod", "pipeline/stages/prepare.py"),
-    "calibrate": ("memorization", "pipeline/site_filter.py", "pipeline/stages/synthesise.py"),
-    "generator": (
-        *("generators/registry.py", "features/fidelity_monitor.py", "pipeline/stages/synthesise.py"),
-        *("features/embedders.py", "features/embedding_cache.py", "features/index.py"),
-        "features/fidelity.py",
-    ),
-    "sample": ("generators/registry.py", "pipeline/stages/synthesise.py"),
-    "filter": (
-        *("memorization", "pipeline/site_filter.py", "generators/registry.py", "pipeline/stages/synthesise.py"),
-    ),
-    "audit": (
-        *("memorization", "features/fidelity.py", "pipeline/site_filter.py"),
-        *("pipeline/stages/audit.py", "pipeline/stages/synthesise.py"),
-    ),
-    "segment_real": ("nnunetv2_mod", "pipeline/stages/segment.py"),
-    "label": ("nnunetv2_mod", "dataset/slices.py", "pipeline/stages/segment.py"),
-    "share": ("sharing", *SCHEMA_FILES, "dataset/slices.py", "pipeline/stages/exchange.py"),
-    "check": (
-        *("sharing", "gan/settings.py", "diffusion/settings.py", "memorization", "dataset", "pipeline/site_filter.py"),
-        *("pipeline/stages/check.py", "pipeline/stages/exchange.py"),
-    ),
-    "merge": ("sharing", *SCHEMA_FILES, "nnunetv2_mod", "pipeline/stages/exchange.py"),
-    "segment_syn": ("nnunetv2_mod", "pipeline/stages/segment.py"),
-    "finetune": ("nnunetv2_mod", "pipeline/stages/segment.py"),
-    "statistics": ("nnunetv2_mod", "pipeline/stages/federate.py"),
-    "negotiate": ("nnunetv2_mod", "pipeline/stages/federate.py"),
-    "adopt": ("nnunetv2_mod", "pipeline/stages/federate.py"),
-    "rounds": ("federated", "nnunetv2_mod", "pipeline/stages/federate.py"),
-    "dsl": ("federated", "dataset", *DSL_ROOMS, "nnunetv2_mod", "pipeline/stages/distribute.py"),
-    "dsl_dataset": ("federated", *DSL_ROOMS, "sharing", "dataset", "nnunetv2_mod", "pipeline/stages"),
-    "segment_dsl": ("nnunetv2_mod", "pipeline/stages/segment.py"),
-    "evaluate": ("nnunetv2_mod", "evaluation/segmentation.py", "evaluation/results.py", "pipeline/stages/score.py"),
-}
-LABEL_MAPS = ("dataset/label_maps.py",)  # what slices also depend on where the generator makes labels too,
-LABEL_COMPARISON = (  # and what labelling does
-    *("evaluation/label_agreement.py", "evaluation/report/label_pictures.py", "evaluation/report/pictures.py"),
-    "evaluation/statistics.py",
-)
 
-FUNCTION = {
-    "prepare": "prepare:prepare",
-    "plan": "prepare:plan",
-    "slices": "prepare:slices",
-    "calibrate": "synthesise:calibrate_threshold",
-    "generator": "synthesise:train_generator",
-    "sample": "synthesise:sample",
-    "filter": "synthesise:filter_copies",
-    "audit": "audit:audit_site",
-    "segment_real": "segment:train_segmentation",
-    "label": "segment:label",
-    "share": "exchange:share",
-    "check": "check:check_package",
-    "merge": "exchange:merge",
-    "segment_syn": "segment:train_segmentation",
-    "finetune": "segment:fine_tune",
-    "statistics": "federate:tell_statistics",
-    "negotiate": "federate:negotiate",
-    "adopt": "federate:adopt",
-    "rounds": "federate:train_in_rounds",
-    "dsl": "distribute:train",
-    "dsl_dataset": "distribute:make_dataset",
-    "segment_dsl": "segment:train_segmentation",
-    "evaluate": "score:evaluate",
+@dataclass(frozen=True)
+class Kind:
+    """What a kind of stage does, and which of the cluster's resources it asks for."""
+
+    function: str  # module and function in ``pipeline.stages``
+    use: str = "light"  # or embed, train: a field of ``StageResources``
+
+    @property
+    def is_training(self) -> bool:
+        """Whether it trains: it resumes from its own checkpoint, and stays when only code changed."""
+        return self.use == "train"
+
+
+KINDS = {
+    "prepare": Kind("prepare:prepare"),
+    "prepare_all": Kind("prepare_all:prepare_all"),
+    "plan": Kind("plan:plan"),
+    "slices": Kind("slices:slices"),
+    "calibrate": Kind("calibrate:calibrate_threshold", "embed"),
+    "generator": Kind("generator:train_generator", "train"),
+    "sample": Kind("sample:sample", "embed"),
+    "filter": Kind("filter:filter_copies", "embed"),
+    "audit": Kind("audit:audit_site", "embed"),
+    "segment_real": Kind("segment:train_segmentation", "train"),
+    "label": Kind("label:label", "embed"),
+    "share": Kind("share:share"),
+    "check": Kind("check:check_package", "embed"),
+    "merge": Kind("merge:merge"),
+    "segment_syn": Kind("segment:train_segmentation", "train"),
+    "finetune": Kind("finetune:fine_tune", "train"),
+    "statistics": Kind("statistics:tell_statistics"),
+    "negotiate": Kind("negotiate:negotiate"),
+    "adopt": Kind("adopt:adopt"),
+    "rounds": Kind("rounds:train_in_rounds", "train"),
+    "dsl": Kind("dsl:train", "train"),
+    "dsl_dataset": Kind("dsl_dataset:make_dataset", "embed"),
+    "segment_dsl": Kind("segment:train_segmentation", "train"),
+    "evaluate": Kind("evaluate:evaluate", "embed"),
 }
-TRAININGS = ("generator", "segment_real", "segment_syn", "finetune", "rounds", "dsl", "segment_dsl")
-EMBEDDINGS = ("calibrate", "sample", "filter", "audit", "label", "check", "dsl_dataset", "evaluate")
 ACROSS_SITES = ("merge", "segment_syn")  # made of packages: private to no site, whatever their name
 
 
@@ -127,37 +92,38 @@ class StageFactory:
         members: tuple[str, ...] = (),
         hub_works: bool = False,
         code: tuple[str, ...] = (),
-        function: str | None = None,
         environment: Mapping[str, Any] | None = None,
     ) -> Stage:
         """A stage.
 
         Args:
-            kind: what it does (``FUNCTION``); ``name`` where several of a kind stand side by side.
+            kind: what it does (``KINDS``); ``name`` where its stages have another name than the kind.
             inputs: role -> the site (of the stage the role names), or (stage, site).
             members: sites that take part with a worker each; its resources are then those of all workers, and of one
                 more where the hub computes too (``hub_works``).
         """
         cluster = self.config.cluster
-        use = "train" if kind in TRAININGS else "embed" if kind in EMBEDDINGS else "light"
+        what = KINDS[kind]
         n_workers = count_workers(members, hub_works=hub_works)
         return Stage(
             name=name or kind,
             fold=self.fold,
             site=site,
-            function=f"pipeline.stages.{function or FUNCTION[kind]}",
+            function=f"pipeline.stages.{what.function}",
             settings=settings,
             inputs={role: self._source(role, source) for role, source in inputs.items()},
             part=part,
             seed=self.seed(name or kind, site),
-            resources=Resources(getattr(cluster.cpus, use) * n_workers, getattr(cluster.gpus, use) * n_workers),
+            resources=Resources(
+                getattr(cluster.cpus, what.use) * n_workers, getattr(cluster.gpus, what.use) * n_workers
+            ),
             members=members,
             hub_works=hub_works,
             private_to=site if site in self.sites and kind not in ACROSS_SITES else None,
-            code=(*CODE[kind], *code, "common"),
+            code=code,
             cost=self._cost_s(kind),
             leaves_site=kind in ("share", "check"),
-            resumable=kind in TRAININGS,
+            is_training=what.is_training,
             environment=environment or {},
         )
 
@@ -186,7 +152,7 @@ class StageFactory:
         settings = train.fine_tuning() if kind == "finetune" else train.segmentation()
         network_s = ITERATION_S * settings.n_epochs * settings.n_iterations
         if kind != "generator":
-            return OTHER_STAGE_S + (network_s if kind in TRAININGS else 0.0)
+            return OTHER_STAGE_S + (network_s if KINDS[kind].is_training else 0.0)
         if isinstance(train.gan.kimg, str):
             return OTHER_STAGE_S + network_s  # its length is not known before the data is read
         named = self.config.generator.settings.get("batch_size", USUAL_BATCH)

@@ -18,6 +18,7 @@ from common.files import read_json
 from common.image_set import ImageSet, load_image_set
 from common.resampling import clopper_pearson
 from common.seeds import derive_seed
+from dataset.training_splits import HELD_OUT_SPLITS, TRAIN_SPLITS
 from evaluation.approaches import LOCAL, OURS, at_own_site
 from evaluation.report.run import RunFiles, find_folds
 from evaluation.statistics import bootstrap_means, nan_mean
@@ -27,7 +28,6 @@ from features.fidelity_monitor import FeatureGauge
 from features.index import RESOLUTION_L2, nearest
 from generators.registry import find_generator
 from pipeline.stage_factory import ALL
-from pipeline.stages.synthesise import HELD_OUT, N_SPLITS
 from sharing import read_refusal
 from studies.comparison_tables import numbers_of
 from studies.heldout_images import images_of_split
@@ -89,7 +89,7 @@ def read_features(place: Place, n_samples: int, embeddings: Path, device: str) -
     """Embed the first ``n_samples`` samples, before the filter, and the site's real images; kept in ``embeddings``."""
     trained = place.read("generator", "manifest.json")["settings"]
     slices, test = load_image_set(place.folder("slices")), images_of_split(place.fold, place.site, "test")
-    training, others = (slices.of_split(*splits[trained["train_on"]]) for splits in (N_SPLITS, HELD_OUT))
+    training, others = (slices.of_split(*splits[trained["train_on"]]) for splits in (TRAIN_SPLITS, HELD_OUT_SPLITS))
     beside = ImageSet(np.concatenate([others.images, test.images]), (*others.entries, *test.entries))
     gauge = FeatureGauge(training, beside, 0, device, embeddings=embeddings)
     is_mirrored = find_generator(trained["name"]).sees_mirrored(trained["settings"])

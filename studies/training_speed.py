@@ -26,6 +26,7 @@ from common.files import read_json
 from common.image_set import load_image_set
 from common.plan import load_plan
 from common.progress import silent
+from dataset.training_splits import TRAIN_SPLITS
 from diffusion.schedule import SHARE_OF_TIME as DIFFUSION_SHARE
 from engine.graph import Graph
 from engine.run import run_graph
@@ -35,7 +36,6 @@ from gan.schedule import SHARE_OF_TIME as GAN_SHARE
 from generators.registry import find_generator
 from pipeline.config import ExperimentConfig
 from pipeline.launch import plan_run, read_cases
-from pipeline.stages.synthesise import N_SPLITS
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Probe:
         """Seconds, and the thousand images that were shown; ``n_snapshots``: other than the settings'."""
         set_threads(self.n_threads)
         settings = dict(self.settings) | ({} if n_snapshots is None else {"n_snapshots": n_snapshots})
-        images = load_image_set(self.slices).of_split(*N_SPLITS[self.train_on]).images
+        images = load_image_set(self.slices).of_split(*TRAIN_SPLITS[self.train_on]).images
         with TemporaryDirectory(prefix="autoshare_probe_") as folder:
             started_s = time.perf_counter()
             arguments = (images, load_plan(self.plan), kimg, settings, Path(folder), SEED, self.device, silent)

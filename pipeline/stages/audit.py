@@ -10,6 +10,7 @@ from common.files import read_json, write_json
 from common.image_set import ImageSet, load_image_set
 from common.seeds import derive_seed
 from common.settings import to_dict
+from dataset.training_splits import HELD_OUT_SPLITS, TRAIN_SPLITS
 from engine.run_stage import StageContext
 from features.fidelity import frechet_distance
 from memorization.gates import GatesConfig
@@ -17,7 +18,6 @@ from memorization.planted.audit_report import draw_planted
 from memorization.planted.site_planted import OwnedImages, PlantedAudit, find_planted, honest_drops, to_planted_audit
 from memorization.site_audit import AuditImages, audit, write_exposure
 from pipeline.site_filter import load_site_filter
-from pipeline.stages.synthesise import HELD_OUT, N_SPLITS
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ def audit_site(context: StageContext) -> None:
     real = load_image_set(context.inputs["slices"]).of_split("train", "val")
     entries, features = real.entries, np.load(context.inputs["calibrate"] / "features.npy")
     in_train, in_heldout = (
-        [i for i, entry in enumerate(entries) if entry.split in splits[train_on]] for splits in (N_SPLITS, HELD_OUT)
+        [i for i, entry in enumerate(entries) if entry.split in splits[train_on]]
+        for splits in (TRAIN_SPLITS, HELD_OUT_SPLITS)
     )
     images = AuditImages(
         features[in_train],
@@ -56,7 +57,7 @@ def _planted(context: StageContext, held_out: ImageSet, features: np.ndarray, n_
         return None
     settings = context.stage.settings
     own = load_site_filter(
-        *(context.inputs["calibrate"], context.inputs["slices"], settings, N_SPLITS[settings["train_on"]]),
+        *(context.inputs["calibrate"], context.inputs["slices"], settings, TRAIN_SPLITS[settings["train_on"]]),
         context.device,
         context.embeddings,
     )

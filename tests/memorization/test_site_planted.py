@@ -23,7 +23,8 @@ from memorization.conformal_pvalues import attainable_level, dropped_of_calibrat
 from memorization.gates import PLANTED_RECALL, GatesConfig
 from memorization.planted.copies import KINDS
 from memorization.planted.site_planted import OwnedImages, PlantedAudit, find_planted, to_planted_audit
-from pipeline.stages import audit, exchange, synthesise
+from pipeline.stages.audit import audit_site
+from pipeline.stages.calibrate import calibrate_threshold
 from sharing import read_refusal
 
 N_TRAIN, N_HELD_OUT = 10, 4
@@ -98,7 +99,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
     monkeypatch.setattr("pipeline.site_filter.build_embedder", lambda *_, **__: CoarsePixels())
 
     def run(config: MemorizationConfig, gates: GatesConfig, train_on: str = "train", kinds: tuple = KINDS) -> dict:
-        monkeypatch.setattr(audit, "find_planted", partial(find_planted, kinds=kinds))
+        monkeypatch.setattr("pipeline.stages.audit.find_planted", partial(find_planted, kinds=kinds))
         images = textures(N_TRAIN + N_HELD_OUT, seed=1, size=32)
         entries = tuple(
             ImageEntry(f"r{i}", patient=f"p{i}", split="train" if i < N_TRAIN else "val") for i in range(len(images))
@@ -109,12 +110,12 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
         np.save(tmp_path / "filter" / "features.npy", CoarsePixels().embed(textures(20, seed=2, size=32)))
         settings = {"memorization": to_dict(config), "gates": to_dict(gates), "train_on": train_on, "mirrored": False}
         inputs = {name: tmp_path / name for name in ("slices", "calibrate", "filter", "audit")}
-        for name, function in (("calibrate", synthesise.calibrate_threshold), ("audit", audit.audit_site)):
+        for name, function in (("calibrate", calibrate_threshold), ("audit", audit_site)):
             (tmp_path / name).mkdir(exist_ok=True)
             function(StageContext(Stage(name, 0, "A", "", settings, {}), tmp_path / name, inputs, "cpu", silent))
         share = StageContext(Stage("share", 0, "A", "", {}, {}), tmp_path / "share", inputs, "cpu", silent)
         if json.loads((tmp_path / "audit" / "audit.json").read_text())["verdict"] == "refused":
-            exchange.share(share)
+            share(share)
         planted = tmp_path / "audit" / "planted.json"
         return json.loads(planted.read_text()) if planted.is_file() else {}
 

@@ -21,7 +21,8 @@ from engine.graph import Stage
 from engine.run_stage import StageContext
 from features.embedders import build_embedder
 from memorization.calibration import Calibration, MemorizationConfig
-from pipeline.stages import check, exchange
+from pipeline.stages.check import check_package
+from pipeline.stages.merge import merge
 from sharing import (
     PackageError,
     SyntheticCase,
@@ -70,7 +71,7 @@ def run_check(package: Path, site: Path, out: Path) -> None:
     inputs = {"package": package} | {name: site / name for name in ("slices", "calibrate", "plan")}
     settings = {"memorization": to_dict(MemorizationConfig())}
     out.mkdir(parents=True)
-    check.check_package(StageContext(Stage("check", 0, "B", "", settings, {}), out, inputs, "cpu", silent))
+    check_package(StageContext(Stage("check", 0, "B", "", settings, {}), out, inputs, "cpu", silent))
 
 
 def smooth(n: int, seed: int) -> np.ndarray:
@@ -98,9 +99,9 @@ def test_a_copy_of_another_sites_patient_is_not_pooled_and_only_its_name_crosses
     expected = {"cases": ["A_syn_2"], "checked_by": "B", "package_of": "A", "schema_version": 1}
     assert json.loads(sent.read_text()) == expected and sent.stat().st_size < 120
 
-    monkeypatch.setattr(exchange, "plan_dataset", lambda *_: None)
+    monkeypatch.setattr("pipeline.stages.merge.plan_dataset", lambda *_: None)
     inputs = {"package:A": tmp_path / "A", "package:B": tmp_path / "B", "check:B:A": tmp_path / "check"}
-    exchange.merge(StageContext(Stage("merge", 0, "all", "", MERGE, {}), tmp_path / "out", inputs, "cpu", silent))
+    merge(StageContext(Stage("merge", 0, "all", "", MERGE, {}), tmp_path / "out", inputs, "cpu", silent))
     raw = tmp_path / "out" / "raw" / "Dataset900_pool"
     pooled = {path.name for path in raw.rglob("*.png")}
     assert not [name for name in pooled if name.startswith("A_syn_2")]
@@ -132,7 +133,7 @@ def test_a_pool_of_which_others_name_every_case_is_an_error(tmp_path: Path) -> N
     inputs = {f"package:{site}": tmp_path / site for site in "AB"}
     inputs |= {"check:B:A": tmp_path / "check_A", "check:A:B": tmp_path / "check_B"}
     with pytest.raises(InputError, match="every case of A, B"):
-        exchange.merge(StageContext(Stage("merge", 0, "all", "", MERGE, {}), tmp_path / "out", inputs, "cpu", silent))
+        merge(StageContext(Stage("merge", 0, "all", "", MERGE, {}), tmp_path / "out", inputs, "cpu", silent))
 
 
 def test_a_refusal_that_no_site_writes_is_no_reason_to_check_nothing(tmp_path: Path) -> None:
@@ -146,9 +147,9 @@ def test_a_package_that_its_site_refused_is_passed_over(tmp_path: Path, monkeypa
     write_refused(tmp_path / "B")
     run_check(tmp_path / "B", tmp_path / "site", tmp_path / "check")
     assert not list((tmp_path / "check").iterdir())
-    monkeypatch.setattr(exchange, "plan_dataset", lambda *_: None)
+    monkeypatch.setattr("pipeline.stages.merge.plan_dataset", lambda *_: None)
     inputs = {"package:A": tmp_path / "A", "package:B": tmp_path / "B", "check:A:B": tmp_path / "check"}
-    exchange.merge(StageContext(Stage("merge", 0, "all", "", MERGE, {}), tmp_path / "out", inputs, "cpu", silent))
+    merge(StageContext(Stage("merge", 0, "all", "", MERGE, {}), tmp_path / "out", inputs, "cpu", silent))
     assert len(list((tmp_path / "out").rglob("*.png"))) == 8
 
 

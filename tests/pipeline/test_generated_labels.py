@@ -29,8 +29,7 @@ from evaluation.report.labels import labels_section
 from evaluation.report.run import RunFiles
 from generators.registry import find_generator
 from pipeline.experiment import build_graph
-from pipeline.stage_factory import CODE, LABEL_COMPARISON, LABEL_MAPS
-from pipeline.stages import segment
+from pipeline.stages.label import label
 from sharing import verify_package
 
 WITH_LABELS = ("generator=ddpm", "generator.settings.with_labels=true")
@@ -95,20 +94,18 @@ def test_unknown_sources_and_generators_without_labels_are_refused() -> None:
 
 def test_stages_know_of_labels_only_where_the_generator_makes_them() -> None:
     """Others keep their digests: settings, inputs and code are what they are without the option."""
-    concerned = {"slices": LABEL_MAPS, "generator": (), "sample": (), "filter": (), "label": LABEL_COMPARISON}
+    concerned = ("slices", "generator", "sample", "filter", "label")
     plain = build_graph(composed("demo", "generator=ddpm"), ("A", "B")).stages
     asked = build_graph(composed("demo", *WITH_LABELS), ("A", "B")).stages
     assert plain.keys() == asked.keys()
     for stage_id, stage in plain.items():
-        other, more = asked[stage_id], concerned.get(stage.name)
-        assert stage.inputs == other.inputs
-        if more is None:
-            assert (stage.settings, stage.code) == (other.settings, other.code)
+        other = asked[stage_id]
+        assert (stage.inputs, stage.code) == (other.inputs, other.code)
+        if stage.name not in concerned:
+            assert stage.settings == other.settings
             continue
         told, untold = (of.settings["sampling"] if stage.name == "filter" else of.settings for of in (other, stage))
         assert told["labels"] == {"lung": 1} and "labels" not in untold and "shared" not in untold
-        assert stage.code == (*CODE[stage.name], *(["diffusion"] if not more else []), "common")
-        assert set(other.code) - set(stage.code) == set(more)
 
 
 @pytest.mark.parametrize("shared", ["network", "generated"])
@@ -120,10 +117,10 @@ def test_what_is_shared_has_the_size_of_the_shared_images(shared: str, tmp_path:
     save_labels(tmp_path / "filter", strips(4, 0))
     predicted = np.zeros((2, 8, 20), np.uint8)
     predicted[0, :, :8] = 1
-    monkeypatch.setattr(segment, "_predicted", lambda *_: predicted)
+    monkeypatch.setattr("pipeline.stages.label._predicted", lambda *_: predicted)
     settings = {"batch_size": 16, "labels": {"lung": 1}, "shared": shared}
     stage = Stage("label", 0, "A", "", settings, {}, seed=1)
-    segment.label(StageContext(stage, tmp_path / "label", {"filter": tmp_path / "filter"}, "cpu", silent))
+    label(StageContext(stage, tmp_path / "label", {"filter": tmp_path / "filter"}, "cpu", silent))
     agreement = json.loads((tmp_path / "label" / "agreement.json").read_text())
     assert agreement["shared"] == shared and agreement["classes"][0]["dice"] > 0.99
     assert agreement["classes"][0]["n_both_empty"] == 1

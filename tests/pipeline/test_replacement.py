@@ -21,7 +21,11 @@ from memorization.calibration import Calibration, MemorizationConfig
 from memorization.filter import FilterResult
 from memorization.gates import GatesConfig
 from pipeline.site_filter import SiteFilter
-from pipeline.stages import audit, exchange, segment, synthesise
+from pipeline.stages.audit import audit_site
+from pipeline.stages.filter import filter_copies
+from pipeline.stages.label import label
+from pipeline.stages.sample import sample
+from pipeline.stages.share import share
 from sharing import read_refusal
 
 N_ASKED, SEED = 40, 7
@@ -70,11 +74,11 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         generator = NoisePerSeed()
         DropsSome.drops = staticmethod(drops)
         own = DropsSome(MemorizationConfig(), calibration, slices, np.zeros((2, 3)), None, None)  # type: ignore
-        monkeypatch.setattr(synthesise, "find_generator", lambda _: generator)
-        monkeypatch.setattr(synthesise, "load_site_filter", lambda *_: own)
+        monkeypatch.setattr("pipeline.samples.find_generator", lambda _: generator)
+        monkeypatch.setattr("pipeline.stages.filter.load_site_filter", lambda *_: own)
         sampling = {"name": "noise", "batch_size": "auto", "max_sampled_factor": factor, "seed": SEED, **labels}
         settings = {"sample": {**sampling, "n_images": "auto"}, "filter": {"train_on": "train", "sampling": sampling}}
-        for name, function in (("sample", synthesise.sample), ("filter", synthesise.filter_copies)):
+        for name, function in (("sample", sample), ("filter", filter_copies)):
             stage = Stage(name, 0, "A", "", settings[name], {}, seed=SEED if name == "sample" else 99)
             function(StageContext(stage, tmp_path / name, inputs, "cpu", silent))
         return generator
@@ -147,10 +151,10 @@ def test_nothing_kept_at_the_limit_is_a_refusal_whatever_the_gates(
     assert figures(tmp_path) == (80, 0, 80)
     (tmp_path / "calibrate").mkdir()
     np.save(tmp_path / "calibrate" / "features.npy", np.zeros((2, 1)))
-    monkeypatch.setattr(segment, "load_model", lambda *_: None)
+    monkeypatch.setattr("pipeline.stages.label.load_model", lambda *_: None)
     settings = {"batch_size": 4, "train_on": "train", "gates": to_dict(config)}
     inputs = {name: tmp_path / name for name in ("slices", "calibrate", "filter", "segment_real", "label", "audit")}
-    for name, function in (("label", segment.label), ("audit", audit.audit_site), ("share", exchange.share)):
+    for name, function in (("label", label), ("audit", audit_site), ("share", share)):
         function(StageContext(Stage(name, 0, "A", "", settings, {}), tmp_path / name, inputs, "cpu", silent))
     refusal = read_refusal(tmp_path / "share")
     assert refusal is not None and refusal.failed[0].name == "dropped share"

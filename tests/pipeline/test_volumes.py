@@ -11,7 +11,7 @@ import SimpleITK
 from support.tiny_experiment import run_tiny
 
 from common.image_set import ImageEntry, ImageSet, ImageSetInfo, Intensity, load_image_set
-from pipeline.stages.exchange import what_images_are
+from pipeline.synthetic_cases import what_images_are
 
 N_COARSE, HEIGHT, WIDTH = 7, 36, 32  # slices along the coarse axis, and their size
 COARSE_MM = 3.0

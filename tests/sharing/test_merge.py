@@ -16,7 +16,7 @@ from common.files import json_text, write_text
 from common.progress import silent
 from engine.graph import Stage
 from engine.run_stage import StageContext
-from pipeline.stages import exchange
+from pipeline.stages.merge import merge
 from sharing import Package, PackageError, verify_package, write_package
 from sharing.verify import main
 
@@ -34,9 +34,9 @@ def context(tmp_path, monkeypatch) -> StageContext:
     """The merge of two good packages, of sites A and B; the planning after it is left out."""
     for site in "AB":
         write_package(tmp_path / site, cases(1, site=site), facts(site=site), volumetric=False)
-    monkeypatch.setattr(exchange, "plan_dataset", lambda *_: None)
+    monkeypatch.setattr("pipeline.stages.merge.plan_dataset", lambda *_: None)
     inputs = {f"package:{site}": tmp_path / site for site in "AB"}
-    stage = Stage("merge", 0, "all", "pipeline.stages.exchange:merge", SETTINGS, {})
+    stage = Stage("merge", 0, "all", "pipeline.stages.merge:merge", SETTINGS, {})
     return StageContext(stage, tmp_path / "out", inputs, "cpu", silent)
 
 
@@ -46,7 +46,7 @@ def pooled(context: StageContext) -> list[str]:
 
 
 def test_good_packages_are_pooled(context):
-    exchange.merge(context)
+    merge(context)
     images = [f"imagesTr/{site}_syn_{number}_0000.png" for site in "AB" for number in range(4)]
     labels = [f"labelsTr/{site}_syn_{number}.png" for site in "AB" for number in range(4)]
     assert pooled(context) == images + labels
@@ -56,7 +56,7 @@ def test_good_packages_are_pooled(context):
 def test_one_bad_package_and_nothing_of_any_is_pooled(context, tmp_path):
     (tmp_path / "B" / "labelsTr" / "B_syn_3.png").write_bytes(b"other")
     with pytest.raises(PackageError, match="B_syn_3"):
-        exchange.merge(context)
+        merge(context)
     assert not context.out.exists()
 
 
@@ -69,8 +69,8 @@ def test_a_file_that_was_not_checked_is_not_pooled(context, monkeypatch):
         write_text(folder / "labelsTr" / "late.png", "x")
         return package
 
-    monkeypatch.setattr(exchange, "verify_package", verify)
-    exchange.merge(context)
+    monkeypatch.setattr("pipeline.stages.merge.verify_package", verify)
+    merge(context)
     assert len(pooled(context)) == 16 and not [name for name in pooled(context) if "late" in name]
 
 
@@ -79,7 +79,7 @@ def test_a_package_in_anothers_place_is_refused(context, tmp_path):
     shutil.rmtree(tmp_path / "B")
     shutil.copytree(tmp_path / "A", tmp_path / "B")
     with pytest.raises(InputError, match="a package of site A"):
-        exchange.merge(context)
+        merge(context)
 
 
 def refuse(folder: Path) -> None:
@@ -89,7 +89,7 @@ def refuse(folder: Path) -> None:
 
 def test_a_refused_site_is_left_out_by_name_and_the_others_are_pooled(context, tmp_path, caplog):
     refuse(tmp_path / "B")
-    exchange.merge(context)
+    merge(context)
     assert len(pooled(context)) == 8 and not [name for name in pooled(context) if "/B_" in name]
     assert "site B refused to export: C_T: -9 is beyond its limit; what would help: more patients" in caplog.text
 
@@ -98,7 +98,7 @@ def test_a_pool_of_refused_sites_alone_is_refused_with_the_way_out(context, tmp_
     refuse(tmp_path / "A")
     refuse(tmp_path / "B")
     with pytest.raises(InputError, match=r"every site refused.*A, B"):
-        exchange.merge(context)
+        merge(context)
 
 
 def test_the_command_says_who_refused_and_why(tmp_path, context, capsys):
@@ -139,7 +139,7 @@ def test_a_refusal_that_no_site_writes_is_refused(context, tmp_path, mutate, wor
     refuse(tmp_path / "B")
     mutate(tmp_path / "B")
     with pytest.raises(PackageError, match=words):
-        exchange.merge(context)
+        merge(context)
     assert not context.out.exists()
 
 
@@ -147,12 +147,12 @@ def test_a_package_with_a_refusal_slipped_in_is_no_package_and_no_refusal(contex
     """A refusal beside a manifest would let a sender choose who sees which."""
     (tmp_path / "B" / "refused.json").write_text("{}")
     with pytest.raises(PackageError, match="no name of a file in a package"):
-        exchange.merge(context)
+        merge(context)
 
 
 def test_packages_of_different_kinds_are_refused(context, tmp_path):
     shutil.rmtree(tmp_path / "A")
     write_volumes(tmp_path / "A")
     with pytest.raises(InputError, match="channel_names"):
-        exchange.merge(context)
+        merge(context)
     assert not context.out.exists()

@@ -13,7 +13,8 @@ from support.packages import audit_of, cases, facts, write_volumes
 
 from memorization.gates import PLANTED_RECALL, PlantedRecall
 from memorization.site_audit import SiteAudit
-from pipeline.stages.exchange import shared_audit, split_synthetic
+from pipeline.stages.share import shared_audit
+from pipeline.synthetic_cases import split_synthetic
 from sharing import verify_package, write_package
 
 

@@ -29,7 +29,7 @@ from evaluation.results import COLUMNS
 from features.fidelity import frechet_distance
 from features.fidelity_comparison import Sides, compare_frechet
 from features.fidelity_monitor import FeatureGauge
-from pipeline.stages.prepare import slices
+from pipeline.stages.slices import slices
 from studies import generator_comparison, sampler_study
 from studies.comparison_tables import HEADER, draw_samples, format_rows
 from studies.generator_comparison import NAME, main

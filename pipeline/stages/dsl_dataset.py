@@ -1,4 +1,4 @@
-"""DSL: one generator at the hub, a discriminator at every site, and the synthetic dataset that comes of it."""
+"""The synthetic set that DSL's generator makes."""
 
 from __future__ import annotations
 
@@ -10,45 +10,10 @@ from common.files import read_json, write_json
 from common.image_set import load_image_set
 from common.settings import from_dict
 from engine.run_stage import StageContext
-from engine.workers import WorkerSpec
-from federated.dsl.hub import train_dsl
-from federated.dsl.settings import DslSettings
 from federated.dsl.synthesis import synthesise
 from nnunetv2_mod import PlanSettings, SiteStatistics, plan_dataset
-from pipeline.stages.exchange import Normalisation, split_synthetic, synthetic_cases, what_images_are
+from pipeline.synthetic_cases import Normalisation, split_synthetic, synthetic_cases, what_images_are
 from sharing import PackageFacts, write_raw_cases
-
-
-def train(context: StageContext) -> None:
-    """Train the generator; a worker a site, alive through all iterations."""
-    workers = context.workers({site: _site(context, site) for site in context.stage.members})
-    try:
-        train_dsl(
-            workers,
-            context.out,
-            context.settings(DslSettings, "dsl"),
-            context.seed,
-            context.device,
-            context.progress,
-        )
-    finally:
-        workers.close()
-
-
-def _site(context: StageContext, site: str) -> WorkerSpec:
-    settings = context.stage.settings
-    return WorkerSpec(
-        "federated.dsl.site:DslSite",
-        {
-            "slices": str(context.inputs[f"slices:{site}"]),
-            "prepared": str(context.inputs[f"prepare:{site}"]),
-            "planned": str(context.inputs[f"plan:{site}"]),
-            "settings": settings["dsl"],
-            "seed": settings["seeds"][site],
-            "device": context.device,
-            "out": str(context.out / "sites" / site),
-        },
-    )
 
 
 def make_dataset(context: StageContext) -> None:

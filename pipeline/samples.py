@@ -1,0 +1,88 @@
+"""Synthetic images of a site with, where the generator makes them too, their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.image_set import (
+    LABELS,
+    ImageEntry,
+    ImageSet,
+    load_image_set,
+    load_labels,
+    save_image_set,
+    save_labels,
+)
+from common.seeds import derive_seed
+from engine.run_stage import StageContext
+from generators.registry import find_generator
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Images and, where the generator makes them too, their labels (n, height, width)."""
+
+    images: ImageSet
+    labels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def followed_by(self, others: Samples) -> Samples:
+        """These, then the others."""
+        pixels = np.concatenate([self.images.images, others.images.images])
+        images = ImageSet(pixels, (*self.images.entries, *others.images.entries), self.images.info)
+        if self.labels is None or others.labels is None:
+            return Samples(images, None)
+        return Samples(images, np.concatenate([self.labels, others.labels]))
+
+    def subset(self, indices: np.ndarray) -> Samples:
+        """Those at ``indices``, in that order."""
+        return Samples(self.images.subset(indices), None if self.labels is None else self.labels[indices])
+
+    def save(self, folder: Path) -> None:
+        """The index last, so that it marks a whole set."""
+        if self.labels is not None:
+            save_labels(folder, self.labels)
+        save_image_set(folder, self.images)
+
+
+def load_samples(folder: Path) -> Samples:
+    """The samples that ``Samples.save`` left in a folder."""
+    labels = load_labels(folder) if (folder / LABELS).is_file() else None
+    return Samples(load_image_set(folder), labels)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draws the images of a site by their numbers: a number says the seed, whichever stage asks and when."""
+
+    settings: Mapping[str, Any]  # name and batch_size, and labels where the generator makes labels too
+    seed: int
+    n_digits: int
+
+    def __call__(self, context: StageContext, numbers: range) -> Samples:
+        """The images with these numbers."""
+        seeds = [derive_seed(self.seed, number) for number in numbers]
+        generator, batch_size = find_generator(self.settings["name"]), _number_or_none(self.settings["batch_size"])
+        arguments = (context.inputs["generator"], seeds, batch_size, context.device, context.progress)
+        images, labels = (
+            generator.sample_with_labels(*arguments)
+            if "labels" in self.settings
+            else (generator.sample(*arguments), None)
+        )
+        entries = tuple(
+            ImageEntry(f"{context.stage.site}_syn_{number:0{self.n_digits}d}", seed=seed)
+            for number, seed in zip(numbers, seeds, strict=True)
+        )
+        return Samples(ImageSet(images, entries, load_image_set(context.inputs["slices"]).info), labels)
+
+
+def _number_or_none(setting: int | str) -> int | None:
+    """``auto`` as None."""
+    return None if setting == "auto" else int(setting)

@@ -1,0 +1,40 @@
+"""The training of DSL: one generator at the hub, a discriminator at every site."""
+
+from __future__ import annotations
+
+from engine.run_stage import StageContext
+from engine.workers import WorkerSpec
+from federated.dsl.hub import train_dsl
+from federated.dsl.settings import DslSettings
+
+
+def train(context: StageContext) -> None:
+    """Train the generator; a worker a site, alive through all iterations."""
+    workers = context.workers({site: _site(context, site) for site in context.stage.members})
+    try:
+        train_dsl(
+            workers,
+            context.out,
+            context.settings(DslSettings, "dsl"),
+            context.seed,
+            context.device,
+            context.progress,
+        )
+    finally:
+        workers.close()
+
+
+def _site(context: StageContext, site: str) -> WorkerSpec:
+    settings = context.stage.settings
+    return WorkerSpec(
+        "federated.dsl.site:DslSite",
+        {
+            "slices": str(context.inputs[f"slices:{site}"]),
+            "prepared": str(context.inputs[f"prepare:{site}"]),
+            "planned": str(context.inputs[f"plan:{site}"]),
+            "settings": settings["dsl"],
+            "seed": settings["seeds"][site],
+            "device": context.device,
+            "out": str(context.out / "sites" / site),
+        },
+    )

@@ -22,7 +22,7 @@ from evaluation.results import write_table
 
 log = logging.getLogger(__name__)
 
-WARNING = "This report contains images of real patients and stays inside; what may leave is in share/."
+WARNING = "This report contains images of real patients and must stay at the site. Only what is in share/ may leave."
 
 
 def write_report(

@@ -1,4 +1,6 @@
-"""How good a generator is on few real images: ``python -m studies.generator_study --config-name=cxr_hannover ...``.
+"""How good a generator is on few real images.
+
+    python -m studies.generator_study --config-name=cxr_hannover --out generator_study
 
 The patients of all sites are cut into two halves. The generator trains on one, and a fifth of that half's patients are
 kept for the choice of its snapshot; the other half is seen by nothing but the scores. Its distance to the training half
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from common.command import command
 from common.files import read_json, write_json
 from common.image_set import ImageSet
 from common.plan import Plan, square_plan
@@ -42,18 +45,19 @@ N_SUBSETS = 20  # of the samples, each as large as the training half: the Fréch
 RESULT = "study.json"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, score, print; every training resumes, and one that is done is not repeated."""
-    parser = argparse.ArgumentParser(prog="python -m studies.generator_study", description=__doc__)
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-name", required=True, help="an experiment of config/nnunet")
     parser.add_argument("--size-px", type=int, default=64, help="side of the square images, a power of two")
-    parser.add_argument("--plan", choices=tuple(PLANS), action="append", help="may be repeated; default: all")
+    parser.add_argument("--plan", choices=tuple(PLANS), action="append", help="may be repeated (default: all)")
     parser.add_argument("--n-seeds", type=int, default=1, help="each with halves of its own")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the generators and the figures")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("overrides", nargs="*", help="of the experiment, as on the command line of run_nnunet.py")
-    chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Train, score, print; every training resumes, and one that is done is not repeated."""
     config = compose_experiment(chosen.config_name, chosen.overrides)
     images = load_images(load_cases(config.source, config.data_dir), square_plan(chosen.size_px))
     rows = []
@@ -65,7 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_json(chosen.out / RESULT, {"rows": rows})
     for line in format_rows(rows):
         sys.stdout.write(f"{line}\n")
-    return 0
 
 
 def uneven_plan(size_px: int) -> Plan:

@@ -21,11 +21,11 @@ from engine.cluster import ClusterConfig
 from engine.executors import build_executor
 from engine.graph import Graph, Resources, Stage
 from engine.run import run_graph
+from engine.run_plan import plan_run
 from engine.run_stage import StageContext
 from engine.scheduling.dispatcher import Dispatcher
 from engine.scheduling.scheduler import RELATIVE_TOLERANCE, plan_schedule
 from engine.scheduling.simulate import barrier_makespan, longest_path_first, lower_bound, simulate, tight_lower_bound
-from engine.run_plan import plan_run
 from engine.store import Store
 from pipeline.config import DataConfig, ExperimentConfig
 from pipeline.experiment import build_graph

@@ -158,7 +158,7 @@ def main(chosen: argparse.Namespace) -> None:
 
 @contextmanager
 def _progress_line() -> Iterator[Progress]:
-    """A bar with rate and time left: ``[####    ] 24 of 64 images, 31.2 images/s, 1 s left``; without a terminal, lines."""
+    """A bar with rate and time left (``[###  ] 24 of 64 images, 31.2 images/s, 1 s left``), or lines now and then."""
     started = last = time.monotonic()
     on_terminal = sys.stderr.isatty()
 

@@ -32,8 +32,8 @@ from diffusion.sample import sample
 from diffusion.settings import SAMPLERS
 from engine.run_stage import set_threads
 from features.fidelity import Estimate, frechet_interval
-from features.fidelity_comparison import FrechetComparison, Sides, compare_frechet
-from features.fidelity_monitor import FeatureGauge
+from features.fidelity_comparison import ComparedSets, FrechetComparison, compare_frechet
+from features.fidelity_monitor import FidelityMonitor
 from studies.comparison_tables import numbers_of, with_interval
 from studies.heldout_images import images_of_split
 
@@ -94,7 +94,7 @@ def _study(chosen: argparse.Namespace, progress: Progress) -> list[str]:
     test = images_of_split(fold, chosen.site, "test")
     training = load_image_set(fold / "slices" / chosen.site).of_split("train")
     _check_same_images(chosen)
-    gauge = FeatureGauge(training, test, 0, chosen.device, embeddings=chosen.out / "embeddings")
+    gauge = FidelityMonitor(training, test, 0, chosen.device, embeddings=chosen.out / "embeddings")
     heldout, owners = gauge.embed(test.images, keep=True), [entry.patient for entry in test.entries]
     # the quick ones first, so that a table of them can be had early
     sampled = {way: sample_all(chosen, way, progress) for way in reversed(chosen.samplers)}
@@ -102,7 +102,9 @@ def _study(chosen: argparse.Namespace, progress: Progress) -> list[str]:
     reference = features[chosen.samplers[0]]
     rows = []
     for way in chosen.samplers:
-        compared = compare_frechet([[Sides(features[way], reference, heldout, owners)]], chosen.seed, is_paired=True)
+        compared = compare_frechet(
+            [[ComparedSets(features[way], reference, heldout, owners)]], chosen.seed, is_paired=True
+        )
         rows.append(_row(way, compared, chosen.n_images / sampled[way][1]))
     real = frechet_interval(gauge.embed(training.images, keep=True), heldout, chosen.seed, owners_b=owners)
     write_json(chosen.out / RESULT, {"rows": rows, "frechet_training_images": numbers_of(real)})

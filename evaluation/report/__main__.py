@@ -21,9 +21,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 @command(_add_arguments)
 def main(chosen: argparse.Namespace) -> None:
     """Write the report and print its path."""
-    from evaluation.report.page import write_report
+    from evaluation.report.page import rebuild_report
 
-    sys.stdout.write(f"{write_report(chosen.run, chosen.folds, chosen.out)}\n")
+    sys.stdout.write(f"{rebuild_report(chosen.run, chosen.folds, chosen.out)}\n")
 
 
 if __name__ == "__main__":

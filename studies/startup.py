@@ -22,6 +22,7 @@ from engine.dependencies import REPOSITORY
 HEAVY = ("torch", "monai", "nnunetv2", "ray", "matplotlib", "pandas", "scipy", "sklearn")
 OUTSIDE = ("tests", ".", "runs", "config")
 RUNS_AS_COMMAND = re.compile(r'^if __name__ == "__main__":', re.MULTILINE)
+OLD_NAME = re.compile(r"^from common\.moved import", re.MULTILINE)
 
 
 def commands() -> list[str]:
@@ -32,7 +33,7 @@ def commands() -> list[str]:
         if name.startswith(OUTSIDE) or "/." in name:
             continue
         text = path.read_text(encoding="utf-8")
-        if RUNS_AS_COMMAND.search(text) and "import run_moved" not in text:
+        if RUNS_AS_COMMAND.search(text) and not OLD_NAME.search(text):
             module = name.removesuffix(".py").removesuffix("/__main__").replace("/", ".")
             found.append(module if "/" in name else name)
     return found

@@ -37,7 +37,7 @@ BAD_INPUT = {  # the cheapest mistake of each command
     "diffusion.plan": ["/no/such/folder", "--device=cpu"],
     "diffusion.sample": ["--checkpoint=/no/such.safetensors", "--device=cpu"],
     "diffusion.train": ["/no/such/folder", "--dimensions=2D", "--model=ddpm"],
-    "engine.scheduling.benchmark": ["--no-such-option"],
+    "studies.scheduler_benchmark": ["--no-such-option"],
     "evaluation.report": ["/no/such/run"],
     "features.benchmark": ["--queries=many"],
     "federated.benchmark": ["--floats=many"],
@@ -140,7 +140,7 @@ def test_a_package_that_was_changed_is_refused_with_3(tmp_path):
     write_package(tmp_path / "A", cases(1), facts(), volumetric=False)
     verify = ["-m", "sharing.verify", str(tmp_path / "A")]
     assert run(verify, tmp_path).returncode == ExitCode.DONE
-    image = sorted((tmp_path / "A" / "images").iterdir())[0]
+    image = sorted((tmp_path / "A").rglob("*.png"))[0]
     image.write_bytes(image.read_bytes() + b"x")
     ended = run(verify, tmp_path)
     assert ended.returncode == ExitCode.REFUSED and image.name in ended.stderr

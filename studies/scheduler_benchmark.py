@@ -3,8 +3,8 @@
     python -m studies.scheduler_benchmark
 
 The makespan over its lower bound, beside the barrier program's, for 2 to 8 sites on 1 to 8 GPUs; then what planning and
-dispatching cost, on a graph of five folds and per empty stage through the real executors. The command fails if any case is
-above the barrier program.
+dispatching cost, on a graph of five folds and per empty stage through the real executors. The command fails if any case
+is above the barrier program.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.command import command
-from common.machine import Machine
+from common.machine import Machine, checked_device
 from common.plan import square_plan
 from diffusion.planning import derive_settings
 from diffusion.settings import SAMPLERS, AutoencoderConfig, DiffusionConfig
@@ -60,6 +60,7 @@ def main(chosen: argparse.Namespace) -> None:
     """Measure and print a Markdown table."""
     import torch
 
+    checked_device(chosen.device)
     torch.set_num_threads(chosen.threads)
     lines = [
         "| model | sampler | evaluations | images/s | over the bare network | fastest passes |",

@@ -185,20 +185,19 @@ class Diffusion:
         """Derive everything from the plan, the data and the machine, then train: ``cuda`` is all GPUs to be seen."""
         import torch
 
-        from common.spatial_plan import spatial_plan_from_2d
         from diffusion.data import ImageData
         from diffusion.planning import derive_on
         from diffusion.settings import DiffusionConfig
         from diffusion.train import n_processes_for, train
 
-        config, shape = from_dict(DiffusionConfig, settings), spatial_plan_from_2d(plan)
+        config = from_dict(DiffusionConfig, settings)
         if config.with_labels != (labels is not None):
             problem = f"{config.with_labels}, and {'no' if labels is None else 'some'} label maps to learn from"
             where, fix = "generator.settings.with_labels", "leave it false outside an experiment with run_nnunet.py"
             raise InputError(problem, where=where, fix=fix)
         if labels is not None and n_labels is None:
             n_labels = int(labels.max(initial=0))
-        derived = derive_on(out, device, shape, len(images), images.shape[1], kimg, config, n_labels or 0)
+        derived = derive_on(out, device, plan, len(images), images.shape[1], kimg, config, n_labels or 0)
         n_gpus = torch.cuda.device_count() if device == "cuda" else 0  # cuda:1 is that one alone
         n_processes = n_processes_for(derived, n_gpus)
         train(ImageData(images, derived, seed, labels), out, derived, seed, device, progress, monitor, n_processes)

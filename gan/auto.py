@@ -55,7 +55,7 @@ BASELINE_BYTES = 0.6 * 2**30
 
 @dataclass(frozen=True)
 class Choice:
-    """Values for the settings that said ``auto``, and the length."""
+    """Values for the settings that were ``auto``, and the length."""
 
     batch_size: int
     channel_base: int
@@ -162,7 +162,7 @@ def _layers(settings: GanSettings) -> list[_Layer]:
 
 
 def split_auto(settings: Mapping[str, Any], where: str) -> tuple[GanConfig, frozenset[str]]:
-    """The settings with defaults in the place of ``auto``, and the keys that said it.
+    """The settings with defaults in the place of ``auto``, and the keys that were ``auto``.
 
     Raises:
         TypeError: unknown keys, wrong types, or ``auto`` where there is none.

@@ -1,7 +1,7 @@
 """How a training notices that it diverged or that its samples collapsed, and how it goes on.
 
-A failure sends the training back to its last good snapshot with other random numbers (another attempt), at most
-``N_ATTEMPTS - 1`` times: the same numbers would fail again.
+After a failure the training goes back to its last good snapshot and on with other random numbers (another attempt), at
+most ``N_ATTEMPTS - 1`` times: the same numbers would fail again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a site lets the hub know before a DSL training: facts, all training masks, feature statistics; asked once."""
+"""What the hub asks every site once, before a DSL training: facts, all training masks, feature statistics."""
 
 from __future__ import annotations
 

@@ -204,7 +204,7 @@ def code_of(roots: Sequence[str]) -> dict[str, str]:
 
 
 def describe_changes(before: Mapping[str, str], now: Mapping[str, str], most: int = 3) -> str:
-    """Which definitions differ, for a person: ``gan.loss:r1_penalty changed, and 4 more``."""
+    """Which definitions differ, for a person: ``gan.train_step:r1_penalty changed, and 4 more``."""
     changed = [f"{name} changed" for name in now if name in before and before[name] != now[name]]
     new = [f"{name} is new" for name in now if name not in before]
     gone = [f"{name} is gone" for name in before if name not in now]

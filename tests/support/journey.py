@@ -70,7 +70,9 @@ class Journey:
                 handed.add(names[0])
             self.walk(found.module, node, handed, found.name.rpartition(".")[0])
 
-    def _callees(self, module: str, called: ast.expr, types: dict, owner: str) -> Iterator[tuple[Definition, ast.FunctionDef]]:
+    def _callees(
+        self, module: str, called: ast.expr, types: dict, owner: str
+    ) -> Iterator[tuple[Definition, ast.FunctionDef]]:
         """The functions that a call enters: a function, a constructor, or a method of an object of a known class."""
         if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
             if called.value.id in ("self", "cls") and owner:

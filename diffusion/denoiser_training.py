@@ -17,7 +17,7 @@ from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
 from diffusion.augment import augment
 from diffusion.autoencoder_training import latents_of, load_trained
-from diffusion.batch_sampler import Passes
+from diffusion.batch_sampler import BatchSampler
 from diffusion.data import Data
 from diffusion.loss import denoising_errors
 from diffusion.model import RESULT, Model, in_fast_order
@@ -25,8 +25,8 @@ from diffusion.pictures import write_samples
 from diffusion.schedule import SampleSchedule, derive_schedule
 from diffusion.settings import DiffusionSettings
 from diffusion.training import Training, autocast
-from training.batch_shard import ALONE, Share
-from training.gauge import Gauge
+from training.batch_shard import SINGLE_PROCESS, BatchShard
+from training.monitor import Monitor
 from training.pictures import images_to_integers
 from training.snapshots import (
     Candidate,
@@ -57,12 +57,12 @@ class DenoiserTraining(Training):
         settings: DiffusionSettings,
         seed: int,
         device: torch.device,
-        share: Share = ALONE,
+        shard: BatchShard = SINGLE_PROCESS,
         autoencoder: Path | None = None,
-        gauge: Gauge | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         """``autoencoder``: the folder of the finished one, for a model in latents."""
-        super().__init__(data, settings, seed, device, share, settings)
+        super().__init__(data, settings, seed, device, shard, settings)
         torch.manual_seed(derive_seed(seed, "denoiser"))
         self.model = Model(settings).to(device)
         if autoencoder is not None:
@@ -75,33 +75,35 @@ class DenoiserTraining(Training):
         self.modules: dict[str, nn.Module] = {"denoiser": self.denoiser, "average": self.average}
         self.optimizers = {"denoiser": torch.optim.AdamW(self.denoiser.parameters(), settings.learning_rate)}
         self.optimizers["denoiser"].param_groups[0]["weight_decay"] = 0.0
-        self.gauge, self.candidates = gauge, list[Candidate]()
-        n_references = 0 if gauge is None else gauge.n_references
-        per_image_s = 0.0 if gauge is None else gauge.seconds_per_image
+        self.monitor, self.candidates = monitor, list[Candidate]()
+        n_references = 0 if monitor is None else monitor.n_references
+        per_image_s = 0.0 if monitor is None else monitor.seconds_per_image
         self.schedule = derive_schedule(settings, per_image_s, n_references, device.type)
-        if gauge is not None and not self.schedule.n_references:
-            log.info("%g kimg are too short for a gauge: none, and the last snapshot is taken", settings.kimg)
+        if monitor is not None and not self.schedule.n_references:
+            log.info("%g kimg are too short for a monitor: none, and the last snapshot is taken", settings.kimg)
 
     def update(self) -> Mapping[str, Tensor]:
         """Noise at a random time, what the denoiser says of it, one step, and the average of the weights."""
-        settings, process = self.settings, self.model.process
-        batch, told = self._augmented(self.data.at(self.step, self.batch_size))
+        settings, noise_schedule = self.settings, self.model.noise_schedule
+        batch, conditioning = self._augmented(self.data.at(self.step, self.batch_size))
         n_images = len(batch)
         draws = self.draws("denoiser")
         # one time out of each of n equal parts of the schedule: as random, and steadier than n independent ones
         places = (torch.randperm(n_images, generator=draws) + torch.rand(n_images, generator=draws)) / n_images
-        times = (places * process.n_times).long().clamp_max(process.n_times - 1)
+        times = (places * noise_schedule.n_times).long().clamp_max(noise_schedule.n_times - 1)
         noise = torch.randn(n_images, *self.model.noise_shape, generator=draws)
         latent_noise = self._latent_noise(n_images)
         total = torch.zeros((), device=self.device)
-        for weight, (images, part_told, part_times, added, drawn) in self.parts(
-            batch, told, times, noise, latent_noise
+        for weight, (images, part_conditioning, part_times, added, drawn) in self.parts(
+            batch, conditioning, times, noise, latent_noise
         ):
             with self.low_precision():
-                clean = self._denoised(images, drawn)
-                noisy = process.noised(clean, added, part_times)
-                said = self.denoiser(noisy, process.shown(part_times), augmented=part_told)
-                loss = weight * denoising_errors(process, said, clean, added, part_times).mean()
+                clean = self.clean_target(images, drawn)
+                noisy = noise_schedule.noised(clean, added, part_times)
+                prediction = self.denoiser(
+                    noisy, noise_schedule.network_timesteps(part_times), augmented=part_conditioning
+                )
+                loss = weight * denoising_errors(noise_schedule, prediction, clean, added, part_times).mean()
             loss.backward()
             total += loss.detach()
         norm = self.apply_gradients("denoiser", self.denoiser, settings.learning_rate)
@@ -119,7 +121,7 @@ class DenoiserTraining(Training):
             return torch.zeros(n_images, 0)
         return torch.randn(n_images, *self.model.noise_shape, generator=self.draws("latent"))
 
-    def _denoised(self, images: Tensor, latent_noise: Tensor) -> Tensor:
+    def clean_target(self, images: Tensor, latent_noise: Tensor) -> Tensor:
         """What is denoised of ``images``: themselves, or a draw of their latents."""
         if self.settings.autoencoder is None:
             return images
@@ -135,46 +137,50 @@ class DenoiserTraining(Training):
         for averaged, weight in zip(self.average.parameters(), self.denoiser.parameters(), strict=True):
             averaged.lerp_(weight, 1 - kept)
 
-    def look(self, out: Path) -> Mapping[str, float]:
-        """Validation at every epoch; samples, for the sheet and the gauge, at some."""
+    def on_epoch_end(self, out: Path) -> Mapping[str, float]:
+        """Validation at every epoch; samples, for the sheet and the monitor, at some."""
         scores = {VALIDATION: self._validation_loss()}
         if self.schedule.is_due(self.n_epochs - self.epoch):
             samples = self._fixed_samples()
             shown = samples[: N_SHOWN if self.settings.n_axes == 2 else 4]
             write_samples(out, shown, self.settings.n_channels, self.kimg)
-            if self.gauge is not None and self.schedule.n_references:
+            if self.monitor is not None and self.schedule.n_references:
                 integers = images_to_integers(
-                    samples[:, : self.settings.n_channels], np.dtype(self.data.facts["dtype"])
+                    samples[:, : self.settings.n_channels], np.dtype(self.data.output_spec["dtype"])
                 )
-                scores |= self.gauge.measure(integers, self.schedule.n_references)
+                scores |= self.monitor.measure(integers, self.schedule.n_references)
         self._consider(Candidate(self.step, self.kimg, scores), out)
         return scores
 
     @torch.no_grad()
     def _validation_loss(self) -> float:
         """Of the averaged weights, on fixed crops, at a fixed grid of times, with fixed noise."""
-        process, crops = self.model.process, self.data.fixed()
+        noise_schedule, crops = self.model.noise_schedule, self.data.fixed()
         n_pairs = N_VALIDATION_PAIRS[self.settings.n_axes]
         pairs = torch.arange(n_pairs)
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "validation"))
         noise = torch.randn(n_pairs, *self.model.noise_shape, generator=draws)
         latent_noise = torch.zeros_like(noise)
-        times = (pairs + 0.5) / n_pairs * process.n_times
+        times = (pairs + 0.5) / n_pairs * noise_schedule.n_times
         times = times.long()[torch.randperm(n_pairs, generator=draws)]
         errors = []
         for part in pairs.split(max(1, self.batch_size // self.n_accumulated)):
             images = crops[part % len(crops)].to(self.device)
             added, when = noise[part].to(self.device), times[part].to(self.device)
             with autocast(self.device, self.settings.precision):
-                clean = self._denoised(images, latent_noise[part].to(self.device))
-                said = self.average(process.noised(clean, added, when), process.shown(when))
-            errors.append(denoising_errors(process, said, clean, added, when))
+                clean = self.clean_target(images, latent_noise[part].to(self.device))
+                prediction = self.average(
+                    noise_schedule.noised(clean, added, when), noise_schedule.network_timesteps(when)
+                )
+            errors.append(denoising_errors(noise_schedule, prediction, clean, added, when))
         return float(torch.cat(errors).mean())
 
     def _fixed_samples(self) -> Tensor:
         """(n, data channels, *size) of seeds that are the same at every snapshot."""
         sampling = self._with_average()
-        passes = Passes(sampling, None, CHECKPOINT_SAMPLER, min(CHECKPOINT_EVALUATIONS, sampling.process.n_times))
+        passes = BatchSampler(
+            sampling, None, CHECKPOINT_SAMPLER, min(CHECKPOINT_EVALUATIONS, sampling.noise_schedule.n_times)
+        )
         seeds = [derive_seed(self.seed, "fixed samples", index) for index in range(self.schedule.n_samples)]
         return torch.cat(list(passes(seeds)))
 
@@ -186,7 +192,7 @@ class DenoiserTraining(Training):
 
     def _consider(self, candidate: Candidate, out: Path) -> None:
         """Keep the epoch's averaged weights while they may still be chosen."""
-        if self.gauge is None and self.settings.config.snapshot == "heldout":
+        if self.monitor is None and self.settings.config.snapshot == "heldout":
             best = self.candidates[0].scores[VALIDATION] if self.candidates else float("inf")
             self.candidates = (
                 [candidate] if self._is_validated and candidate.scores[VALIDATION] < best else (self.candidates)
@@ -214,7 +220,7 @@ class DenoiserTraining(Training):
         """Write the chosen snapshot as ``generator.safetensors``; returns which it is and why. The state goes."""
         rule, last = self.settings.config.snapshot, Candidate(self.step, self.kimg)
         candidate, reason = choose(self.candidates, rule)
-        if self.gauge is None and rule == "heldout" and self.candidates:
+        if self.monitor is None and rule == "heldout" and self.candidates:
             candidate, reason = self.candidates[0], "the lowest denoising loss on held-out cases"
         if candidate is not None and candidate.step != self.step:
             self.average.load_state_dict(load_candidate(candidate, out))
@@ -223,7 +229,7 @@ class DenoiserTraining(Training):
                 write_samples(out, samples, self.settings.n_channels, candidate.kimg)
         chosen = chosen_as_metadata(candidate, last, rule, reason)
         log.info("chose the snapshot at %g of %g kimg: %s; %s", chosen["kimg"], last.kimg, reason, chosen["scores"])
-        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "facts": dict(self.data.facts)}
+        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "facts": dict(self.data.output_spec)}
         save_tensors(out / RESULT, self._with_average().state_dict(), {**metadata, "snapshot": chosen})
         (out / self.checkpoint).unlink(missing_ok=True)
         remove_candidates(out)

@@ -12,16 +12,18 @@ from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 
-from diffusion.noise_schedule import Process
+from diffusion.noise_schedule import NoiseSchedule
 from diffusion.settings import Size
 
 SMALLEST_JUDGED = 8  # voxels along an axis below which patches are no patches
 MOST_JUDGE_LAYERS = 3
 
 
-def denoising_errors(process: Process, said: Tensor, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-    """(b,) mean squared error of each, against ``Process.target``."""
-    return (said.float() - process.target(clean, noise, times)).square().flatten(1).mean(1)
+def denoising_errors(
+    noise_schedule: NoiseSchedule, prediction: Tensor, clean: Tensor, noise: Tensor, times: Tensor
+) -> Tensor:
+    """(b,) mean squared error of each, against ``NoiseSchedule.target``."""
+    return (prediction.float() - noise_schedule.target(clean, noise, times)).square().flatten(1).mean(1)
 
 
 def build_discriminator(n_channels: int, size: Size, base_channels: int) -> nn.Module | None:

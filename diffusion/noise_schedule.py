@@ -18,11 +18,11 @@ COSINE_OFFSET, LARGEST_BETA = 0.008, 0.999
 TIME_SCALE = 1000.0  # times are shown to the network as 0 to 1000, however many there are
 
 
-class Process:
+class NoiseSchedule:
     """The tables of a schedule in double precision; every time is an index into them."""
 
-    def __init__(self, schedule: str, prediction: str, n_times: int) -> None:
-        self.schedule, self.prediction, self.n_times = schedule, prediction, n_times
+    def __init__(self, schedule: str, prediction_type: str, n_times: int) -> None:
+        self.schedule, self.prediction_type, self.n_times = schedule, prediction_type, n_times
         if schedule == "rectified_flow":
             # never quite noise: at alpha 0 nothing could be said of x_0
             self.sigma = (torch.arange(n_times, dtype=torch.float64) + 0.5) / n_times
@@ -37,22 +37,22 @@ class Process:
 
     def target(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
         """What the network should say."""
-        if self.prediction == "epsilon":
+        if self.prediction_type == "epsilon":
             return noise
         if self.schedule == "rectified_flow":
             return noise - clean
         return self.at(self.alpha, times, clean) * noise - self.at(self.sigma, times, clean) * clean
 
-    def clean_and_noise(self, said: Tensor, noisy: Tensor, time: int) -> tuple[Tensor, Tensor]:
+    def clean_and_noise(self, prediction: Tensor, noisy: Tensor, time: int) -> tuple[Tensor, Tensor]:
         """x_0 and e that follow from what the network said at one ``time``."""
         alpha, sigma = float(self.alpha[time]), float(self.sigma[time])
-        if self.prediction == "epsilon":
-            return (noisy - sigma * said) / alpha, said
+        if self.prediction_type == "epsilon":
+            return (noisy - sigma * prediction) / alpha, prediction
         if self.schedule == "rectified_flow":
-            return noisy - sigma * said, noisy + alpha * said
-        return alpha * noisy - sigma * said, sigma * noisy + alpha * said
+            return noisy - sigma * prediction, noisy + alpha * prediction
+        return alpha * noisy - sigma * prediction, sigma * noisy + alpha * prediction
 
-    def shown(self, times: Tensor) -> Tensor:
+    def network_timesteps(self, times: Tensor) -> Tensor:
         """``times`` as the network is told them, float."""
         return times.float() * (TIME_SCALE / self.n_times)
 

@@ -42,8 +42,8 @@ from pathlib import Path
 from common.errors import InputError
 from common.files import read_json, write_json
 from common.machine import Machine, describe_machine
+from common.plan import Plan
 from common.settings import from_dict, to_dict
-from common.spatial_plan import SpatialPlan
 from diffusion.layout import WHERE, Layout, layout_of, sizes_of_levels
 from diffusion.settings import (
     AUTO,
@@ -75,7 +75,7 @@ MAX_EMA_KIMG, EMA_SHARE = 10.0, 0.05
 
 
 def derive_settings(
-    plan: SpatialPlan,
+    plan: Plan,
     n_images: int,
     n_channels: int,
     kimg: float | None,
@@ -124,7 +124,7 @@ def derive_settings(
 def derive_on(
     out: Path,
     device: str,
-    plan: SpatialPlan,
+    plan: Plan,
     n_images: int,
     n_channels: int,
     kimg: float | None,
@@ -224,7 +224,7 @@ def _affordable(multiples: Sequence[int], n_levels: int, flop: Callable[[tuple[i
 
 def _autoencoder(
     layout: Layout,
-    plan: SpatialPlan,
+    plan: Plan,
     config: DiffusionConfig,
     own: AutoencoderConfig,
     machine: Machine,
@@ -293,7 +293,7 @@ def _fitted_autoencoder(
 
 def _fitted_denoiser(
     layout: Layout,
-    plan: SpatialPlan,
+    plan: Plan,
     config: DiffusionConfig,
     machine: Machine,
     n_images: int,
@@ -336,7 +336,7 @@ def _fitted_denoiser(
     return replace(settings, channels=fit.channels, checkpointing=fit.checkpointing), fit
 
 
-def _batch(config: DiffusionConfig, plan: SpatialPlan, machine: Machine, n_images: int, of_volumes: int) -> int:
+def _batch(config: DiffusionConfig, plan: Plan, machine: Machine, n_images: int, of_volumes: int) -> int:
     given, n_parts = config.batch_size, config.n_accumulated
     if not isinstance(given, str):
         if not isinstance(n_parts, str) and given % n_parts:

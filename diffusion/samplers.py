@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
-from diffusion.noise_schedule import Process
+from diffusion.noise_schedule import NoiseSchedule
 from diffusion.settings import SAMPLERS
 
 NOISIEST_LOG_SNR = -5.1  # from which the multistep solver spaces its steps: beyond it there is nothing to see
@@ -26,7 +26,7 @@ DrawNoise = Callable[[], Tensor]
 """Fresh N(0, 1) numbers in the shape of the batch."""
 
 
-def sampling_times(process: Process, n_evaluations: int, sampler: str) -> list[int]:
+def sampling_times(noise_schedule: NoiseSchedule, n_evaluations: int, sampler: str) -> list[int]:
     """Times from noise to clean at which the network is asked, ``n_evaluations`` different ones.
 
     Evenly spread over the times, but for ``multistep``, where the steps are even in the log signal-to-noise ratio.
@@ -36,17 +36,19 @@ def sampling_times(process: Process, n_evaluations: int, sampler: str) -> list[i
     """
     if sampler not in SAMPLERS:
         raise InputError(f"no sampler {sampler!r}", where="sampler", fix=f"use one of {SAMPLERS}")
-    if sampler == "ddpm" and process.schedule == "rectified_flow":
+    if sampler == "ddpm" and noise_schedule.schedule == "rectified_flow":
         raise InputError("a rectified flow has no ancestral steps", where="sampler", fix="use ddim or multistep")
-    if not 1 <= n_evaluations <= process.n_times:
-        fix = f"use 1 to {process.n_times}"
-        raise InputError(f"{n_evaluations} evaluations of {process.n_times} times", where="n_evaluations", fix=fix)
-    last = process.n_times - 1
+    if not 1 <= n_evaluations <= noise_schedule.n_times:
+        fix = f"use 1 to {noise_schedule.n_times}"
+        raise InputError(
+            f"{n_evaluations} evaluations of {noise_schedule.n_times} times", where="n_evaluations", fix=fix
+        )
+    last = noise_schedule.n_times - 1
     if n_evaluations == 1:
         return [last]
     if sampler != "multistep":
         return [round(last * (n_evaluations - 1 - i) / (n_evaluations - 1)) for i in range(n_evaluations)]
-    log_snr = torch.log(process.alpha / process.sigma)
+    log_snr = torch.log(noise_schedule.alpha / noise_schedule.sigma)
     noisiest = max(float(log_snr[last]), NOISIEST_LOG_SNR)
     wanted = torch.linspace(noisiest, float(log_snr[0]), n_evaluations, dtype=torch.float64)
     return _made_different([last, *(int((log_snr - value).abs().argmin()) for value in wanted[1:])])
@@ -67,7 +69,7 @@ def _made_different(times: list[int]) -> list[int]:
 
 def run_sampler(
     sampler: str,
-    process: Process,
+    noise_schedule: NoiseSchedule,
     denoise: Denoise,
     noise: Tensor,
     n_evaluations: int,
@@ -80,34 +82,36 @@ def run_sampler(
         draw_noise: asked by ``ddpm`` alone, once for every step but the last.
         is_clipped: whether what is sampled lies in [-1, 1].
     """
-    times = sampling_times(process, n_evaluations, sampler)
+    times = sampling_times(noise_schedule, n_evaluations, sampler)
 
     def ask(noisy: Tensor, time: int) -> tuple[Tensor, Tensor]:
-        clean, added = process.clean_and_noise(denoise(noisy, time), noisy, time)
+        clean, added = noise_schedule.clean_and_noise(denoise(noisy, time), noisy, time)
         if not is_clipped:
             return clean, added
         clipped = clean.clamp(-1, 1)
         # the noise that goes with the clipped image, so that the two still add up to what was asked about
-        return clipped, (noisy - float(process.alpha[time]) * clipped) / float(process.sigma[time])
+        return clipped, (noisy - float(noise_schedule.alpha[time]) * clipped) / float(noise_schedule.sigma[time])
 
-    start = noise * float(process.sigma[times[0]])
+    start = noise * float(noise_schedule.sigma[times[0]])
     if sampler == "ddpm":
-        return _ancestral(process, ask, start, times, draw_noise)
+        return _ancestral(noise_schedule, ask, start, times, draw_noise)
     if sampler == "ddim":
-        return _ddim(process, ask, start, times)
-    return _multistep(process, ask, start, times)
+        return _ddim(noise_schedule, ask, start, times)
+    return _multistep(noise_schedule, ask, start, times)
 
 
 Ask = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
-def _ancestral(process: Process, ask: Ask, noisy: Tensor, times: list[int], draw_noise: DrawNoise) -> Tensor:
+def _ancestral(
+    noise_schedule: NoiseSchedule, ask: Ask, noisy: Tensor, times: list[int], draw_noise: DrawNoise
+) -> Tensor:
     for time, following in zip(times, [*times[1:], None], strict=True):
         clean, _ = ask(noisy, time)
         if following is None:
             return clean
-        alpha, sigma2 = float(process.alpha[time]), float(process.sigma[time]) ** 2
-        alpha_next, sigma2_next = float(process.alpha[following]), float(process.sigma[following]) ** 2
+        alpha, sigma2 = float(noise_schedule.alpha[time]), float(noise_schedule.sigma[time]) ** 2
+        alpha_next, sigma2_next = float(noise_schedule.alpha[following]), float(noise_schedule.sigma[following]) ** 2
         ratio = alpha / alpha_next
         beta = sigma2 - ratio**2 * sigma2_next  # variance added between the two times
         mean = alpha_next * beta / sigma2 * clean + ratio * sigma2_next / sigma2 * noisy
@@ -115,17 +119,17 @@ def _ancestral(process: Process, ask: Ask, noisy: Tensor, times: list[int], draw
     raise AssertionError("the last step returns")
 
 
-def _ddim(process: Process, ask: Ask, noisy: Tensor, times: list[int]) -> Tensor:
+def _ddim(noise_schedule: NoiseSchedule, ask: Ask, noisy: Tensor, times: list[int]) -> Tensor:
     for time, following in zip(times, [*times[1:], None], strict=True):
         clean, added = ask(noisy, time)
         if following is None:
             return clean
-        noisy = float(process.alpha[following]) * clean + float(process.sigma[following]) * added
+        noisy = float(noise_schedule.alpha[following]) * clean + float(noise_schedule.sigma[following]) * added
     raise AssertionError("the last step returns")
 
 
-def _multistep(process: Process, ask: Ask, noisy: Tensor, times: list[int]) -> Tensor:
-    log_snr = torch.log(process.alpha / process.sigma)
+def _multistep(noise_schedule: NoiseSchedule, ask: Ask, noisy: Tensor, times: list[int]) -> Tensor:
+    log_snr = torch.log(noise_schedule.alpha / noise_schedule.sigma)
     previous: tuple[Tensor, float] | None = None  # x_0 of the step before, and how far that step went
     for time, following in zip(times, [*times[1:], None], strict=True):
         clean, _ = ask(noisy, time)
@@ -136,7 +140,7 @@ def _multistep(process: Process, ask: Ask, noisy: Tensor, times: list[int]) -> T
         if previous is not None:
             slope = width / previous[1] / 2
             estimate = (1 + slope) * clean - slope * previous[0]
-        shrink = float(process.sigma[following] / process.sigma[time])
-        noisy = shrink * noisy - float(process.alpha[following]) * math.expm1(-width) * estimate
+        shrink = float(noise_schedule.sigma[following] / noise_schedule.sigma[time])
+        noisy = shrink * noisy - float(noise_schedule.alpha[following]) * math.expm1(-width) * estimate
         previous = clean, width
     raise AssertionError("the last step returns")

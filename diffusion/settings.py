@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from common.errors import InputError
-from common.spatial_plan import Size
+from common.plan import Size
 
 AUTO = "auto"
 KINDS = ("kl", "vq")

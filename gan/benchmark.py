@@ -10,7 +10,6 @@ import argparse
 import multiprocessing
 import statistics
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,13 +23,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from common.files import write_json
+from common.plan import square_plan
 from common.settings import from_dict
-from gan.phases import Phases
 from gan.privacy import Mechanism
-from gan.settings import GanConfig
-from gan.square import square_settings
+from gan.settings import GanConfig, derive_settings
 from gan.textbook import as_textbook
+from gan.train_step import TrainStep
 from training.memory import keep_freed_memory
+from training.timing import interleaved_seconds
 
 PHASES = ("gmain", "greg", "dmain", "dreg")
 INTERVALS = {"gmain": 1, "greg": 4, "dmain": 1, "dreg": 16, "ema": 1}  # a phase's share of an iteration is 1 / interval
@@ -50,36 +50,39 @@ class Spec:
     precision: str = "fp32"
 
 
+Case = tuple[int, int, int, Spec, str]  # arguments of ``build``
+
+
 class Steps:
     """The phases of one implementation, each with its optimiser step, on random numbers of its own."""
 
-    def __init__(self, phases: Phases) -> None:
-        self.phases = phases
+    def __init__(self, train_step: TrainStep) -> None:
+        self.train_step = train_step
         self.draws = torch.Generator().manual_seed(0)
         self.n_parameters = {
-            "generator": sum(p.numel() for p in phases.generator.parameters()),
-            "discriminator": sum(p.numel() for p in phases.discriminator.parameters()),
+            "generator": sum(p.numel() for p in train_step.generator.parameters()),
+            "discriminator": sum(p.numel() for p in train_step.discriminator.parameters()),
         }
 
     def gmain(self, real: Tensor) -> None:
         """Generator loss; ``real`` (b, channels, res, res) in [-1, 1] is not used."""
-        self.phases.generator_main(self.draws)
+        self.train_step.generator_main(self.draws)
 
     def greg(self, real: Tensor) -> None:
         """Path length; ``real`` is not used."""
-        self.phases.path_length(self.draws)
+        self.train_step.path_length(self.draws)
 
     def dmain(self, real: Tensor) -> None:
         """Discriminator loss."""
-        self.phases.discriminator_main(real, self.draws)
+        self.train_step.discriminator_main(real, self.draws)
 
     def dreg(self, real: Tensor) -> None:
         """R1."""
-        self.phases.r1(real, self.draws)
+        self.train_step.r1(real, self.draws)
 
     def ema(self) -> None:
         """Average of the generator's weights."""
-        self.phases.average_weights()
+        self.train_step.average_weights()
 
 
 class PrivateSteps(Steps):
@@ -88,11 +91,11 @@ class PrivateSteps(Steps):
     def dmain(self, real: Tensor) -> None:
         """Discriminator loss, every real image's gradient by itself."""
         mechanism = Mechanism(clip_norm=1.0, noise_multiplier=1.0, sampling_rate=0.1, delta=1e-5, n_expected=len(real))
-        self.phases.private_discriminator_main(real, self.draws, mechanism, self.draws)
+        self.train_step.private_discriminator_main(real, self.draws, mechanism, self.draws)
 
     def dreg(self, real: Tensor) -> None:
         """R2; ``real`` is not used."""
-        self.phases.r2(self.draws)
+        self.train_step.r2(self.draws)
 
 
 def build(res: int, batch: int, channels: int, spec: Spec | Mapping[str, Any], device: str) -> Steps:
@@ -112,13 +115,14 @@ def build(res: int, batch: int, channels: int, spec: Spec | Mapping[str, Any], d
         precision=spec.precision,
         ema_kimg=spec.ema_kimg,
     )
-    return Steps(Phases(square_settings(res, channels, config), 0, torch.device(device)))
+    settings = derive_settings(square_plan(res), 2, channels, 1.0, config)
+    return Steps(TrainStep(settings, 0, torch.device(device)))
 
 
 def build_textbook(res: int, batch: int, channels: int, spec: Spec | Mapping[str, Any], device: str) -> Steps:
     """The same networks and weights, every operation as the papers write it, in fp32."""
     steps = build(res, batch, channels, spec, device)
-    for network in steps.phases.modules().values():
+    for network in steps.train_step.modules().values():
         as_textbook(network)
     return steps
 
@@ -126,7 +130,7 @@ def build_textbook(res: int, batch: int, channels: int, spec: Spec | Mapping[str
 def build_private(res: int, batch: int, channels: int, spec: Spec | Mapping[str, Any], device: str) -> Steps:
     """The same networks, trained with differential privacy; no deviation over a minibatch then."""
     spec = spec if isinstance(spec, Spec) else from_dict(Spec, spec)
-    return PrivateSteps(build(res, batch, channels, replace(spec, mbstd=1), device).phases)
+    return PrivateSteps(build(res, batch, channels, replace(spec, mbstd=1), device).train_step)
 
 
 IMPLEMENTATIONS: Mapping[str, Callable[..., Steps]] = {
@@ -176,43 +180,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def measure(case: tuple[int, int, int, Spec, str], names: Sequence[str], repeats: int) -> dict[str, Any]:
+def measure(case: Case, names: Sequence[str], repeats: int) -> dict[str, Any]:
     """Seconds of every phase, all implementations in turn before the next repetition, and the work it is."""
-    res, batch, channels, _, device = case
     steps = {name: IMPLEMENTATIONS[name](*case) for name in names}
-    real = torch.rand(batch, channels, res, res, device=device) * 2 - 1
-    gflop = {phase: _gflop(getattr(steps["ours"], phase), real) for phase in PHASES}
-    times: dict[str, dict[str, list[float]]] = {name: {phase: [] for phase in (*PHASES, "ema")} for name in names}
-    for repeat in range(repeats + 1):  # the first warms up
-        for phase in (*PHASES, "ema"):
-            for name in names:
-                arguments = () if phase == "ema" else (real,)
-                seconds = timed(getattr(steps[name], phase), *arguments, device=device)
-                if repeat:
-                    times[name][phase].append(seconds)
-    return {
-        "gflop": gflop,
-        "n_parameters": steps["ours"].n_parameters,
-        "min_s": {name: _with_iteration(times[name], min) for name in names},
-        "median_s": {name: _with_iteration(times[name], statistics.median) for name in names},
+    real = _random_images(case)
+    gflop = {}
+    for phase in PHASES:
+        with _FlopCounter() as counter:
+            getattr(steps["ours"], phase)(real)
+        gflop[phase] = counter.n_flops / 1e9
+    works: dict[tuple[str, str], Callable[[], object]] = {
+        (name, phase): partial(getattr(steps[name], phase), real) for phase in PHASES for name in names
     }
+    works |= {(name, "ema"): steps[name].ema for name in names}
+    seconds = interleaved_seconds(works, repeats, case[-1])
+    figures: dict[str, Any] = {"gflop": gflop, "n_parameters": steps["ours"].n_parameters}
+    for figure, reduce in (("min_s", min), ("median_s", statistics.median)):
+        figures[figure] = {name: {phase: reduce(seconds[name, phase]) for phase in INTERVALS} for name in names}
+        for of_phase in figures[figure].values():
+            of_phase["iteration"] = sum(of_phase[phase] / interval for phase, interval in INTERVALS.items())
+    return figures
 
 
-def timed(function: Callable[..., Any], *arguments: Tensor, device: str) -> float:
-    """Seconds of one call, the device's work included."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    function(*arguments)
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def _with_iteration(times: Mapping[str, list[float]], reduce: Callable[[list[float]], float]) -> dict[str, float]:
-    of_phase = {phase: reduce(seconds) for phase, seconds in times.items()}
-    iteration = sum(seconds / INTERVALS[phase] for phase, seconds in of_phase.items())
-    return {**of_phase, "iteration": iteration}
+def _random_images(case: Case) -> Tensor:
+    res, batch, channels, _, device = case
+    return torch.rand(batch, channels, res, res, device=device) * 2 - 1
 
 
 class _FlopCounter(TorchDispatchMode):
@@ -230,32 +222,25 @@ class _FlopCounter(TorchDispatchMode):
         return out
 
 
-def _gflop(phase: Callable[[Tensor], None], real: Tensor) -> float:
-    with _FlopCounter() as counter:
-        phase(real)
-    return counter.n_flops / 1e9
-
-
 def roofs(device: str, batch: int, precision: str) -> dict[str, float]:
     """What the machine can do: GFLOP/s of the best 3x3 convolution of 512 channels, and of a matrix product; GB/s."""
+
+    def best_seconds(work: Callable[[], object]) -> float:
+        return min(interleaved_seconds({"work": work}, 5, device)["work"])
+
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     found = {"conv_gflops": 0.0}
     for size in (8, 16, 32):
         for layout in (torch.contiguous_format, torch.channels_last):
             x = torch.randn(batch, 512, size, size, device=device, dtype=dtype).contiguous(memory_format=layout)
             weight = torch.randn(512, 512, 3, 3, device=device, dtype=dtype).contiguous(memory_format=layout)
-            seconds = _best(partial(F.conv2d, x, weight, padding=1), device)
+            seconds = best_seconds(partial(F.conv2d, x, weight, padding=1))
             found["conv_gflops"] = max(found["conv_gflops"], 2 * x.numel() * 512 * 9 / seconds / 1e9)
     a = torch.randn(2048, 2048, device=device, dtype=dtype)
-    found["matmul_gflops"] = 2 * 2048**3 / _best(lambda: a @ a, device) / 1e9
+    found["matmul_gflops"] = 2 * 2048**3 / best_seconds(lambda: a @ a) / 1e9
     source, target = torch.empty(2**26, device=device), torch.empty(2**26, device=device)
-    found["copy_gb_s"] = 2 * 4 * 2**26 / _best(lambda: target.copy_(source), device) / 1e9
+    found["copy_gb_s"] = 2 * 4 * 2**26 / best_seconds(lambda: target.copy_(source)) / 1e9
     return found
-
-
-def _best(function: Callable[[], Any], device: str, repeats: int = 5) -> float:
-    function()
-    return min(timed(function, device=device) for _ in range(repeats))
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -265,23 +250,22 @@ def machine(device: str) -> dict[str, Any]:
     return {"device": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}
 
 
-def peak_bytes(name: str, case: tuple[int, int, int, Spec, str]) -> int:
+def peak_bytes(name: str, case: Case) -> int:
     """Most memory that one step of every phase took beside the process without networks."""
     if case[-1].startswith("cuda"):
         torch.cuda.reset_peak_memory_stats()
-        return _peak_on_cuda(name, case)
+        _every_phase(name, case)
+        return torch.cuda.max_memory_allocated()
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_on_cpu, (name, case))
+        return pool.apply(_every_phase, (name, case))
 
 
-def _peak_on_cuda(name: str, case: tuple[int, int, int, Spec, str]) -> int:
-    _every_phase(name, case)
-    return torch.cuda.max_memory_allocated()
-
-
-def _peak_on_cpu(name: str, case: tuple[int, int, int, Spec, str]) -> int:
+def _every_phase(name: str, case: Case) -> int:
+    """Run every phase once; returns by how many bytes the process's largest memory grew."""
     before = _most_resident_bytes()
-    _every_phase(name, case)
+    steps, real = IMPLEMENTATIONS[name](*case), _random_images(case)
+    for phase in PHASES:
+        getattr(steps, phase)(real)
     return _most_resident_bytes() - before
 
 
@@ -289,13 +273,6 @@ def _most_resident_bytes() -> int:
     """Of this process alone; ``resource.getrusage`` would count the parent it was started from."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
-
-
-def _every_phase(name: str, case: tuple[int, int, int, Spec, str]) -> None:
-    res, batch, channels, _, device = case
-    steps, real = IMPLEMENTATIONS[name](*case), torch.zeros(batch, channels, res, res, device=device)
-    for phase in PHASES:
-        getattr(steps, phase)(real)
 
 
 def report(figures: Mapping[str, Any], names: Sequence[str]) -> list[str]:

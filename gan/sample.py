@@ -11,7 +11,9 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,23 +25,23 @@ from common.errors import InputError
 from common.machine import checked_device
 from common.progress import Progress, silent
 from common.settings import from_dict
-from gan.model import Generator
-from gan.passes import Passes
-from gan.progress_line import progress_line
+from gan.batch_sampler import BatchSampler
+from gan.model import GeneratorNetwork
 from gan.settings import GanSettings
-from training.pictures import as_sheet, write_grid
-from training.single_images import write_image
+from training.pictures import as_sheet, write_grid, write_image
 
 AVERAGE = "average."  # the averaged generator's tensors in the checkpoint of a running training
 RESULT = "generator.safetensors"
 MOST_ON_A_SHEET = 400
+LINE_INTERVAL_S = 10.0  # where there is no terminal
+BAR_WIDTH = 24
 
 
 @dataclass(frozen=True)
 class Opened:
     """A generator ready to sample, the integer type of its images and how long it has been trained so far."""
 
-    network: Generator
+    network: GeneratorNetwork
     dtype: np.dtype
     kimg: float
 
@@ -59,7 +61,7 @@ def open_generator(checkpoint: Path, device: str = "cpu") -> Opened:
         tensors = {name.removeprefix(AVERAGE): tensors[name] for name in tensors if name.startswith(AVERAGE)}
     try:
         settings = from_dict(GanSettings, metadata["settings"])
-        network = Generator(settings).eval().requires_grad_(False)
+        network = GeneratorNetwork(settings).eval().requires_grad_(False)
         network.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(
@@ -80,7 +82,7 @@ def sample(
     """One image per seed, (n, channels, height, width), in the integer type of the training images.
 
     Latent and noise maps of an image come from its seed; no truncation. For one ``batch_size`` an image is the same to
-    the last bit whatever else is asked for in the same call (``gan.passes``).
+    the last bit whatever else is asked for in the same call (``gan.batch_sampler``).
 
     Args:
         batch_size: images in a forward pass; None: as many as are fast on this device.
@@ -92,7 +94,7 @@ def sample(
     settings = opened.network.settings
     images = np.empty((len(seeds), settings.n_channels, *settings.image_size_px), opened.dtype)
     done = 0
-    for made in Passes(opened.network, opened.dtype, batch_size)(seeds):
+    for made in BatchSampler(opened.network, opened.dtype, batch_size)(seeds):
         images[done : done + len(made)] = made
         done += len(made)
         progress(done, len(seeds), "images")
@@ -147,8 +149,8 @@ def _write(chosen: argparse.Namespace) -> str:
     singles = chosen.images or not chosen.sheet
     shown: list[np.ndarray] = []
     done, names = 0, []
-    with progress_line(sys.stderr) as progress:
-        for made in Passes(opened.network, opened.dtype, chosen.batch)(seeds):
+    with _progress_line() as progress:
+        for made in BatchSampler(opened.network, opened.dtype, chosen.batch)(seeds):
             if singles:
                 names += [write_image(image, chosen.out, seeds[done + i]).name for i, image in enumerate(made)]
             shown += list(made) if chosen.sheet and len(shown) < MOST_ON_A_SHEET else []
@@ -163,6 +165,30 @@ def _write(chosen: argparse.Namespace) -> str:
         more = f" (the first {MOST_ON_A_SHEET})" if chosen.n > MOST_ON_A_SHEET else ""
         lines.append(f"sheet{more}: {chosen.out / 'sheet.png'}")
     return "\n".join(lines)
+
+
+@contextmanager
+def _progress_line() -> Iterator[Progress]:
+    """A bar with rate and time left: ``[####    ] 24 of 64 images, 31.2 images/s, 1 s left``; without a terminal, lines."""
+    started = last = time.monotonic()
+    on_terminal = sys.stderr.isatty()
+
+    def show(done: float, total: float, unit: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if not on_terminal and done < total and now - last < LINE_INTERVAL_S:
+            return
+        last = now
+        rate = done / max(now - started, 1e-9)
+        left = f", {(total - done) / rate:.0f} s left" if 0 < done < total else ""
+        line = f"{done:g} of {total:g} {unit}, {rate:.1f} {unit}/s{left}"
+        filled = "#" * int(BAR_WIDTH * done / total)
+        sys.stderr.write(f"\r[{filled:{BAR_WIDTH}}] {line}\033[K" if on_terminal else f"{line}\n")
+        sys.stderr.flush()
+
+    yield show
+    if on_terminal:
+        sys.stderr.write("\n")
 
 
 def _nearby(folder: Path | None) -> str:

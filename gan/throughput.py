@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +16,12 @@ import numpy as np
 import torch
 
 from common.errors import InputError
-from gan.model import Generator
-from gan.passes import Passes
+from common.plan import square_plan
+from gan.batch_sampler import BatchSampler
+from gan.model import GeneratorNetwork
 from gan.sample import open_generator
-from gan.settings import GanConfig
-from gan.square import square_settings
+from gan.settings import GanConfig, derive_settings
+from training.timing import interleaved_seconds
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     chosen = parser.parse_args(arguments)
     try:
-        network = _network(chosen)
+        if chosen.checkpoint:
+            network = open_generator(chosen.checkpoint, chosen.device).network
+        else:
+            settings = derive_settings(square_plan(chosen.res), 2, 1, 1.0, GanConfig(channel_base=chosen.base))
+            network = GeneratorNetwork(settings).eval().requires_grad_(False).to(chosen.device)
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -67,46 +70,27 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(network: Generator, batch_size: int | None, n_passes: int, n_rounds: int) -> Throughput:
+def measure(network: GeneratorNetwork, batch_size: int | None, n_passes: int, n_rounds: int) -> Throughput:
     """Both ways in turn, after one round that does not count."""
-    passes = Passes(network, np.dtype(np.uint8), batch_size)
-    n_images = n_passes * passes.n_images
-    ready = passes.draw(range(passes.n_images)).to(passes.device)
+    sampler = BatchSampler(network, np.dtype(np.uint8), batch_size)
+    n_images = n_passes * sampler.n_images
+    ready = sampler.draw(range(sampler.n_images)).to(sampler.device)
 
     def sampled() -> None:
-        for _ in passes(range(n_images)):
+        for _ in sampler(range(n_images)):
             pass
 
     def bare() -> None:
         for _ in range(n_passes):
-            passes.forward(ready)
+            sampler.forward(ready)
 
-    seconds: dict[str, list[float]] = {"sampled": [], "bare": []}
-    for _ in range(n_rounds + 1):
-        seconds["sampled"].append(_timed(sampled, passes.device))
-        seconds["bare"].append(_timed(bare, passes.device))
-    counted = list(zip(seconds["sampled"][1:], seconds["bare"][1:], strict=True))
+    seconds = interleaved_seconds({"sampled": sampled, "bare": bare}, n_rounds, sampler.device)
     return Throughput(
-        sampled_per_s=n_images / statistics.median(own for own, _ in counted),
-        bare_per_s=n_images / statistics.median(other for _, other in counted),
-        ratio=statistics.median(other / own for own, other in counted),
-        batch_size=passes.n_images,
+        sampled_per_s=n_images / statistics.median(seconds["sampled"]),
+        bare_per_s=n_images / statistics.median(seconds["bare"]),
+        ratio=statistics.median(b / s for s, b in zip(seconds["sampled"], seconds["bare"], strict=True)),
+        batch_size=sampler.n_images,
     )
-
-
-def _timed(work: Callable[[], None], device: torch.device) -> float:
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-def _network(chosen: argparse.Namespace) -> Generator:
-    if chosen.checkpoint:
-        return open_generator(chosen.checkpoint, chosen.device).network
-    settings = square_settings(chosen.res, 1, GanConfig(channel_base=chosen.base))
-    return Generator(settings).eval().requires_grad_(False).to(chosen.device)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,7 +40,7 @@ def write_report(
     Raises:
         InputError: the run has no fold folder.
     """
-    files, folder = _run_files(run, folds), out or run
+    files, folder = run_files(run, folds), out or run
     built = [(section, _build(section, files)) for section in sections]
     for name, write in (("summary.csv", _write_summary), ("scaling.csv", write_scaling)):
         try:
@@ -57,7 +55,8 @@ def write_report(
     return folder / "report.html"
 
 
-def _run_files(run: Path, folds: Sequence[int] | None = None) -> RunFiles:
+def run_files(run: Path, folds: Sequence[int] | None = None) -> RunFiles:
+    """The run's files of these folds, of all if None; InputError where it has no fold."""
     chosen = find_folds(run) if folds is None else tuple(sorted(folds))
     if not chosen:
         raise InputError(
@@ -97,24 +96,3 @@ def sections_of_run(files: RunFiles) -> Sequence[Section]:
         where = files.folder(files.folds[0]) / "run.json"
         raise InputError(f"the experiment {name} cannot be imported ({error})", where=where, fix=fix) from error
     return sections
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m evaluation.report runs/<exp_name>``: exit status 0, or 2 where the folder is not a run."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.report", description="Rebuild report.html of a run.")
-    parser.add_argument("run", type=Path, help="runs/<exp_name>")
-    parser.add_argument("--folds", type=int, nargs="+", help="outer folds to include (default: all found)")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: the run's)")
-    options = parser.parse_args(arguments)
-    try:
-        sections = sections_of_run(_run_files(options.run, options.folds))
-        report = write_report(options.run, options.folds, options.out, sections)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(f"{report}\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -31,15 +31,15 @@ def denoiser_that_says_something(**settings: int) -> Denoiser:
 def test_the_denoiser_listens_to_time_class_mask_and_augmentation() -> None:
     network = denoiser_that_says_something(n_classes=3, n_context_channels=2, n_augment=1)
     noisy, times = torch.randn(2, 1, 16, 16), torch.tensor([10.0, 900.0])
-    said = network(noisy, times)
-    assert said.shape == noisy.shape
+    prediction = network(noisy, times)
+    assert prediction.shape == noisy.shape
     told = {
         "time": network(noisy, times + 50),
         "class": network(noisy, times, classes=torch.tensor([0, 2])),
         "context": network(noisy, times, context=torch.ones(2, 2, 16, 16)),
         "augmented": network(noisy, times, augmented=torch.ones(2, 1)),
     }
-    assert [name for name, other in told.items() if torch.allclose(said, other)] == []
+    assert [name for name, other in told.items() if torch.allclose(prediction, other)] == []
     same = network(
         noisy,
         times,
@@ -47,7 +47,7 @@ def test_the_denoiser_listens_to_time_class_mask_and_augmentation() -> None:
         context=torch.zeros(2, 2, 16, 16),
         augmented=torch.zeros(2, 1),
     )
-    assert torch.allclose(said, same, atol=1e-6)
+    assert torch.allclose(prediction, same, atol=1e-6)
 
 
 def test_checkpointing_changes_memory_and_no_gradient() -> None:

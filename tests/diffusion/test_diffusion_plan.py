@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 
 from common.errors import InputError
 from common.machine import Machine
-from common.plan import Plan, plan_from_json
+from common.plan import Plan, plan_from_json, square_plan
 from common.settings import to_dict
-from common.spatial_plan import SpatialPlan, spatial_plan_from_2d, spatial_plan_from_json, square_plan
 from diffusion.autoencoder import Autoencoder, latent_size
 from diffusion.cost import autoencoder_flop, denoiser_flop, meta_autoencoder, meta_denoiser
 from diffusion.layout import layout_of, sizes_of_levels
@@ -107,17 +106,17 @@ def small_2d() -> dict[str, Any]:
     return plans_of({"2d": configuration([64, 48], [60, 44], [[1, 1]] + [[2, 2]] * 3, [[3, 3]] * 4, 49)})
 
 
-def tiny_3d(*median: int) -> SpatialPlan:
+def tiny_3d(*median: int) -> Plan:
     strides = ((1, 1, 1), (2, 2, 2), (2, 2, 2), (2, 2, 2))
-    one = spatial_plan_from_json(prostate(), "3d_fullres")
+    one = plan_from_json(prostate(), "3d_fullres")
     return replace(one, median_image_size=median, strides=strides, kernel_sizes=((3, 3, 3),) * 4)
 
 
-def derived(plan: SpatialPlan, config: DiffusionConfig, machine: Machine, n_images: int = 500) -> DiffusionSettings:
+def derived(plan: Plan, config: DiffusionConfig, machine: Machine, n_images: int = 500) -> DiffusionSettings:
     return derive_settings(plan, n_images, plan.n_channels, None, config, machine)
 
 
-def reduced(plan: SpatialPlan, config: DiffusionConfig) -> tuple[AutoencoderSettings | None, DenoiserSettings, Any]:
+def reduced(plan: Plan, config: DiffusionConfig) -> tuple[AutoencoderSettings | None, DenoiserSettings, Any]:
     """Both networks with widths of 4, on the strides and kernels that the plan leads to."""
     layout, own = layout_of(plan, config), None
     if config.autoencoder is not None:
@@ -145,7 +144,7 @@ def reduced(plan: SpatialPlan, config: DiffusionConfig) -> tuple[AutoencoderSett
 
 
 def test_an_isotropic_plan_of_volumes_as_in_the_specifications_example() -> None:
-    made = derived(spatial_plan_from_json(brain(), "3d_fullres"), LATENT, H200)
+    made = derived(plan_from_json(brain(), "3d_fullres"), LATENT, H200)
     own, denoiser = made.autoencoder, made.denoiser
     assert own is not None
     assert made.image_size == (128, 192, 128) and made.denoised_size == (32, 48, 32)
@@ -158,7 +157,7 @@ def test_an_isotropic_plan_of_volumes_as_in_the_specifications_example() -> None
 
 
 def test_an_isotropic_plan_in_pixels() -> None:
-    made = derived(spatial_plan_from_json(brain(), "3d_fullres"), PIXELS, H200)
+    made = derived(plan_from_json(brain(), "3d_fullres"), PIXELS, H200)
     assert made.autoencoder is None and made.denoised_size == made.image_size == (128, 192, 128)
     assert made.denoiser.channels == (64, 128, 256, 256) and made.denoiser.n_channels == 4
     assert made.denoiser.checkpointing and made.denoiser.attention == (False,) * 4
@@ -166,7 +165,7 @@ def test_an_isotropic_plan_in_pixels() -> None:
 
 
 def test_an_anisotropic_plan_keeps_its_flat_kernels_and_strides() -> None:
-    plan = spatial_plan_from_json(prostate(), "3d_fullres")
+    plan = plan_from_json(prostate(), "3d_fullres")
     assert plan.median_image_size == (20, 320, 320)
     made = derived(plan, LATENT, H200)
     own, denoiser = made.autoencoder, made.denoiser
@@ -182,7 +181,7 @@ def test_an_anisotropic_plan_keeps_its_flat_kernels_and_strides() -> None:
 
 
 def test_a_plan_of_images() -> None:
-    plan = spatial_plan_from_json(small_2d(), "2d")
+    plan = plan_from_json(small_2d(), "2d")
     made = derived(plan, LATENT, GPU_24)
     own = made.autoencoder
     assert own is not None
@@ -190,13 +189,13 @@ def test_a_plan_of_images() -> None:
     assert own.channels == (64, 128) and own.perceptual_weight == 0.5 and own.learning_rate == pytest.approx(5e-4)
     assert own.batch_size == made.batch_size == 36  # three quarters of 49, in fours
     assert made.denoiser.strides == ((2, 2), (2, 2)) and made.denoiser.attention == (False, True, True)
-    larger = spatial_plan_from_json(brain(), "2d")
+    larger = plan_from_json(brain(), "2d")
     assert derived(larger, LATENT, H200).denoised_size == (48, 40)
     assert derived(larger, LATENT, H200).batch_size == 76 and derived(larger, LATENT, H200, 5).batch_size == 4
 
 
 def test_four_channels_are_generated_or_some_of_them_and_labels_with_them() -> None:
-    plan = spatial_plan_from_json(brain(), "2d")
+    plan = plan_from_json(brain(), "2d")
     made = derive_settings(plan, 100, 2, None, LATENT, H200, n_label_channels=3)
     assert made.autoencoder is not None and made.autoencoder.n_channels == made.n_data_channels == 5
     assert made.denoiser.n_channels == 4
@@ -254,7 +253,7 @@ def flat_layout() -> dict[str, Any]:
 @pytest.mark.parametrize("configuration_name", ["2d", "3d_fullres"])
 def test_the_old_layout_reads_as_the_current_one(configuration_name: str) -> None:
     old, current = flat_layout(), brain()
-    assert spatial_plan_from_json(old, configuration_name) == spatial_plan_from_json(current, configuration_name)
+    assert plan_from_json(old, configuration_name) == plan_from_json(current, configuration_name)
     assert plan_from_json(old) == plan_from_json(current)
 
 
@@ -262,10 +261,10 @@ def test_a_configuration_that_inherits() -> None:
     plans = brain()
     plans["configurations"]["3d_large"] = {"inherits_from": "3d_fullres", "patch_size": [160, 160, 160]}
     plans["configurations"]["3d_larger"] = {"inherits_from": "3d_large", "batch_size": 3}
-    plan, parent = (spatial_plan_from_json(plans, name) for name in ("3d_larger", "3d_fullres"))
+    plan, parent = (plan_from_json(plans, name) for name in ("3d_larger", "3d_fullres"))
     assert plan == replace(parent, configuration="3d_larger", patch_size=(160, 160, 160), batch_size=3)
     plans["configurations"]["2d_other"] = {"inherits_from": "2d", "batch_size": 3}
-    assert plan_from_json(plans, "2d_other") == replace(plan_from_json(plans), batch_size=3)
+    assert plan_from_json(plans, "2d_other") == replace(plan_from_json(plans), configuration="2d_other", batch_size=3)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +282,7 @@ def test_configurations_that_lead_nowhere(changed: dict[str, Any], message: str)
     plans = brain()
     plans["configurations"] |= changed
     with pytest.raises(InputError, match=message):
-        spatial_plan_from_json(plans, "a")
+        plan_from_json(plans, "a")
 
 
 @pytest.mark.parametrize(
@@ -299,29 +298,26 @@ def test_configurations_that_lead_nowhere(changed: dict[str, Any], message: str)
 def test_strides_and_kernels_that_fit_no_network(strides: list[Any], kernels: list[Any], message: str) -> None:
     plans = plans_of({"2d": configuration([8, 8], [8, 8], strides, kernels)})
     with pytest.raises(InputError, match=message):
-        spatial_plan_from_json(plans, "2d")
+        plan_from_json(plans, "2d")
 
 
 def test_one_number_stands_for_every_axis() -> None:
     plans = plans_of({"2d": configuration([8, 8], [8, 8], [1, 2], [3, [3, 3]])})
-    assert spatial_plan_from_json(plans, "2d").strides == ((1, 1), (2, 2))
+    assert plan_from_json(plans, "2d").strides == ((1, 1), (2, 2))
 
 
 def test_the_pipelines_plan() -> None:
     of_pipeline = plan_from_json(small_2d())
-    assert isinstance(of_pipeline, Plan)
-    ours, read = spatial_plan_from_2d(of_pipeline), spatial_plan_from_json(small_2d(), "2d")
-    expected = {"median_image_size": (64, 48), "data_identifier": "nnUNetPlans_2d"}
-    assert ours == replace(read, **expected)
-    transposed = replace(of_pipeline, transpose_forward=(2, 0, 1))
-    assert spatial_plan_from_2d(transposed).transpose_backward == (1, 2, 0)
+    assert of_pipeline == plan_from_json(small_2d(), "2d") and of_pipeline.patch_size_px == (64, 48)
+    assert of_pipeline.data_identifier == "nnUNetPlans_2d"
+    assert replace(of_pipeline, transpose_forward=(2, 0, 1)).transpose_backward == (1, 2, 0)
 
 
 # ----------------------------------------------------------------------------------------- every network it leads to
 
 
 @st.composite
-def spatial_plans(draw: st.DrawFn) -> SpatialPlan:
+def spatial_plans(draw: st.DrawFn) -> Plan:
     n_axes, n_strides = draw(st.sampled_from([2, 3])), draw(st.integers(1, 5))
     one_stride = st.lists(st.sampled_from([1, 2, 2, 3]), min_size=n_axes, max_size=n_axes).filter(lambda s: max(s) > 1)
     one_kernel = st.lists(st.sampled_from([1, 3, 3, 5]), min_size=n_axes, max_size=n_axes)
@@ -332,12 +328,12 @@ def spatial_plans(draw: st.DrawFn) -> SpatialPlan:
         patch = [n * s for n, s in zip(patch, stride)]
     median = [draw(st.integers(4, 90)) for _ in range(n_axes)]
     plans = plans_of({"a": configuration(patch, median, [[1] * n_axes, *strides], kernels)})
-    return spatial_plan_from_json(plans, "a")
+    return plan_from_json(plans, "a")
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(plan=spatial_plans(), config=st.sampled_from(list(MODELS.values())))
-def test_networks_give_back_the_size_they_are_given(plan: SpatialPlan, config: DiffusionConfig) -> None:
+def test_networks_give_back_the_size_they_are_given(plan: Plan, config: DiffusionConfig) -> None:
     own, denoiser, layout = reduced(plan, config)
     denoised = layout.denoised_size
     assert plan.n_axes == 3 or layout.image_size == plan.patch_size
@@ -356,7 +352,7 @@ def test_networks_give_back_the_size_they_are_given(plan: SpatialPlan, config: D
 
 def test_defect_2_a_flat_kernel_does_not_make_an_axis_longer() -> None:
     """The original padded by 1 whatever the kernel, so that an axis with kernel 1 grew at every step."""
-    plan = replace(spatial_plan_from_json(prostate(), "3d_fullres"), median_image_size=(5, 16, 16))
+    plan = replace(plan_from_json(prostate(), "3d_fullres"), median_image_size=(5, 16, 16))
     own, _, layout = reduced(plan, LATENT)
     assert own is not None and own.kernel_sizes[0] == (1, 3, 3) and layout.image_size == (5, 16, 16)
     images = torch.randn(1, 1, *layout.image_size)
@@ -553,7 +549,7 @@ def test_memory_of_an_autoencoder_has_its_losses_in_it() -> None:
 @pytest.mark.parametrize("machine", [GPU_8, replace(GPU_8, has_bf16=True)], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)
 def test_volumes_of_four_channels_fit_into_8_gib(machine: Machine, config: DiffusionConfig) -> None:
-    made = derived(spatial_plan_from_json(brain(), "3d_fullres"), config, machine)
+    made = derived(plan_from_json(brain(), "3d_fullres"), config, machine)
     assert max(estimated_bytes(made).values()) <= 0.8 * 8 * 2**30
     assert made.image_size == (128, 192, 128) and made.denoiser.checkpointing
     for training in (made, made.autoencoder or made):
@@ -669,8 +665,8 @@ def test_bad_input_ends_with_1_and_says_why(
     path = preprocessed / "Dataset001_X" / file
     path.unlink() if content is None else path.write_text(content)
     assert main(["1"]) == 1
-    said = capsys.readouterr().err
-    assert message in said and "way out" in said and file in said
+    error = capsys.readouterr().err
+    assert message in error and "way out" in error and file in error
     assert not (preprocessed / "Dataset001_X" / PLAN_FILE).exists()
 
 

@@ -66,7 +66,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--fold", type=int, default=0, help="the outer fold of the checkpoint")
     parser.add_argument("--n-images", type=int, default=300, help="by each sampler")
     parser.add_argument(
-        "--samplers", type=_settings, default=_settings(SETTINGS), help=f"the reference first (default: {SETTINGS})"
+        "--samplers", type=_settings, default=_settings(DEFAULT), help=f"the reference first (default: {DEFAULT})"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the images and the intervals")
     parser.add_argument("--out", type=Path, required=True, help="folder for the images and the table")

@@ -2,7 +2,8 @@
 
 A patient is a set of lengths and angles, an image of a patient is their anatomy in a slightly different pose, and a
 site is an acquisition style (exposure, noise, sharpness, field of view, collimation, marker). The mask is the lungs
-without the heart. Coordinates: ``u`` to the image's right (the patient's left), ``v`` downwards, about -1..1 across a film.
+without the heart. Coordinates: ``u`` to the image's right (the patient's left), ``v`` downwards, about -1..1 across a
+film.
 """
 
 from __future__ import annotations

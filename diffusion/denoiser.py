@@ -1,7 +1,7 @@
 """The denoiser: a U-Net conditioned on the time, with a plan's strides and kernels (Ho et al. 2020).
 
-It can also be conditioned on a class (one more class stands for none, for guidance: Ho and Salimans 2022), on masks or
-images of its own size, and on how a training image was augmented (Karras et al. 2022, appendix F.2).
+It can also be conditioned on a class (one more class stands for none, for guidance: Ho and Salimans 2022), and on masks
+or images of its own size.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ class Denoiser(nn.Module):
         self.embed_time = nn.Sequential(nn.Linear(widths[0], n_embedded), nn.SiLU(), nn.Linear(n_embedded, n_embedded))
         if settings.n_classes:
             self.embed_class = nn.Embedding(settings.n_classes + 1, n_embedded)
-        if settings.n_augment:
-            self.embed_augment = nn.Linear(settings.n_augment, n_embedded, bias=False)
         n_in = settings.n_channels + settings.n_context_channels
         self.first = convolution(n_in, widths[0], settings.first_kernel)
         kept = [widths[0]]  # widths of what the way down leaves for the way up
@@ -76,7 +74,6 @@ class Denoiser(nn.Module):
         times: Tensor,
         classes: Tensor | None = None,
         context: Tensor | None = None,
-        augmented: Tensor | None = None,
     ) -> Tensor:
         """What is asked of ``noisy``.
 
@@ -84,9 +81,8 @@ class Denoiser(nn.Module):
             times: (b,) from 0 to 1000, as ``NoiseSchedule.network_timesteps`` gives them.
             classes: (b,) whole numbers below ``n_classes``; None: no class.
             context: (b, ``n_context_channels``, ...) in the size of ``noisy``; None: zeros.
-            augmented: (b, ``n_augment``) how the images were changed; None: not at all.
         """
-        conditioning = self._conditioning(noisy, times, classes, augmented)
+        conditioning = self._conditioning(noisy, times, classes)
         is_checkpointed = self.settings.checkpointing
         if self.settings.n_context_channels:
             if context is None:
@@ -111,15 +107,13 @@ class Denoiser(nn.Module):
         made: Tensor = self.last(x)
         return made
 
-    def _conditioning(self, noisy: Tensor, times: Tensor, classes: Tensor | None, augmented: Tensor | None) -> Tensor:
-        """(b, n) of time, class and augmentation together."""
+    def _conditioning(self, noisy: Tensor, times: Tensor, classes: Tensor | None) -> Tensor:
+        """(b, n) of time and class together."""
         settings = self.settings
         conditioning: Tensor = self.embed_time(get_timestep_embedding(times, settings.channels[0]).to(noisy.dtype))
         if settings.n_classes:
             none = torch.full((len(noisy),), settings.n_classes, device=noisy.device)
             conditioning = conditioning + self.embed_class(none if classes is None else classes)
-        if settings.n_augment and augmented is not None:
-            conditioning = conditioning + self.embed_augment(augmented)
         return conditioning
 
 

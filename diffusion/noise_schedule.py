@@ -1,8 +1,8 @@
 """How noise is added: x_t = alpha_t x_0 + sigma_t e, with e of N(0, 1), for the times 0 (clean) to n - 1 (noise).
 
 Schedules: ``scaled_linear`` (Rombach et al. 2022; the numbers of the specification), ``cosine`` (Nichol and Dhariwal
-2021, equation 17), ``rectified_flow`` (Liu et al. 2022: a straight line from image to noise). What the network says of
-x_t is e, or v = alpha e - sigma x_0 (Salimans and Ho 2022), which for a rectified flow is the velocity e - x_0.
+2021, equation 17), ``rectified_flow`` (Liu et al. 2022: a straight line from image to noise). The network predicts e
+or v = alpha e - sigma x_0 (Salimans and Ho 2022); for a rectified flow v is the velocity e - x_0.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 SCALED_LINEAR = 0.0015, 0.0205  # first and last beta
-N_TABLE = 1000  # times these two are for
+N_TABLE = 1000  # number of times that these two belong to
 COSINE_OFFSET, LARGEST_BETA = 0.008, 0.999
-TIME_SCALE = 1000.0  # times are shown to the network as 0 to 1000, however many there are
+TIME_SCALE = 1000.0  # the network sees times from 0 to 1000, however many there are
 
 
 class NoiseSchedule:
@@ -24,7 +24,7 @@ class NoiseSchedule:
     def __init__(self, schedule: str, prediction_type: str, n_times: int) -> None:
         self.schedule, self.prediction_type, self.n_times = schedule, prediction_type, n_times
         if schedule == "rectified_flow":
-            # never quite noise: at alpha 0 nothing could be said of x_0
+            # alpha never becomes 0: x_0 could not be computed there
             self.sigma = (torch.arange(n_times, dtype=torch.float64) + 0.5) / n_times
             self.alpha = 1 - self.sigma
         else:
@@ -36,7 +36,7 @@ class NoiseSchedule:
         return self.at(self.alpha, times, clean) * clean + self.at(self.sigma, times, clean) * noise
 
     def target(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """What the network should say."""
+        """What the network should predict."""
         if self.prediction_type == "epsilon":
             return noise
         if self.schedule == "rectified_flow":
@@ -44,7 +44,7 @@ class NoiseSchedule:
         return self.at(self.alpha, times, clean) * noise - self.at(self.sigma, times, clean) * clean
 
     def clean_and_noise(self, prediction: Tensor, noisy: Tensor, time: int) -> tuple[Tensor, Tensor]:
-        """x_0 and e that follow from what the network said at one ``time``."""
+        """x_0 and e that follow from the prediction at one ``time``."""
         alpha, sigma = float(self.alpha[time]), float(self.sigma[time])
         if self.prediction_type == "epsilon":
             return (noisy - sigma * prediction) / alpha, prediction
@@ -53,7 +53,7 @@ class NoiseSchedule:
         return alpha * noisy - sigma * prediction, sigma * noisy + alpha * prediction
 
     def network_timesteps(self, times: Tensor) -> Tensor:
-        """``times`` as the network is told them, float."""
+        """``times`` as the network takes them, float from 0 to 1000."""
         return times.float() * (TIME_SCALE / self.n_times)
 
     def at(self, table: Tensor, times: Tensor, like: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from common.machine import Machine, describe_machine
 from common.plan import Plan, plan_from_json
 from common.settings import from_dict, to_dict
 from diffusion.layout import shrunk
-from diffusion.planning import derive_settings, estimated_bytes, with_length
+from diffusion.planning import derive_settings, with_length
 from diffusion.settings import AutoencoderConfig, DiffusionConfig, DiffusionSettings, Size, check_config
 from nnunetv2_mod.nnunet_folder import DATASET_JSON, NnunetDataset, find_dataset
 
@@ -179,6 +179,8 @@ def _models(
             log.info("%s %s: left out: %s", name, model, error)
             refusals.append(error)
             continue
+        from diffusion.cost import estimated_bytes
+
         settings = with_epochs(derived)
         estimates = {key: round(needed / 2**30, 2) for key, needed in estimated_bytes(settings).items()}
         block = _block({MEMORY: estimates, **to_dict(settings)}, indent=4)

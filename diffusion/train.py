@@ -29,15 +29,15 @@ from diffusion.card import Card
 from diffusion.data import Data
 from diffusion.denoiser_training import DenoiserTraining
 from diffusion.model import RESULT
-from diffusion.perceptual import check_perceptual
 from diffusion.settings import DiffusionSettings
-from diffusion.training import Training, check_same_run
+from diffusion.training import Training
 from training.batch_shard import BatchShard
 from training.distributed import run_distributed
 from training.memory import keep_freed_memory
 from training.monitor import Monitor
 from training.pictures import SHEETS
 from training.snapshots import remove_candidates
+from training.training_state import check_same_run
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,6 @@ def train(
         RuntimeError: the training diverged, or another process failed.
     """
     check_processes(settings, n_processes)
-    if settings.autoencoder is not None:
-        check_perceptual(settings.autoencoder.perceptual)
     keep_freed_memory()
     _remove_half_written(out)
     if (out / RESULT).is_file():

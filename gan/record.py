@@ -16,7 +16,7 @@ import torch
 from common.settings import to_dict
 from gan.privacy import privacy_record
 from gan.settings import GanSettings
-from training.card import CARD, CARD_TEXT, Card
+from training.card import CARD, CARD_TEXT, TrainingCard
 from training.curves import EVENTS, Events, Rows
 from training.pictures import remove_sheets_after
 
@@ -32,7 +32,7 @@ class Record:
 
     def __init__(self, out: Path, images: np.ndarray, settings: GanSettings, seed: int, device: torch.device) -> None:
         self.out, self.images, self.settings, self.seed = out, images, settings, seed
-        self._card = Card(out, device, "Generator", "gan.sample")
+        self._card = TrainingCard(out, device, "Generator", "gan.sample")
         self._events: Events | None = None
 
     def begin(self, rows: Rows, kimg: float) -> None:

@@ -26,9 +26,7 @@ from common.image_set import load_image_set
 from common.progress import shown_progress
 from common.settings import to_dict
 from features.embedders import EMBEDDERS, build_embedder
-from memorization.embedding_scorer import EmbeddingScorer
-from memorization.likeness import Learner, Scorer
-from memorization.registration.scorer import RegistrationScorer
+from memorization.copy_score import EmbeddingScorer, Learner, RegistrationScorer, Scorer
 from memorization.site_descriptor.scorer import SiteDescriptorLearner
 
 if TYPE_CHECKING:

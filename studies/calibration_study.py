@@ -25,10 +25,9 @@ from common.seeds import derive_seed
 from common.settings import to_dict
 from features.embedders import EMBEDDERS, build_embedder
 from memorization.audit import EMBEDDER_BATCH, read_site_images
-from memorization.calibration import MemorizationConfig, calibrate
-from memorization.conformal_pvalues import attainable_level, p_values
-from memorization.copy_score import FusedIndex, honest_likeness
-from memorization.embedding_scorer import EmbeddedFeatures
+from memorization.calibration import MemorizationConfig, calibrate, real_to_real
+from memorization.copy_score import EmbeddedFeatures, FusedIndex
+from memorization.filter import attainable_level, p_values
 from memorization.planted.planted_audit import recall_of
 
 log = logging.getLogger(__name__)
@@ -99,7 +98,7 @@ def draw(
             fix="ask for smaller sites, or give more images",
         )
     plain, mirrored = features
-    calibration = honest_likeness(images[site], plain[site], mirrored[site], owners[site], np.ones(site.sum(), bool))
+    calibration = real_to_real(images[site], plain[site], mirrored[site], owners[site], np.ones(site.sum(), bool))
     index = FusedIndex(images[site], plain[site], mirrored[site])
     level = attainable_level(0.05, len(calibration.values))
     dropped = p_values(calibration.values, index.compare(images[honest], plain[honest]).values) <= level

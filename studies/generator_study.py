@@ -30,7 +30,7 @@ from dataset.images import limit_size, read_image
 from dataset.slices import SliceCase, build_slices, case_of_image
 from dataset.source import Case, load_cases
 from features.fidelity import frechet_distance, frechet_interval, kernel_interval
-from features.fidelity_monitor import FeatureGauge
+from features.fidelity_monitor import FidelityMonitor
 from generators.registry import find_generator
 from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
@@ -125,7 +125,7 @@ def study(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, see
 def train_on_half(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, seed: int, device: str) -> None:
     """Train the experiment's generator in ``out``, its snapshot chosen by the patients kept for that."""
     generator, settings = find_generator(config.generator.name), dict(config.generator.settings)
-    gauge = FeatureGauge(halves.trained_on, halves.validation, seed, device, generator.sees_mirrored(settings))
+    gauge = FidelityMonitor(halves.trained_on, halves.validation, seed, device, generator.sees_mirrored(settings))
     kimg = None if config.train.gan.kimg == "auto" else float(config.train.gan.kimg)
     size_px = halves.trained_on.images.shape[-1]
     generator.train(
@@ -139,7 +139,7 @@ def _say_progress(done: float, total: float, unit: str) -> None:
 
 def score(halves: StudySite, samples: np.ndarray, seed: int, device: str) -> dict[str, Any]:
     """Distances of samples and of the training half to the unseen half, and of samples to training images."""
-    gauge = FeatureGauge(halves.trained_on, halves.unseen, seed, device)
+    gauge = FidelityMonitor(halves.trained_on, halves.unseen, seed, device)
     owners = [entry.patient for entry in halves.unseen.entries]
     unseen, first, features = (gauge.embed(x) for x in (halves.unseen.images, halves.own.images, samples))
     subsets = np.array_split(features, N_SUBSETS)

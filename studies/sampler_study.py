@@ -33,8 +33,8 @@ from diffusion.sample import sample
 from diffusion.settings import SAMPLERS
 from engine.run_stage import set_threads
 from features.fidelity import Estimate, frechet_interval
-from features.fidelity_comparison import Sides, compare_frechet
-from features.fidelity_monitor import FeatureGauge
+from features.fidelity_comparison import ComparedSets, compare_frechet
+from features.fidelity_monitor import FidelityMonitor
 from studies.comparison_tables import markdown_table, numbers_of, with_interval
 from studies.heldout_images import images_of_split
 
@@ -97,7 +97,7 @@ def _study(chosen: argparse.Namespace, progress: Progress) -> list[str]:
     test = images_of_split(fold, chosen.site, "test")
     training = load_image_set(fold / "slices" / chosen.site).of_split("train")
     _check_same_images(chosen)
-    gauge = FeatureGauge(training, test, 0, chosen.device, embeddings=chosen.out / "embeddings")
+    gauge = FidelityMonitor(training, test, 0, chosen.device, embeddings=chosen.out / "embeddings")
     heldout, owners = gauge.embed(test.images, keep=True), [entry.patient for entry in test.entries]
     # the quick ones first, so that a table of them can be had early
     sampled = {setting: sample_all(chosen, setting, progress) for setting in reversed(chosen.samplers)}
@@ -106,7 +106,7 @@ def _study(chosen: argparse.Namespace, progress: Progress) -> list[str]:
     rows = []
     for setting in chosen.samplers:
         compared = compare_frechet(
-            [[Sides(features[setting], reference, heldout, owners)]], chosen.seed, is_paired=True
+            [[ComparedSets(features[setting], reference, heldout, owners)]], chosen.seed, is_paired=True
         )
         rows.append(
             {

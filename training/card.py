@@ -22,7 +22,7 @@ CARD, CARD_TEXT = "card.json", "card.md"
 SCHEMA_VERSION = 1
 
 
-class Card:
+class TrainingCard:
     """``card.json`` and, for people, ``card.md``; seconds add up over all the times a training was resumed.
 
     Args:
@@ -35,8 +35,11 @@ class Card:
         self._seconds_before, self._started_s = 0.0, time.monotonic()
 
     def resume(self) -> None:
-        """Go on from the seconds on the card of an interrupted training."""
-        self._seconds_before = seconds_so_far(self.out)
+        """Go on from the seconds on the card of an interrupted training; from 0 where there is none to read."""
+        try:
+            self._seconds_before = float(read_json(self.out / CARD)["time"]["seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            self._seconds_before = 0.0
 
     def write(
         self,
@@ -100,14 +103,6 @@ They say whether training is steady, not whether images may be shared: that is w
 {settings}
 """
         write_text(self.out / CARD_TEXT, text)
-
-
-def seconds_so_far(out: Path) -> float:
-    """The seconds on the card of an interrupted training; 0 where there is none to read."""
-    try:
-        return float(read_json(out / CARD)["time"]["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
 
 
 def _number(value: Any) -> str:

@@ -21,10 +21,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 @command(_add_arguments)
 def main(chosen: argparse.Namespace) -> None:
     """Write the report and print its path."""
-    from evaluation.report.page import run_files, sections_of_run, write_report
+    from evaluation.report.page import rebuild_report
 
-    sections = sections_of_run(run_files(chosen.run, chosen.folds))
-    sys.stdout.write(f"{write_report(chosen.run, chosen.folds, chosen.out, sections)}\n")
+    sys.stdout.write(f"{rebuild_report(chosen.run, chosen.folds, chosen.out)}\n")
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def write_report(
     Raises:
         InputError: the run has no fold folder.
     """
-    files, folder = run_files(run, folds), out or run
+    files, folder = _run_files(run, folds), out or run
     built = [(section, _build(section, files)) for section in sections]
     for name, write in (("summary.csv", _write_summary), ("scaling.csv", write_scaling)):
         try:
@@ -55,8 +55,7 @@ def write_report(
     return folder / "report.html"
 
 
-def run_files(run: Path, folds: Sequence[int] | None = None) -> RunFiles:
-    """The run's files of these folds, of all if None; InputError where it has no fold."""
+def _run_files(run: Path, folds: Sequence[int] | None = None) -> RunFiles:
     chosen = find_folds(run) if folds is None else tuple(sorted(folds))
     if not chosen:
         raise InputError(
@@ -96,3 +95,12 @@ def sections_of_run(files: RunFiles) -> Sequence[Section]:
         where = files.folder(files.folds[0]) / "run.json"
         raise InputError(f"the experiment {name} cannot be imported ({error})", where=where, fix=fix) from error
     return sections
+
+
+def rebuild_report(run: Path, folds: Sequence[int] | None, out: Path | None) -> Path:
+    """Write the report of a run again, with the sections of the experiment that it names.
+
+    Raises:
+        InputError: the folder is no run, or its experiment cannot be imported.
+    """
+    return write_report(run, folds, out, sections_of_run(_run_files(run, folds)))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import gan.benchmark
-from gan.benchmark import INTERVALS, PHASES, Spec, build, build_textbook, measure
+from gan.step_cost import INTERVALS, PHASES, Spec, Steps, build, build_textbook, measure
 
 TINY = {"mb": 4, "mbstd": 4, "fmaps": 0.002, "lrate": 0.002, "gamma": 1.0, "map": 2, "ema_kimg": 10.0}
 
@@ -33,7 +33,7 @@ def test_each_phase_trains_the_network_it_is_for() -> None:
     assert not torch.equal(phases.average.constant, before)
 
 
-def phases_state(steps: gan.benchmark.Steps) -> dict[str, torch.Tensor]:
+def phases_state(steps: Steps) -> dict[str, torch.Tensor]:
     return {
         f"{name}.{key}": value
         for name, network in (

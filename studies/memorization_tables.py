@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from studies.comparison_tables import markdown_table
+
 OVERTRAINED, WELL_TRAINED = "overtrained", "well-trained"
 SAMPLES, TRUNCATED, BETWEEN, UNSEEN = "samples", "truncated", "between two samples", "real images of unseen patients"
 KINDS = (SAMPLES, TRUNCATED, BETWEEN, UNSEEN)
@@ -21,14 +23,17 @@ def format_study(study: Mapping[str, Any]) -> list[str]:
     """The three tables, with the sizes of either site before them."""
     parts = {name: study["parts"][name] for name in (OVERTRAINED, WELL_TRAINED)}
     lines = [line for name, part in parts.items() for line in _site_lines(name, part)]
-    lines += ["", *_table(FILTER_COLUMNS, [row for name, part in parts.items() for row in _filter_rows(name, part)])]
+    lines += [
+        "",
+        *markdown_table(FILTER_COLUMNS, [row for name, part in parts.items() for row in _filter_rows(name, part)]),
+    ]
     for name, part in parts.items():
         for stage in (ALL_SAMPLES, KEPT):
             audit = part["audits"][stage]
             n_looked_at = f"{audit['n_kept']} images of {audit['n_sampled']}"
             lines += ["", f"{name}, {stage} ({n_looked_at}): {audit['verdict']}", ""]
-            lines += _table(GATE_COLUMNS, [_gate_row(gate) for gate in audit["gates"]])
-    return [*lines, "", *_table(GOAL_COLUMNS, goals(study))]
+            lines += markdown_table(GATE_COLUMNS, [_gate_row(gate) for gate in audit["gates"]])
+    return [*lines, "", *markdown_table(GOAL_COLUMNS, goals(study))]
 
 
 FILTER_COLUMNS = (
@@ -137,8 +142,3 @@ def _share(found: Sequence[float]) -> str:
 
 def _yes(holds: bool) -> str:
     return "yes" if holds else "**no**"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    cells = [columns, ["---"] * len(columns), *rows]
-    return [f"| {' | '.join(row)} |" for row in cells]

@@ -2,7 +2,7 @@
 
 Each round trains every generator three times in temporary folders, on the slices of all sites, with as many sites at
 once as the experiment has at once. Two lengths with one snapshot each differ by steps alone; the third has the
-experiment's snapshots, and what it takes beside its steps is what every training takes once. The time of the gauge,
+experiment's snapshots, and its time apart from the steps is what every training needs once. The time of the gauge,
 which such short trainings do not have, is a share of the training's own (``gan.schedule``, ``diffusion.schedule``).
 """
 
@@ -87,7 +87,11 @@ class Speed:
         kimg = (60 * minutes - fixed_s) / (statistics.median(self.seconds_per_kimg) * (1 + self.gauge_share))
         if kimg <= 0:
             fix = f"use more than {fixed_s / 60:.2g}"
-            raise InputError(f"a training takes {fixed_s:.0f} s beside its steps", where="--minutes", fix=fix)
+            raise InputError(
+                f"a training takes {fixed_s:.0f} s beside its steps, more than these minutes",
+                where="--minutes",
+                fix=fix,
+            )
         return float(f"{kimg:.2g}")
 
 

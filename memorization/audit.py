@@ -24,9 +24,10 @@ from common.progress import shown_progress
 from common.settings import to_dict
 from features.embedders import EMBEDDERS, build_embedder
 from memorization.copy_score import EmbeddingScorer, Learner, RegistrationScorer, Scorer
-from memorization.planted.audit_report import as_markdown, draw_copies, draw_recall
+from memorization.pictures import draw_copies, draw_shares
+from memorization.planted.audit_report import as_markdown
 from memorization.planted.copies import KINDS, Kind, plant
-from memorization.planted.planted_audit import FilterAudit, audit_paper_rule, audit_scorers
+from memorization.planted.planted_audit import RATES, FilterAudit, audit_paper_rule, audit_scorers
 from memorization.site_descriptor.scorer import SiteDescriptorLearner
 
 log = logging.getLogger(__name__)
@@ -101,7 +102,10 @@ def write_audit(folder: Path, audits: Sequence[FilterAudit], n_images: int, n_pa
     }
     write_json(folder / "audit.json", figures)
     write_text(folder / "audit.md", as_markdown(audits, n_images, n_patients))
-    draw_recall(folder / "recall.png", audits)
+    tables = [audit.by_kind(RATES[0]) for audit in audits]
+    rows = {kind: [(table[kind], f"{table[kind]:.2f}") for table in tables] for kind in tables[0]}
+    label = f"planted copies found where at most {RATES[0]:.0%} of honest images are dropped"
+    draw_shares(folder / "recall.png", rows, label, [audit.name.replace(", ", "\n") for audit in audits])
 
 
 def _plain(audit: FilterAudit) -> dict[str, object]:

@@ -18,7 +18,6 @@ from memorization.leakage.likelihood import likelihood_gap_figure
 from memorization.leakage.membership import membership_figure, true_positive_figure
 
 INFINITY = math.inf
-COLUMNS = ("figure", "what it says", "safer", "bounds", "honest", "formula", "what it cannot say")
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class Unmeasured:
 
 @dataclass(frozen=True)
 class Metric:
-    """One measure of leakage; ``ideal`` is what an honest generator gives, NaN where it depends on the data."""
+    """One measure of leakage; ``ideal`` is its value where nothing is copied, NaN where that depends on the data."""
 
     name: str
     says: str
@@ -129,7 +128,7 @@ METRICS = (
         -1.0,
         1.0,
         0.0,
-        "GAN-Leaks, Monte Carlo, DOMIAS, LOGAN; control: member against member",
+        "GAN-Leaks, Monte Carlo, DOMIAS; control: member against member",
         "A stronger attack may exist; an average over patients hides the few who are exposed.",
         membership_figure,
     ),
@@ -147,32 +146,12 @@ METRICS = (
 )
 
 
-def measure_leakage(evidence: Evidence) -> dict[str, MetricResult]:
-    """Every figure of the table by its name."""
-    return {metric.name: metric.measure(evidence) for metric in METRICS}
-
-
 def measure_each(evidence: Evidence) -> dict[str, MetricResult | Unmeasured]:
-    """As ``measure_leakage``; a figure that this evidence does not carry says why."""
-    return {metric.name: _measure(metric, evidence) for metric in METRICS}
-
-
-def _measure(metric: Metric, evidence: Evidence) -> MetricResult | Unmeasured:
-    try:
-        return metric.measure(evidence)
-    except InputError as error:
-        return Unmeasured(error.problem, error.fix)
-
-
-def markdown_table() -> str:
-    """The table as docs/leakage.md shows it."""
-    rows = [COLUMNS, ("---",) * len(COLUMNS)]
+    """Every figure of the table by its name, or why this evidence does not allow it."""
+    measured: dict[str, MetricResult | Unmeasured] = {}
     for metric in METRICS:
-        bounds = f"{_number(metric.lower)} to {_number(metric.upper)}"
-        honest = "depends" if math.isnan(metric.ideal) else _number(metric.ideal)
-        rows.append((metric.name, metric.says, metric.direction, bounds, honest, metric.source, metric.cannot_say))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _number(value: float) -> str:
-    return f"{value:g}".replace("inf", "∞")
+        try:
+            measured[metric.name] = metric.measure(evidence)
+        except InputError as error:
+            measured[metric.name] = Unmeasured(error.problem, error.fix)
+    return measured

@@ -1,8 +1,9 @@
 """Audit the filter on a site's images: ``python -m memorization.audit --site-images <folder> --out <folder>``.
 
 Plants copies of the site's own images under many kinds of change and reports what the filter finds of them, and how
-many honest images it drops. The folder holds PNG, JPEG or TIFF images, or is an autoshare image set (the artifact of a
-``slices`` stage). Everything written stays at the site: the sheet of copies shows patients.
+many honest images (real ones that are no copies) it drops. The folder holds PNG, JPEG or TIFF images, or is an
+autoshare image set (the artifact of a ``slices`` stage). Everything written stays at the site: the sheet of copies
+shows patients.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ EMBEDDER_BATCH = 32
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Audit and write; 2 where the input cannot be audited."""
+    """Audit and write the results; 2 where the input cannot be audited."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     chosen = _parser().parse_args(arguments)
     try:
@@ -69,11 +70,13 @@ def read_site_images(
         return stored.images, [str(entry.patient) for entry in stored.entries]
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
     if not files:
-        raise InputError(f"no image ({', '.join(ENDINGS)})", where=folder, fix="name the folder of the site's images")
+        raise InputError(
+            f"there is no image ({', '.join(ENDINGS)})", where=folder, fix="name the folder of the site's images"
+        )
     images = [_read(path, size_px) for path in files]
     channels = {image.shape[0] for image in images}
     if len(channels) > 1:
-        raise InputError("grey and colour images together", where=folder, fix="give images of one kind")
+        raise InputError("there are grey and colour images", where=folder, fix="give images of one kind")
     if table is None:
         return np.stack(images), [_patient(path, patient) for path in files]
     return np.stack(images), _from_table(table, files)
@@ -170,7 +173,7 @@ def _from_table(table: Path, files: Sequence[Path]) -> list[str]:
         patients = {row[0]: row[1] for row in list(csv.reader(stream))[1:] if len(row) > 1}
     missing = [path.name for path in files if path.name not in patients]
     if missing:
-        raise InputError(f"no patient for {missing[0]} ({len(missing)} files)", where=table, fix="add rows for them")
+        raise InputError(f"{missing[0]} has no patient ({len(missing)} files)", where=table, fix="add rows for them")
     return [patients[path.name] for path in files]
 
 
@@ -178,7 +181,7 @@ def _patient(path: Path, expression: str) -> str:
     found = re.match(expression, path.stem)
     if found is None or not found.groups():
         raise InputError(
-            f"no patient in this name by {expression!r}",
+            f"this name has no patient by {expression!r}",
             where=path,
             fix="give --patient an expression with one group, as '(.+)_[0-9]+'",
         )

@@ -91,7 +91,7 @@ class KindFound:
 class RealDrops:
     """What the filter drops of real images, each compared with images of other patients alone.
 
-    The 95 % Clopper-Pearson interval takes images for independent; those of one patient are not, and it is too narrow.
+    The 95 % Clopper-Pearson interval is too narrow: it takes the images of one patient for independent.
     """
 
     n: int
@@ -197,8 +197,8 @@ def audit(
         others: real images of held-out patients, to mix copies with; the references where nobody is held out.
     """
     # 1. Every seed follows from the stage's and a name.
+    plan = plan_copies(config.n_planted_copies if own else 0, seed)
     audited_seed, leakage_seed = derive_seed(seed, "audited"), derive_seed(seed, "leakage")
-    plan = plan_copies(config.n_planted_copies if own else 0, derive_seed(seed, "planted copies"))
 
     # 2. Planted copies: nothing is split, so what is measured is the very filter that let the synthetic images pass.
     planted = None
@@ -282,7 +282,8 @@ class PlannedCopies:
 
 
 def plan_copies(n_copies: int, seed: int, kinds: Sequence[Kind] = KINDS) -> tuple[PlannedCopies, ...]:
-    """``n_copies`` of every kind and strength; 0: none."""
+    """``n_copies`` of every kind and strength; 0: none. ``seed``: of the stage."""
+    seed = derive_seed(seed, "planted copies")
     return tuple(
         PlannedCopies(
             kind=kind,
@@ -323,10 +324,8 @@ def find_planted(
             copies.append(plant(planned.kind, planned.strength, *pair, planned.changed_by))
         dropped = judge(np.concatenate(copies)).reshape(len(part), -1).sum(axis=1)
         for planned, n_found in zip(part, dropped, strict=True):
-            kind = planned.kind
-            found.append(
-                StrengthFound(kind.name, kind.group, planned.strength, kind.unit, planned.n, found=int(n_found))
-            )
+            kind, n = planned.kind, planned.n
+            found.append(StrengthFound(kind.name, kind.group, planned.strength, kind.unit, n, found=int(n_found)))
         progress(sum(one.n for one in found), sum(planned.n for planned in plan), "copies")
     return tuple(found)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from common.markdown import markdown_table
 from memorization.planted.planted_audit import RATES, FilterAudit, Recall
 
 
@@ -37,17 +38,13 @@ def as_markdown(audits: Sequence[FilterAudit], n_images: int, n_patients: int) -
         f"{n_images} images of {n_patients} patients. Copies found, by kind (mean over strengths), where at most "
         f"{RATES[0]:.0%} of the honest images are dropped:",
         "",
-        *_table(["kind", *names], [[name, *cells] for name, cells in figures.items()]),
+        *markdown_table(["kind", *names], [[name, *cells] for name, cells in figures.items()]),
         "",
         f"Every strength, {names[-1]}:",
         "",
-        *_table(["kind", "strength", "found at its level", "at 5 %", "at 1 %", "AUC"], strengths),
+        *markdown_table(["kind", "strength", "found at its level", "at 5 %", "at 1 %", "AUC"], strengths),
     ]
     return "\n".join(lines) + "\n"
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
 def _share(recall: Recall) -> str:

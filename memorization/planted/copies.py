@@ -1,7 +1,7 @@
 """Copies that a filter must find: a site's own images under many kinds of change, each at several strengths.
 
-Nothing in the filter refers to this list: it is a measurement, and a kind that no one has thought of is the one that
-counts.
+Nothing in the filter refers to this list: it only measures the filter, which must also find copies of kinds
+that are not listed.
 """
 
 from __future__ import annotations
@@ -220,15 +220,15 @@ def _marker(image: np.ndarray, share: float, rng: np.random.Generator, other: np
     return marked
 
 
-def _two(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
+def _mirrored_turned(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     return _gamma(_rotation(image[..., ::-1], 10, rng, other), 1.6, rng, other)
 
 
-def _three(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
+def _cropped_blurred(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     return _noise(_blur(_crop(image, 0.8, rng, other), 1, rng, other), 0.03, rng, other)
 
 
-def _three_others(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
+def _shifted_flatter(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     return _jpeg(_contrast(_shift(image, 0.06, rng, other), 0.7, rng, other), 50, rng, other)
 
 
@@ -262,7 +262,7 @@ KINDS = (
     Kind("blend", "mixture", "of another", (0.1, 0.2), _blend),
     Kind("paste", "part", "of area", (0.125, 0.25, 0.5), _paste),
     Kind("paste elsewhere", "part", "of area", (0.125, 0.25), _paste_elsewhere),
-    Kind("mirrored, turned, darker", "composition", "", ONCE, _two),
-    Kind("cropped, blurred, noisy", "composition", "", ONCE, _three),
-    Kind("shifted, flatter, jpeg", "composition", "", ONCE, _three_others),
+    Kind("mirrored, turned, darker", "composition", "", ONCE, _mirrored_turned),
+    Kind("cropped, blurred, noisy", "composition", "", ONCE, _cropped_blurred),
+    Kind("shifted, flatter, jpeg", "composition", "", ONCE, _shifted_flatter),
 )

@@ -1,4 +1,6 @@
-"""How many images that are no copies a filter drops, by the size of a site: ``python -m studies.calibration_study``.
+"""How many images that are no copies a filter drops, by the size of a site.
+
+    python -m studies.calibration_study --site-images images --out draws.json
 
 Of a folder's patients, as many as give ``n`` images are a site; the images of the others are *honest*: real, no copies,
 and never seen by the site. Sites are drawn again and again, so that the figure does not depend on one draw.
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.command import command
 from common.errors import InputError
 from common.files import write_json
 from common.markdown import markdown_table
@@ -47,26 +50,33 @@ class Draw:
     is_inside: bool  # the level is in the 95 % Clopper-Pearson interval of the share dropped
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw, judge, print; 2 where the input cannot be studied."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen = _parser().parse_args(arguments)
-    try:
-        images, patients = read_site_images(chosen.site_images, chosen.patient, chosen.size_px, chosen.patients)
-        embedder = build_embedder(chosen.embedder, batch_size=EMBEDDER_BATCH, device="cpu", weights=chosen.weights)
-        features = [embedder.embed(view) for view in (images, images[..., ::-1])]
-        draws = []
-        with shown_progress() as progress:
-            pairs = [(n, number) for n in chosen.n_images for number in range(chosen.n_draws)]
-            for done, (n_images, number) in enumerate(pairs, start=1):
-                draws += draw(images, features, patients, n_images, derive_seed(chosen.seed, n_images, number))
-                progress(done, len(pairs), "sites")
-    except InputError as error:
-        log.error("%s", error)
-        return 2
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--site-images", type=Path, required=True, help="folder of images, or an image set")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file of every draw")
+    parser.add_argument("--n-images", type=int, nargs="+", default=[30, 100, 300], help="sizes of the sites drawn")
+    parser.add_argument("--n-draws", type=int, default=5, help="sites of each size")
+    parser.add_argument("--patient", default="(.+)", help="as of memorization.audit")
+    parser.add_argument("--patients", type=Path, help="as of memorization.audit")
+    parser.add_argument("--size-px", type=int, default=64, help="images of files are resized to this square")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--embedder", choices=EMBEDDERS, default=EMBEDDERS[0], help="what makes features of images")
+    parser.add_argument("--weights", help="a local file, for openclip")
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Draw, judge, print."""
+    images, patients = read_site_images(chosen.site_images, chosen.patient, chosen.size_px, chosen.patients)
+    embedder = build_embedder(chosen.embedder, batch_size=EMBEDDER_BATCH, device="cpu", weights=chosen.weights)
+    features = [embedder.embed(view) for view in (images, images[..., ::-1])]
+    draws = []
+    with shown_progress() as progress:
+        pairs = [(n, number) for n in chosen.n_images for number in range(chosen.n_draws)]
+        for done, (n_images, number) in enumerate(pairs, start=1):
+            draws += draw(images, features, patients, n_images, derive_seed(chosen.seed, n_images, number))
+            progress(done, len(pairs), "sites")
     write_json(chosen.out, {"draws": [to_dict(one) for one in draws]})
     sys.stdout.write("\n".join(format_rows(draws)) + "\n")
-    return 0
 
 
 def draw(
@@ -127,21 +137,6 @@ def _counted(rule: str, n_images: int, level: float, dropped: np.ndarray) -> Dra
     counted = recall_of(dropped)
     low, high = counted.interval
     return Draw(rule, n_images, level, counted.n, counted.found, low <= level <= high)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m studies.calibration_study", description=__doc__)
-    parser.add_argument("--site-images", type=Path, required=True, help="folder of images, or an image set")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file of every draw")
-    parser.add_argument("--n-images", type=int, nargs="+", default=[30, 100, 300], help="sizes of the sites drawn")
-    parser.add_argument("--n-draws", type=int, default=5, help="sites of each size")
-    parser.add_argument("--patient", default="(.+)", help="as of memorization.audit")
-    parser.add_argument("--patients", type=Path, help="as of memorization.audit")
-    parser.add_argument("--size-px", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--embedder", choices=EMBEDDERS, default=EMBEDDERS[0])
-    parser.add_argument("--weights", help="a local file, for openclip")
-    return parser
 
 
 if __name__ == "__main__":

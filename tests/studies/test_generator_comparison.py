@@ -36,7 +36,7 @@ from studies.generator_comparison import NAME, main
 from studies.generator_figures import Features, Place, figures_of, n_samples_of, nearest_ratio, places_of
 from studies.heldout_images import images_of_split
 from studies.training_speed import Speed
-from training.gauge import NEAREST_TRAIN
+from training.monitor import NEAREST_TRAIN
 
 N_SAMPLES = {"A": 12, "B": 10}
 SPLITS = {"train": [0, 1, 2], "val": [3], "test": [4, 5]}
@@ -90,10 +90,10 @@ def test_the_nearest_ratio_is_that_of_the_gauge() -> None:
     rng = np.random.default_rng(0)
     real, samples = rng.integers(0, 255, (22, 1, 8, 8), np.uint8), rng.integers(0, 255, (9, 1, 8, 8), np.uint8)
     entries = [ImageEntry(f"i{i}", patient=f"p{i}") for i in range(len(real))]
-    training, beside = (ImageSet(real[part], tuple(entries[part])) for part in (slice(12), slice(12, None)))
-    gauge = FidelityMonitor(training, beside, 1, mirrored=True, build=lambda *_, **__: PixelEmbedder())
-    embedded = [gauge.embed(x) for x in (samples, training.images, training.images[..., ::-1], beside.images)]
-    patients = tuple(entry.patient for entry in beside.entries)
+    training, validation = (ImageSet(real[part], tuple(entries[part])) for part in (slice(12), slice(12, None)))
+    gauge = FidelityMonitor(training, validation, 1, mirrored=True, build=lambda *_, **__: PixelEmbedder())
+    embedded = [gauge.embed(x) for x in (samples, training.images, training.images[..., ::-1], validation.images)]
+    patients = tuple(entry.patient for entry in validation.entries)
     value, low, high = nearest_ratio([Features(*embedded, patients, embedded[3][:2], patients[:2])], 0)
     assert value == pytest.approx(gauge.measure(samples, gauge.n_references)[NEAREST_TRAIN])
     assert low < value < high
@@ -103,7 +103,9 @@ PLANS = {
     "transpose_forward": [0, 1, 2],
     "configurations": {
         "2d": {
+            "data_identifier": "nnUNetPlans_2d",
             "patch_size": [16, 16],
+            "median_image_size_in_voxels": [16, 16],
             "spacing": [999.0, 1.0, 1.0],
             "normalization_schemes": ["ZScoreNormalization"],
             "use_mask_for_norm": [False],

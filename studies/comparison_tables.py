@@ -25,8 +25,8 @@ Numbers in brackets are 95 % intervals; row `{all}` is all sites together, its m
   on or chose by: of the samples before the filter, and of the training images. Both in equal numbers, as many as there
   are training images, since the distance falls with their number: the mean over disjoint parts of {n_samples} samples a
   site. Images and patients are resampled. {counts}.
-- **multiple**: the first over the second, both against the same resampled patients. 1 is what an honest sample of the
-  source has, and what a copier has too.
+- **multiple**: the first over the second, both against the same resampled patients. 1 means as close as real data;
+  copying also gives 1.
 - **copies %**: share of samples that the filter dropped (Clopper-Pearson).
 - **nearest**: median distance of a sample to the nearest training image over that of real images not trained on;
   below 1 samples are nearer than strangers are.

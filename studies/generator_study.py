@@ -4,8 +4,8 @@
 
 The patients of all sites are cut into two halves. The generator trains on one, and a fifth of that half's patients are
 kept for the choice of its snapshot; the other half is seen by nothing but the scores. Its distance to the training half
-is what two honest samples of the same source have between them, so a generator is stated as a multiple of it, beside
-the distance of its samples to the nearest training image: a copier would have a multiple of 1.
+is that of two real samples of one source, so the distance of a generator is given as a multiple of it. A multiple of 1
+means as close as real data. Copying also gives 1, so the distance to the nearest training image is given too.
 
 The network of the nnU-Net plan is set beside others of equal kimg: where the plan is the standard square one (strides
 2, kernels 3x3), it is the control, and an uneven plan is what it is the control of.

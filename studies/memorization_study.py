@@ -1,4 +1,4 @@
-"""Whether a copying generator is caught and an honest one passes.
+"""Whether a generator that copies is caught and one that does not passes.
 
     python -m studies.memorization_study --config-name=cxr_hannover --out memorization_study
 

@@ -51,8 +51,8 @@ METRICS = (
         0.0,
         1.0,
         math.nan,
-        "count; honest is about the patient's share of the training images",
-        "Images in the middle of the data are near to much without being copied.",
+        "count; without copies about the patient's share of the training images",
+        "Images in the middle of the data are near to many others without being copied.",
         exposure_figure,
     ),
     Metric(
@@ -63,7 +63,7 @@ METRICS = (
         1.0,
         0.5,
         "SDMetrics, DCROverfittingProtection",
-        "A few copies among thousands of images hardly move it.",
+        "A few copies among thousands of images hardly change it.",
         closest_record_figure,
     ),
     Metric(
@@ -107,7 +107,7 @@ METRICS = (
         INFINITY,
         0.0,
         "Jiralerspong et al. 2023, 100 (NLL train - NLL held-out) / dimension",
-        "Its variances are fitted to the training images, so that an honest generator is a little below 0.",
+        "Its variances are fitted to the training images, so that a generator without copies is a little below 0.",
         likelihood_gap_figure,
     ),
     Metric(

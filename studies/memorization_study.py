@@ -5,15 +5,16 @@
 Two generators of one source, each judged by the filter and the gates as an experiment would:
 
 - **overtrained**: 16 images of 16 patients, no augmentation, no path lengths, no style mixing, no choice of a snapshot,
-  until it makes its training images. The pixels (correlation with the nearest one) decide what a copy is, not the filter.
+  until it makes its training images. The pixels (correlation with the nearest training image) say what a copy is, not
+  the filter.
 - **well-trained**: the experiment's own settings on half of the patients, trained here or by
   ``studies.generator_study`` (``--well-trained``, whose halves are those of the same seed).
 
 The site of the overtrained generator is that of an experiment: the filter compares with the 16 images trained on, and
-the site's validation patients calibrate it too (those of the same half whom the generator did not see). A site of
-the 16 alone has no held-out patient, so that its gates would refuse it without measuring anything; what the filter
-drops where those 16 alone calibrate it (level 1/17) is printed too. The audit's held-out patients are the other half,
-which nothing else sees.
+the site's validation patients calibrate it too (those of the same half whom the generator did not see). A site of the
+16 alone has no held-out patient, so that its gates would refuse it without measuring anything; what the filter drops
+where those 16 alone calibrate it (level 1/17) is printed too. The audit's held-out patients are the other half, which
+nothing else sees.
 """
 
 from __future__ import annotations

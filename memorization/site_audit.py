@@ -89,14 +89,11 @@ class KindFound:
 
 @dataclass(frozen=True)
 class RealDrops:
-    """What the filter drops of real images, each compared with images of other patients alone.
-
-    The 95 % Clopper-Pearson interval is too narrow: it takes the images of one patient for independent.
-    """
+    """What the filter drops of real images, each compared with images of other patients alone."""
 
     n: int
     dropped: int
-    interval: tuple[float, float]
+    interval: tuple[float, float]  # 95 % Clopper-Pearson; too narrow, as images of one patient are not independent
     judged: str  # which images, and by which calibration
 
 
@@ -223,10 +220,9 @@ def audit(
 
     # 4. Gates and verdict.
     n_train_patients, n_heldout_patients = len(set(images.train_patients)), len(set(images.heldout_patients))
-    recall = planted.recall if planted else None
-    gates = judge(
-        AuditedFigures(n_sampled, n_sampled - n_kept, n_train_patients, n_heldout_patients, measured, recall), config
-    )
+    recall, n_dropped = planted.recall if planted else None, n_sampled - n_kept
+    figures = AuditedFigures(n_sampled, n_dropped, n_train_patients, n_heldout_patients, measured, recall)
+    gates = judge(figures, config)
     failed = [gate for gate in gates if not gate.passed]
     for gate in failed:
         log.warning("%s: %s", gate.name, gate.reason)
@@ -240,7 +236,7 @@ def audit(
         n_heldout_patients=n_heldout_patients,
         n_sampled=n_sampled,
         n_kept=n_kept,
-        n_dropped=n_sampled - n_kept,
+        n_dropped=n_dropped,
         n_audited=len(audited),
         figures=_recorded(measured),
         exposure=summarise_exposure(of_patients) if n_kept else None,
@@ -368,7 +364,8 @@ def real_drops(dropped: np.ndarray, judged: str) -> RealDrops | None:
 
 
 def _measured(images: AuditImages, audited: np.ndarray, seed: int) -> dict[str, MetricResult | Unmeasured]:
-    missing = NONE_KEPT if not len(audited) else NO_HELDOUT
+    """Every figure of the table, or why it is missing."""
+    missing = NO_HELDOUT if len(audited) else NONE_KEPT
     if len(audited) and len(images.heldout):
         try:
             return measure_each(

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
+from common.drawing import drawing
 from common.files import atomic_path
 from common.image_set import ImageSet
 from memorization.calibration import Calibration
@@ -20,6 +21,7 @@ DPI = 120
 STYLE = style.context(["default", {"font.size": 9}], after_reset=True)
 
 
+@drawing
 @STYLE
 def draw_histogram(path: Path, calibration: Calibration, sample_distances: np.ndarray) -> None:
     """Nearest distances, real to real of other patients and synthetic to real, with the threshold.
@@ -48,6 +50,7 @@ def draw_histogram(path: Path, calibration: Calibration, sample_distances: np.nd
     _save(figure, path)
 
 
+@drawing
 @STYLE
 def draw_p_values(path: Path, result: FilterResult, level: float) -> None:
     """The samples' p-values; those of images that are no copies are spread evenly, copies pile up at the left."""
@@ -64,6 +67,7 @@ def draw_p_values(path: Path, result: FilterResult, level: float) -> None:
     _save(figure, path)
 
 
+@drawing
 @STYLE
 def draw_nearest_pairs(
     path: Path, samples: ImageSet, references: ImageSet, result: FilterResult, n_pairs: int = 8
@@ -89,6 +93,7 @@ def draw_nearest_pairs(
     _save(figure, path)
 
 
+@drawing
 @STYLE
 def draw_shares(
     path: Path, rows: Mapping[str, Sequence[tuple[float, str]]], label: str, columns: Sequence[str] = ()
@@ -110,6 +115,7 @@ def draw_shares(
     _save(figure, path)
 
 
+@drawing
 @STYLE
 def draw_copies(path: Path, examples: Mapping[str, np.ndarray]) -> None:
     """One image under every kind of change, a row of strengths each. The sheet shows patients: it stays at the site."""

@@ -38,9 +38,11 @@ def of_honest_draws() -> AuditedFigures:
     return figures_of(copies=False)
 
 
-@pytest.mark.parametrize("gate", LEAKAGE_GATES, ids=lambda gate: gate.__name__)
+@pytest.mark.parametrize("gate", LEAKAGE_GATES, ids=lambda gate: gate.name)
 def test_each_leakage_gate_refuses_copies_and_passes_honest_draws(gate, of_copies, of_honest_draws):
-    refused, passed = gate(of_copies, GatesConfig()), gate(of_honest_draws, GatesConfig())
+    refused, passed = (
+        {one.name: one for one in judge(figures, GatesConfig())}[gate.name] for figures in (of_copies, of_honest_draws)
+    )
     assert not refused.passed and refused.p <= refused.level and "beyond its limit" in refused.reason
     assert "train.gan.kimg" in refused.what_would_help
     assert passed.passed and passed.is_measured and not passed.what_would_help

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from common.drawing import drawing
 from common.files import atomic_path
+from common.markdown import markdown_table
 from features.fidelity import Estimate
 from memorization.pictures import DPI, STYLE, displayed
 
@@ -60,11 +61,6 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             ]
         )
     return markdown_table(HEADER, cells)
-
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """A table as lines of Markdown."""
-    return [f"| {' | '.join(map(str, row))} |" for row in (columns, ["---"] * len(columns), *rows)]
 
 
 def numbers_of(estimate: Estimate) -> list[float]:

@@ -24,6 +24,7 @@ import numpy as np
 from common.command import command
 from common.files import read_json, write_json
 from common.image_set import ImageSet
+from common.markdown import markdown_table
 from common.plan import Plan, square_plan
 from common.seeds import derive_seed
 from dataset.images import limit_size, read_image
@@ -34,7 +35,7 @@ from features.fidelity_monitor import FidelityMonitor
 from generators.registry import find_generator
 from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
-from studies.comparison_tables import markdown_table, numbers_of, with_interval
+from studies.comparison_tables import numbers_of, with_interval
 from studies.study_site import StudySite
 from training.monitor import NEAREST_TRAIN
 

@@ -1,19 +1,20 @@
-"""Whether a copying generator is caught and an honest one passes.
+"""Whether a generator that copies is caught and one that does not passes.
 
     python -m studies.memorization_study --config-name=cxr_hannover --out memorization_study
 
 Two generators of one source, each judged by the filter and the gates as an experiment would:
 
 - **overtrained**: 16 images of 16 patients, no augmentation, no path lengths, no style mixing, no choice of a snapshot,
-  until it makes its training images. What a copy is, the pixels say (correlation with the nearest one), not the filter.
+  until it makes its training images. The pixels (correlation with the nearest training image) say what a copy is, not
+  the filter.
 - **well-trained**: the experiment's own settings on half of the patients, trained here or by
   ``studies.generator_study`` (``--well-trained``, whose halves are those of the same seed).
 
 The site of the overtrained generator is that of an experiment: the filter compares with the 16 images trained on, and
-the site's validation patients calibrate it too (those of the same half whom the generator did not see). A site of
-nothing but the 16 has no held-out patient, so that its gates would refuse it without a look; what the filter drops
-where those 16 alone calibrate it (level 1/17) is printed beside it. The audit's held-out patients are the other half,
-which nothing else sees.
+the site's validation patients calibrate it too (those of the same half whom the generator did not see). A site of the
+16 alone has no held-out patient, so that its gates would refuse it without measuring anything; what the filter drops
+where those 16 alone calibrate it (level 1/17) is printed too. The audit's held-out patients are the other half, which
+nothing else sees.
 """
 
 from __future__ import annotations
@@ -298,13 +299,14 @@ def _filtered(calibrated: CalibratedSite, judged: JudgedImages) -> dict[str, Any
     trained_on = {entry.patient for entry in calibrated.site.trained_on.entries}
     alone = np.flatnonzero(np.isin(calibrated.calibration_patients, sorted(trained_on)))
     found = {limit: judged.is_dropped[judged.is_copy(float(limit))] for limit in LIMITS}
+    names, counts = np.unique(judged.result.seen_by[judged.is_dropped], return_counts=True)
     return {
         "dropped": _share(recall_of(judged.is_dropped)),
         "copies_dropped": {limit: _share(recall_of(of)) if len(of) else None for limit, of in found.items()},
         "dropped_by_trained_on_alone": _share(recall_of(decide_by(calibrated, alone)(judged.likeness.values))),
         "correlation_quantiles": [float(q) for q in np.quantile(judged.correlation, (0.25, 0.5, 0.75, 1))],
         "missed": [_missed(judged, i) for i in np.flatnonzero(judged.is_copy(float(LIMITS[-1])) & judged.result.kept)],
-        "seen_by": dict(zip(*_counted(judged.result.seen_by[judged.is_dropped]), strict=True)),
+        "seen_by": {str(name): int(n) for name, n in zip(names, counts, strict=True)},
     }
 
 
@@ -318,11 +320,6 @@ def _missed(judged: JudgedImages, i: np.intp) -> dict[str, Any]:
         "seen_by": str(result.seen_by[i]),
         "same_original": bool(result.originals[i] == judged.nearest[i]),
     }
-
-
-def _counted(names: np.ndarray) -> tuple[list[str], list[int]]:
-    values, counts = np.unique(names, return_counts=True)
-    return [str(value) for value in values], [int(count) for count in counts]
 
 
 def _share(recall: Recall) -> list[float]:

@@ -27,6 +27,7 @@ from common.command import command
 from common.errors import InputError
 from common.files import atomic_path, read_json, sha256_of_file, write_json, write_text
 from common.image_set import ImageSet, load_image_set
+from common.markdown import markdown_table
 from common.progress import Progress, shown_progress
 from common.seeds import derive_seed
 from diffusion.sample import sample
@@ -35,7 +36,7 @@ from engine.run_stage import set_threads
 from features.fidelity import Estimate, frechet_interval
 from features.fidelity_comparison import ComparedSets, compare_frechet
 from features.fidelity_monitor import FidelityMonitor
-from studies.comparison_tables import markdown_table, numbers_of, with_interval
+from studies.comparison_tables import numbers_of, with_interval
 from studies.heldout_images import images_of_split
 
 log = logging.getLogger(__name__)

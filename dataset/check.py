@@ -24,7 +24,7 @@ from common.files import sha256_of_file
 from common.progress import Progress, silent
 from dataset.convert import channel_names, read_pair
 from dataset.folds import check_patient_count
-from dataset.images import write_png
+from dataset.images import write_array
 from dataset.key_values import add_settings, option, read_settings
 from dataset.source import Case, SourceConfig, check_labels, load_report
 
@@ -122,7 +122,7 @@ def write_contact_sheet(path: Path, cases: Sequence[Case], config: SourceConfig,
         chosen = np.unique(np.linspace(0, len(of_site) - 1, min(n_per_site, len(of_site))).round().astype(int))
         tiles = [_tile(of_site[index], config) for index in chosen]
         rows.append(np.hstack(tiles + [np.zeros_like(tiles[0])] * (n_per_site - len(tiles))))
-    write_png(path, np.vstack(rows))
+    write_array(path, np.vstack(rows))
 
 
 @command(partial(add_settings, options=CheckOptions, source=SourceConfig))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from common.errors import InputError
 from common.files import write_json
 from common.progress import Progress, silent
 from dataset.folds import Split
-from dataset.images import Image, check_fits, limit_size, read_image, read_mask, write_png, write_volume
+from dataset.images import Image, check_fits, limit_size, read_image, read_mask, write_array
 from dataset.source import Case, SourceConfig
 
 _RGB = ("R", "G", "B")
@@ -43,8 +43,8 @@ def write_raw_dataset(
                 fix="keep images of one kind in a source",
             )
         n_channels, ending = len(image.array), _ending(image)
-        _write_image(out / f"images{part}", case_of[case_id], image)
-        _write_mask(out / f"labels{part}", case_of[case_id], mask, image.is_volume)
+        for kind, name, content in _raw_files(case_id, image, mask):
+            write_array(out / f"{kind}{part}" / name, content, like=case_of[case_id].image)
         progress(done + 1, len(training) + len(test), "case")
     write_json(out.parent / "patients.json", {case_id: case_of[case_id].patient for case_id in (*training, *test)})
     write_json(out.parent / "splits.json", {"train": split.train, "val": split.val, "test": split.test})
@@ -97,34 +97,24 @@ def _refuse_foreign_files(out: Path, parts: dict[str, Iterable[str]]) -> None:
     for part, case_ids in parts.items():
         known = set(case_ids)
         for file in sorted(path for kind in ("images", "labels") for path in (out / f"{kind}{part}").glob("[!.]*")):
-            name = file.name.removesuffix(_volume_or_png(file))
-            if (name if file.parent.name.startswith("labels") else name[:-5]) not in known:
+            name = file.name.partition(".")[0]
+            name = name if file.parent.name.startswith("labels") else name[: -len("_0000")]
+            if name not in known:
                 raise InputError(
                     "this file belongs to another dataset", where=file, fix=f"choose another folder or delete {out}"
                 )
-
-
-def _volume_or_png(file: Path) -> str:
-    return ".nii.gz" if file.name.endswith(".nii.gz") else ".png"
 
 
 def _ending(image: Image) -> str:
     return ".nii.gz" if image.is_volume else ".png"
 
 
-def _write_image(folder: Path, case: Case, image: Image) -> None:
-    if image.is_volume:
-        for channel, volume in enumerate(image.array):
-            write_volume(folder / f"{case.case_id}_{channel:04d}.nii.gz", volume, like=case.image)
-    elif image.array.dtype == np.uint8 and len(image.array) == 3:
-        write_png(folder / f"{case.case_id}_0000.png", np.moveaxis(image.array, 0, -1))
+def _raw_files(case_id: str, image: Image, mask: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Kind of folder, name and content of a case's files: those of its channels, and one of its label ids."""
+    if not image.is_volume and image.array.dtype == np.uint8 and len(image.array) == 3:
+        channels = [np.moveaxis(image.array, 0, -1)]
     else:  # PNG readers of nnU-Net cut 16-bit colour down to 8 bit, so each channel is a grey file
-        for channel, pixels in enumerate(image.array):
-            write_png(folder / f"{case.case_id}_{channel:04d}.png", pixels)
-
-
-def _write_mask(folder: Path, case: Case, mask: np.ndarray, is_volume: bool) -> None:
-    if is_volume:
-        write_volume(folder / f"{case.case_id}.nii.gz", mask, like=case.image)
-    else:
-        write_png(folder / f"{case.case_id}.png", mask)
+        channels = list(image.array)
+    for channel, pixels in enumerate(channels):
+        yield "images", f"{case_id}_{channel:04d}{_ending(image)}", pixels
+    yield "labels", f"{case_id}{_ending(image)}", mask

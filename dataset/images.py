@@ -141,12 +141,27 @@ def limit_size(image: np.ndarray, mask: np.ndarray, max_size_px: int | None) -> 
     return area_resize(image, size_px), np.array(ids, np.uint8)[winner]
 
 
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W) uint8 or uint16, or (H, W, 3) uint8, as PNG, atomically."""
-    import PIL.Image
+def write_array(path: Path, array: np.ndarray, like: Path | None = None) -> None:
+    """Write pixels as the ending of ``path`` says, atomically.
 
+    Args:
+        path: ``.png`` for (H, W) uint8 or uint16 or (H, W, 3) uint8; ``.nii.gz`` (compressed) for (Z, H, W).
+        like: the file whose spacing, origin and direction a volume has.
+    """
     with atomic_path(path) as temporary:
-        PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG")
+        if like is not None and path.name.endswith(".nii.gz"):
+            import SimpleITK
+
+            spacing_mm, origin_mm, direction = _geometry(like)
+            image = SimpleITK.GetImageFromArray(array)
+            image.SetSpacing(spacing_mm.tolist())
+            image.SetOrigin(origin_mm.tolist())
+            image.SetDirection(direction.ravel().tolist())
+            SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+        else:
+            import PIL.Image
+
+            PIL.Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG")
 
 
 def check_fits(image: Image, mask: np.ndarray, image_file: Path, mask_file: Path) -> None:
@@ -179,19 +194,6 @@ def check_same_geometry(image: Path, mask: Path) -> None:
                 where=mask,
                 fix="resample the mask to its image, or copy the image's header to it",
             )
-
-
-def write_volume(path: Path, volume: np.ndarray, like: Path) -> None:
-    """Write (Z, H, W) as compressed NIfTI with the spacing, origin and direction of the file ``like``, atomically."""
-    import SimpleITK
-
-    spacing_mm, origin_mm, direction = _geometry(like)
-    image = SimpleITK.GetImageFromArray(volume)
-    image.SetSpacing(spacing_mm.tolist())
-    image.SetOrigin(origin_mm.tolist())
-    image.SetDirection(direction.ravel().tolist())
-    with atomic_path(path) as temporary:
-        SimpleITK.WriteImage(image, str(temporary), useCompression=True)
 
 
 def _geometry(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

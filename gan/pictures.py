@@ -1,4 +1,4 @@
-"""What a generator makes of latents that never change: sheets, a path between latents, samples for the gauge."""
+"""What a generator makes of latents that never change: sheets, a path between latents, samples for the monitor."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 
 from common.files import atomic_path
 from common.seeds import derive_seed
-from gan.draws import draw_noise
-from gan.model import Generator
+from gan.model import GeneratorNetwork
 from training.pictures import (
     SHEET,
     SHEET_SHAPE,
@@ -25,11 +24,11 @@ from training.pictures import (
 PATHS = 4  # side by side in the interpolation
 FRAMES = 16  # from one latent to the other; the picture plays them forth and back
 BATCH_SIZE = 8
-COMPARED_AT_ONCE = 16  # the gauge's samples follow from it
+COMPARED_AT_ONCE = 16  # the monitor's samples follow from it
 INTERPOLATION = "interpolation.gif"
 
 
-def write_pictures(network: Generator, seed: int, out: Path, kimg: float) -> None:
+def write_pictures(network: GeneratorNetwork, seed: int, out: Path, kimg: float) -> None:
     """The newest sheet, its copy under ``sheets/`` for the length so far, and the interpolation."""
     draw_sheet(network, seed, out / SHEET)
     with atomic_path(out / SHEETS / sheet_name(kimg)) as temporary:
@@ -38,20 +37,20 @@ def write_pictures(network: Generator, seed: int, out: Path, kimg: float) -> Non
 
 
 @torch.no_grad()
-def draw_sheet(network: Generator, seed: int, path: Path) -> None:
+def draw_sheet(network: GeneratorNetwork, seed: int, path: Path) -> None:
     """Write a grid of samples as PNG; the same seed gives the same latents at every snapshot."""
     rows, columns = SHEET_SHAPE
     device = network.constant.device
     draws = torch.Generator().manual_seed(derive_seed(seed, "sheet"))
     latents = torch.randn(rows * columns, network.settings.config.z_dim, generator=draws)
-    noise = draw_noise(network, rows * columns, draws)
+    noise = network.draw_noise(rows * columns, draws)
     batches = zip(latents.split(BATCH_SIZE), *(maps.split(BATCH_SIZE) for maps in noise), strict=True)
     fakes = torch.cat([network(z.to(device), [m.to(device) for m in maps]).cpu() for z, *maps in batches])
     write_grid(images_to_integers(fakes, np.dtype(np.uint8)), SHEET_SHAPE, path)
 
 
 @torch.no_grad()
-def draw_interpolation(network: Generator, seed: int, path: Path) -> None:
+def draw_interpolation(network: GeneratorNetwork, seed: int, path: Path) -> None:
     """Write an animation: each tile goes from one style w to another and back, its noise maps standing still.
 
     Where steps are even to the eye the generator's space is smooth; jumps between few pictures are a sign of copying.
@@ -59,7 +58,7 @@ def draw_interpolation(network: Generator, seed: int, path: Path) -> None:
     device = network.constant.device
     draws = torch.Generator().manual_seed(derive_seed(seed, "interpolation"))
     ends = network.mapping(torch.randn(2 * PATHS, network.settings.config.z_dim, generator=draws).to(device))
-    noise = [maps.to(device) for maps in draw_noise(network, PATHS, draws)]
+    noise = [maps.to(device) for maps in network.draw_noise(PATHS, draws)]
     frames = []
     for share in np.linspace(0, 1, FRAMES):
         styles = ends[:PATHS].lerp(ends[PATHS:], float(share))[:, None].expand(-1, network.n_styles, -1)
@@ -69,7 +68,7 @@ def draw_interpolation(network: Generator, seed: int, path: Path) -> None:
 
 
 @torch.no_grad()
-def draw_fixed_samples(network: Generator, seed: int, n_samples: int, dtype: np.dtype) -> np.ndarray:
+def draw_fixed_samples(network: GeneratorNetwork, seed: int, n_samples: int, dtype: np.dtype) -> np.ndarray:
     """(n_samples, channels, height, width) integers from latents and noise that are the same at every snapshot."""
     device = network.constant.device
     blocks = []
@@ -77,6 +76,6 @@ def draw_fixed_samples(network: Generator, seed: int, n_samples: int, dtype: np.
         n_images = min(COMPARED_AT_ONCE, n_samples - start)
         draws = torch.Generator().manual_seed(derive_seed(seed, "fixed samples", start))
         latents = torch.randn(n_images, network.settings.config.z_dim, generator=draws).to(device)
-        noise = [maps.to(device) for maps in draw_noise(network, n_images, draws)]
+        noise = [maps.to(device) for maps in network.draw_noise(n_images, draws)]
         blocks.append(images_to_integers(network(latents, noise).cpu(), dtype))
     return np.concatenate(blocks)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from common.plan import Plan
-from gan.draws import draw_latents, draw_noise
 from gan.functions import channel_products, leaky_relu_, scale_channels, styled_activation
-from gan.loss import loss_as_fake, loss_as_real, path_lengths, r1_penalty
-from gan.model import Discriminator, Generator
+from gan.model import Discriminator, GeneratorNetwork
 from gan.settings import GanConfig, GanSettings, derive_settings
 from gan.textbook import as_textbook
+from gan.train_step import loss_as_fake, loss_as_real, path_lengths, r1_penalty
 
 CONFIG = GanConfig(batch_size=4, channel_base=512, channel_max=24, z_dim=16, w_dim=12, style_mixing=1.0)
 
@@ -36,23 +35,23 @@ def draws(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture(params=sorted(PLANS))
-def networks(request) -> tuple[GanSettings, Generator, Discriminator]:
+def networks(request) -> tuple[GanSettings, GeneratorNetwork, Discriminator]:
     derived = PLANS[request.param]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        generator, discriminator = Generator(derived), Discriminator(derived)
+        generator, discriminator = GeneratorNetwork(derived), Discriminator(derived)
         for name, parameter in [*generator.named_parameters(), *discriminator.named_parameters()]:
             if "bias" in name or "strength" in name:  # they start at 0 or 1, where a forgotten factor would not show
                 parameter.data += 0.3 * torch.randn_like(parameter)
     return derived, generator, discriminator
 
 
-def four_losses(generator: Generator, discriminator: Discriminator, dtype: torch.dtype) -> dict[str, Tensor]:
+def four_losses(generator: GeneratorNetwork, discriminator: Discriminator, dtype: torch.dtype) -> dict[str, Tensor]:
     """The losses of the four phases on fixed random numbers."""
     generator, discriminator = generator.to(dtype), discriminator.to(dtype)
     random = draws(3)
-    latents, cutoff = draw_latents(generator, 4, random)
-    noise = [maps.to(dtype) for maps in draw_noise(generator, 4, random)]
+    latents, cutoff = generator.draw_latents(4, random)
+    noise = [maps.to(dtype) for maps in generator.draw_noise(4, random)]
     styles = generator.mixed_styles(latents.to(dtype), cutoff)
     fakes = generator.synthesise(styles, noise)
     reals = torch.randn(fakes.shape, generator=random).to(dtype).requires_grad_(True)
@@ -102,7 +101,11 @@ def test_the_textbook_shares_its_weights_and_changes_every_layer(networks) -> No
         slow = as_textbook(copy.deepcopy(network))
         assert [n for n, _ in slow.named_parameters()] == [n for n, _ in network.named_parameters()]
         kinds = {type(module).__name__ for module in slow.modules() if list(module.parameters(recurse=False))}
-        assert {kind for kind in kinds if not kind.startswith("Textbook")} <= {"Linear", "Generator", "ModulatedConv"}
+        assert {kind for kind in kinds if not kind.startswith("Textbook")} <= {
+            "Linear",
+            "GeneratorNetwork",
+            "ModulatedConv",
+        }
 
 
 def double(*shape: int, seed: int = 0) -> Tensor:

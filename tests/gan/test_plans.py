@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from common.plan import Pair, Plan
-from gan.draws import draw_noise
-from gan.loss import path_lengths, r1_penalty
-from gan.model import Discriminator, Generator, SynthesisBlock
+from gan.model import Discriminator, GeneratorNetwork, SynthesisBlock
 from gan.settings import GanConfig, GanSettings, derive_settings
+from gan.train_step import path_lengths, r1_penalty
 
 NARROW = GanConfig(batch_size=2, channel_base=40, channel_max=4, z_dim=8, w_dim=8)
 LARGEST_PRODUCT = 8  # of the strides of an axis, so that images stay small
@@ -87,7 +86,7 @@ def output_shapes(network: nn.Module, name: str) -> list[tuple[int, ...]]:
 def test_every_stage_has_the_plans_size_and_every_weight_a_place(plan: Plan, n_channels: int) -> None:
     derived: GanSettings = derive_settings(plan, 4, n_channels, None, NARROW)
     torch.manual_seed(0)
-    generator, discriminator = Generator(derived), Discriminator(derived)
+    generator, discriminator = GeneratorNetwork(derived), Discriminator(derived)
     counted = tuple(sum(p.numel() for p in network.parameters()) for network in (generator, discriminator))
     assert counted == counts_by_hand(plan, n_channels, NARROW)
     sizes, maps = sizes_of(plan), derived.channels
@@ -96,7 +95,7 @@ def test_every_stage_has_the_plans_size_and_every_weight_a_place(plan: Plan, n_c
     for block in generator.blocks:
         for convolution in ("conv0", "conv1")[-block.n_convs :] if isinstance(block, SynthesisBlock) else ():
             nn.init.ones_(getattr(block, convolution).noise_strength)  # 0 at first: would hide a map of a wrong size
-    noise = draw_noise(generator, 2, torch.Generator().manual_seed(0))
+    noise = generator.draw_noise(2, torch.Generator().manual_seed(0))
     styles = torch.randn(2, 2 * len(sizes), NARROW.w_dim, requires_grad=True)
     images = generator.synthesise(styles, noise)
     assert made == [shape for stage in upwards for shape in stage] and images.shape == upwards[-1][1]
@@ -121,7 +120,7 @@ def test_a_power_of_two_square_with_strides_of_2_counts_as_the_standard_architec
     channels = {4 * 2**i: min(16, 256 // (4 * 2**i)) for i in range(n_doublings + 1)}
     derived = derive_settings(plan, 4, 3, None, config)
     with torch.device("meta"):
-        counted = tuple(sum(p.numel() for p in net(derived).parameters()) for net in (Generator, Discriminator))
+        counted = tuple(sum(p.numel() for p in net(derived).parameters()) for net in (GeneratorNetwork, Discriminator))
     assert counted == standard_count(size, channels, 3, 24, 20) == counts_by_hand(plan, 3, config)
 
 
@@ -130,5 +129,5 @@ def test_at_1024_pixels_the_counts_are_those_published_for_stylegan2() -> None:
     plan = plan_of((4, 4), [(2, 2)] * 8, [(3, 3)] * 9)
     derived = derive_settings(plan, 4, 3, None, GanConfig(mapping_layers=8))
     with torch.device("meta"):
-        counted = [sum(p.numel() for p in net(derived).parameters()) for net in (Generator, Discriminator)]
+        counted = [sum(p.numel() for p in net(derived).parameters()) for net in (GeneratorNetwork, Discriminator)]
     assert counted == [30_370_060, 29_012_513]

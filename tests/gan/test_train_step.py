@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from common.plan import Plan
 from gan.batches import Batches
-from gan.draws import draw_latents, draw_noise
 from gan.layers import Linear
-from gan.loss import path_lengths, r1_penalty
-from gan.model import Discriminator, Generator, Mapping, StyledConv, ToImage
-from gan.phases import Phases
+from gan.model import Discriminator, GeneratorNetwork, MappingNetwork, StyledConv, ToImage
 from gan.settings import GanConfig, GanSettings, derive_settings
 from gan.textbook import as_textbook
+from gan.train_step import TrainStep, path_lengths, r1_penalty
 from gan.training import Training
 
 CONFIG = GanConfig(
@@ -69,8 +67,8 @@ def test_the_gradients_of_r1_are_its_finite_differences() -> None:
 
 def test_the_gradients_of_the_path_length_penalty_are_its_finite_differences() -> None:
     torch.manual_seed(0)
-    generator = with_random_biases(Generator(settings()).double())
-    noise = [maps.double() for maps in draw_noise(generator, 2, torch.Generator().manual_seed(1))]
+    generator = with_random_biases(GeneratorNetwork(settings()).double())
+    noise = [maps.double() for maps in generator.draw_noise(2, torch.Generator().manual_seed(1))]
     latents, projection = normal(2, 2, 5).double(), normal(2, 2, 12, 6, seed=3).double()
 
     def penalty() -> Tensor:
@@ -87,7 +85,7 @@ def flat_gradient(network: nn.Module) -> Tensor:
 
 
 def test_the_phase_of_r1_descends_half_gamma_times_the_interval() -> None:
-    run = Phases(settings(), 3, torch.device("cpu"))
+    run = TrainStep(settings(), 3, torch.device("cpu"))
     with_random_biases(run.discriminator)
     slow = as_textbook(copy.deepcopy(run.discriminator)).double()
     run.optimizers["discriminator"].step = run.optimizers["discriminator"].zero_grad = lambda **_: None
@@ -104,7 +102,7 @@ def test_the_phase_of_r1_descends_half_gamma_times_the_interval() -> None:
 
 
 def test_the_phase_of_path_length_pulls_half_a_batch_to_the_running_mean_times_the_interval() -> None:
-    run = Phases(settings(), 3, torch.device("cpu"))
+    run = TrainStep(settings(), 3, torch.device("cpu"))
     with_random_biases(run.generator)
     slow = as_textbook(copy.deepcopy(run.generator)).double()
     run.optimizers["generator"].step = run.optimizers["generator"].zero_grad = lambda **_: None
@@ -112,8 +110,8 @@ def test_the_phase_of_path_length_pulls_half_a_batch_to_the_running_mean_times_t
     for seed in (1, 2):
         run.path_length(torch.Generator().manual_seed(seed))
         random = torch.Generator().manual_seed(seed)
-        latents, cutoff = draw_latents(slow, 2, random)
-        noise = [maps.double() for maps in draw_noise(slow, 2, random)]
+        latents, cutoff = slow.draw_latents(2, random)
+        noise = [maps.double() for maps in slow.draw_noise(2, random)]
         projection = torch.randn(2, 2, 12, 6, generator=random).double()
         styles = slow.mixed_styles(latents.double(), cutoff)
         lengths = []
@@ -134,8 +132,10 @@ def test_regularisations_come_every_interval_beginning_with_the_first_step() -> 
     run = Training(Batches(images, settings(), 3), settings(), 3, torch.device("cpu"))
     seen: dict[str, list[int]] = {"path_length": [], "r1": [], "generator_main": [], "discriminator_main": []}
     for name in seen:
-        phase = getattr(run.phases, name)
-        setattr(run.phases, name, lambda *given, name=name, phase=phase: seen[name].append(run.step) or phase(*given))
+        phase = getattr(run.train_step, name)
+        setattr(
+            run.train_step, name, lambda *given, name=name, phase=phase: seen[name].append(run.step) or phase(*given)
+        )
     for _ in range(9):
         run.advance()
     every = list(range(9))
@@ -146,7 +146,7 @@ def test_the_mapping_alone_learns_at_a_hundredth() -> None:
     derived = settings()
     multipliers = {
         name: module.lr_multiplier
-        for network in (Generator(derived), Discriminator(derived))
+        for network in (GeneratorNetwork(derived), Discriminator(derived))
         for name, module in network.named_modules()
         if isinstance(module, Linear)
     }
@@ -161,7 +161,7 @@ def test_the_mapping_alone_learns_at_a_hundredth() -> None:
 @pytest.mark.parametrize("name,interval", [("generator", 3), ("discriminator", 4)])
 def test_an_optimisers_steps_are_those_of_adam_corrected_for_the_lazy_regularisation(name: str, interval: int) -> None:
     """StyleGAN2, appendix B: with c = k / (k + 1), learning rate c lr and second beta 0.99 ** c; the first is 0."""
-    run = Phases(settings(), 3, torch.device("cpu"))
+    run = TrainStep(settings(), 3, torch.device("cpu"))
     parameter = run.generator.constant if name == "generator" else run.discriminator.conv.weight
     correction = interval / (interval + 1)
     beta, rate = 0.99**correction, 0.002 * correction
@@ -177,7 +177,7 @@ def test_an_optimisers_steps_are_those_of_adam_corrected_for_the_lazy_regularisa
 
 def test_the_weight_average_follows_every_parameter_by_the_half_life() -> None:
     config = GanConfig(**{**CONFIG.__dict__, "ema_kimg": 0.008})  # two steps of 4 images
-    run = Phases(settings(config), 3, torch.device("cpu"))
+    run = TrainStep(settings(config), 3, torch.device("cpu"))
     averages = [parameter.detach().double().clone() for parameter in run.generator.parameters()]
     for step in range(4):
         run.generator_main(torch.Generator().manual_seed(step))
@@ -190,17 +190,17 @@ def test_the_weight_average_follows_every_parameter_by_the_half_life() -> None:
 
 
 def test_a_batch_is_mixed_with_its_probability_from_any_layer_but_the_first() -> None:
-    generator, random = Generator(settings()), torch.Generator().manual_seed(0)
-    cutoffs = [draw_latents(generator, 1, random)[1] for _ in range(600)]
+    generator, random = GeneratorNetwork(settings()), torch.Generator().manual_seed(0)
+    cutoffs = [generator.draw_latents(1, random)[1] for _ in range(600)]
     mixed = [cutoff for cutoff in cutoffs if cutoff < generator.n_styles]
     assert len(mixed) / 600 == pytest.approx(0.9, abs=0.04)
     counts = [mixed.count(cutoff) / len(mixed) for cutoff in range(1, generator.n_styles)]
     assert sum(counts) == pytest.approx(1) and counts == pytest.approx([0.2] * 5, abs=0.06)
-    never = Generator(settings(GanConfig(**{**CONFIG.__dict__, "style_mixing": 0.0})))
-    assert {draw_latents(never, 1, random)[1] for _ in range(50)} == {never.n_styles}
+    never = GeneratorNetwork(settings(GanConfig(**{**CONFIG.__dict__, "style_mixing": 0.0})))
+    assert {never.draw_latents(1, random)[1] for _ in range(50)} == {never.n_styles}
 
 
-def slow_mapping(mapping: Mapping, z: Tensor) -> Tensor:
+def slow_mapping(mapping: MappingNetwork, z: Tensor) -> Tensor:
     """One vector of z -> w."""
     w = z / (sum(number**2 for number in z) / len(z) + 1e-8).sqrt()
     for layer in mapping.layers:
@@ -212,7 +212,7 @@ def slow_mapping(mapping: Mapping, z: Tensor) -> Tensor:
 @pytest.mark.parametrize("cutoff", [1, 4, 6])
 def test_mixed_styles_are_the_first_latents_before_the_layer_and_the_seconds_from_it_on(cutoff: int) -> None:
     torch.manual_seed(0)
-    generator = with_random_biases(Generator(settings()))
+    generator = with_random_biases(GeneratorNetwork(settings()))
 
     def slow(latents: Tensor) -> Tensor:
         styles = [
@@ -225,11 +225,11 @@ def test_mixed_styles_are_the_first_latents_before_the_layer_and_the_seconds_fro
 
 
 def test_layers_take_the_styles_in_order_and_an_image_output_that_of_the_next_convolution() -> None:
-    generator = Generator(settings())
+    generator = GeneratorNetwork(settings())
     taken: list[float] = []
     for module in generator.modules():
         if isinstance(module, StyledConv | ToImage):
             module.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[1][0, 0].item()))
     numbered = torch.arange(6.0)[None, :, None].expand(1, 6, 4)
-    generator.synthesise(numbered, draw_noise(generator, 1, torch.Generator().manual_seed(0)))
+    generator.synthesise(numbered, generator.draw_noise(1, torch.Generator().manual_seed(0)))
     assert taken == [0, 1, 1, 2, 3, 3, 4, 5]

@@ -13,6 +13,7 @@ from common.progress import Progress, silent
 from dataset.folds import Split
 from dataset.images import Image, check_fits, limit_size, read_image, read_mask, write_png, write_volume
 from dataset.source import Case, SourceConfig
+from nnunetv2_mod.raw_dataset import DATASET_JSON, NIFTI, PNG, dataset_json, write_case
 
 _RGB = ("R", "G", "B")
 
@@ -34,7 +35,6 @@ def write_raw_dataset(
     _refuse_foreign_files(out, {"Tr": training, "Ts": test})
     n_channels, ending = 0, ""
     for done, case_id in enumerate((*training, *test)):
-        part = "Tr" if done < len(training) else "Ts"
         image, mask = read_pair(case_of[case_id], config)
         if done and (len(image.array), _ending(image)) != (n_channels, ending):
             raise InputError(
@@ -43,12 +43,12 @@ def write_raw_dataset(
                 fix="keep images of one kind in a source",
             )
         n_channels, ending = len(image.array), _ending(image)
-        _write_image(out / f"images{part}", case_of[case_id], image)
-        _write_mask(out / f"labels{part}", case_of[case_id], mask, image.is_volume)
+        _write_case(out, case_of[case_id], image, mask, is_test=done >= len(training))
         progress(done + 1, len(training) + len(test), "case")
     write_json(out.parent / "patients.json", {case_id: case_of[case_id].patient for case_id in (*training, *test)})
     write_json(out.parent / "splits.json", {"train": split.train, "val": split.val, "test": split.test})
-    write_json(out / "dataset.json", _dataset_json(config, n_channels, len(training), ending))
+    names = channel_names(config, n_channels)
+    write_json(out / DATASET_JSON, dataset_json(names, config.labels, len(training), ending))
 
 
 def read_pair(case: Case, config: SourceConfig) -> tuple[Image, np.ndarray]:
@@ -82,49 +82,30 @@ def channel_names(config: SourceConfig, n_channels: int) -> tuple[str, ...]:
     return names
 
 
-def _dataset_json(config: SourceConfig, n_channels: int, n_training: int, ending: str) -> dict[str, object]:
-    names = channel_names(config, n_channels)
-    return {
-        "channel_names": {str(index): name for index, name in enumerate(names)},
-        "labels": {"background": 0, **config.labels},
-        "numTraining": n_training,
-        "file_ending": ending,
-    }
-
-
 def _refuse_foreign_files(out: Path, parts: dict[str, Iterable[str]]) -> None:
     """Files of other cases would silently become training data, and are not ours to delete."""
     for part, case_ids in parts.items():
         known = set(case_ids)
         for file in sorted(path for kind in ("images", "labels") for path in (out / f"{kind}{part}").glob("[!.]*")):
-            name = file.name.removesuffix(_volume_or_png(file))
+            name = file.name.removesuffix(NIFTI if file.name.endswith(NIFTI) else PNG)
             if (name if file.parent.name.startswith("labels") else name[:-5]) not in known:
                 raise InputError(
                     "this file belongs to another dataset", where=file, fix=f"choose another folder or delete {out}"
                 )
 
 
-def _volume_or_png(file: Path) -> str:
-    return ".nii.gz" if file.name.endswith(".nii.gz") else ".png"
-
-
 def _ending(image: Image) -> str:
-    return ".nii.gz" if image.is_volume else ".png"
+    return NIFTI if image.is_volume else PNG
 
 
-def _write_image(folder: Path, case: Case, image: Image) -> None:
-    if image.is_volume:
-        for channel, volume in enumerate(image.array):
-            write_volume(folder / f"{case.case_id}_{channel:04d}.nii.gz", volume, like=case.image)
-    elif image.array.dtype == np.uint8 and len(image.array) == 3:
-        write_png(folder / f"{case.case_id}_0000.png", np.moveaxis(image.array, 0, -1))
-    else:  # PNG readers of nnU-Net cut 16-bit colour down to 8 bit, so each channel is a grey file
-        for channel, pixels in enumerate(image.array):
-            write_png(folder / f"{case.case_id}_{channel:04d}.png", pixels)
+def _write_case(out: Path, case: Case, image: Image, mask: np.ndarray, is_test: bool) -> None:
+    """8-bit RGB as one file; PNG readers of nnU-Net cut 16-bit colour to 8 bit, so each of its channels is a file."""
 
+    def write(path: Path, array: np.ndarray) -> None:
+        if image.is_volume:
+            write_volume(path, array, like=case.image)
+        else:
+            write_png(path, array)
 
-def _write_mask(folder: Path, case: Case, mask: np.ndarray, is_volume: bool) -> None:
-    if is_volume:
-        write_volume(folder / f"{case.case_id}.nii.gz", mask, like=case.image)
-    else:
-        write_png(folder / f"{case.case_id}.png", mask)
+    is_rgb = not image.is_volume and image.array.dtype == np.uint8 and len(image.array) == 3
+    write_case(out, case.case_id, image.array, mask, _ending(image), write, is_rgb=is_rgb, is_test=is_test)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from common.progress import Progress, silent
 from dataset.folds import Split
 from dataset.images import Image, check_fits, limit_size, read_image, read_mask, write_array
 from dataset.source import Case, SourceConfig
+from nnunetv2_mod.raw_dataset import DATASET_JSON, NIFTI, PNG, dataset_json, write_case
 
 _RGB = ("R", "G", "B")
 
@@ -34,7 +36,6 @@ def write_raw_dataset(
     _refuse_foreign_files(out, {"Tr": training, "Ts": test})
     n_channels, ending = 0, ""
     for done, case_id in enumerate((*training, *test)):
-        part = "Tr" if done < len(training) else "Ts"
         image, mask = read_pair(case_of[case_id], config)
         if done and (len(image.array), _ending(image)) != (n_channels, ending):
             raise InputError(
@@ -43,12 +44,15 @@ def write_raw_dataset(
                 fix="keep images of one kind in a source",
             )
         n_channels, ending = len(image.array), _ending(image)
-        for kind, name, content in _raw_files(case_id, image, mask):
-            write_array(out / f"{kind}{part}" / name, content, like=case_of[case_id].image)
+        # PNG readers of nnU-Net cut 16-bit colour down to 8 bit, so that only 8-bit RGB stays in one file
+        is_rgb = not image.is_volume and image.array.dtype == np.uint8 and n_channels == 3
+        write = partial(write_array, like=case_of[case_id].image)
+        write_case(out, case_id, image.array, mask, ending, write, is_rgb=is_rgb, is_test=done >= len(training))
         progress(done + 1, len(training) + len(test), "case")
     write_json(out.parent / "patients.json", {case_id: case_of[case_id].patient for case_id in (*training, *test)})
     write_json(out.parent / "splits.json", {"train": split.train, "val": split.val, "test": split.test})
-    write_json(out / "dataset.json", _dataset_json(config, n_channels, len(training), ending))
+    names = channel_names(config, n_channels)
+    write_json(out / DATASET_JSON, dataset_json(names, config.labels, len(training), ending))
 
 
 def read_pair(case: Case, config: SourceConfig) -> tuple[Image, np.ndarray]:
@@ -82,39 +86,17 @@ def channel_names(config: SourceConfig, n_channels: int) -> tuple[str, ...]:
     return names
 
 
-def _dataset_json(config: SourceConfig, n_channels: int, n_training: int, ending: str) -> dict[str, object]:
-    names = channel_names(config, n_channels)
-    return {
-        "channel_names": {str(index): name for index, name in enumerate(names)},
-        "labels": {"background": 0, **config.labels},
-        "numTraining": n_training,
-        "file_ending": ending,
-    }
-
-
 def _refuse_foreign_files(out: Path, parts: dict[str, Iterable[str]]) -> None:
     """Files of other cases would silently become training data, and are not ours to delete."""
     for part, case_ids in parts.items():
         known = set(case_ids)
         for file in sorted(path for kind in ("images", "labels") for path in (out / f"{kind}{part}").glob("[!.]*")):
             name = file.name.partition(".")[0]
-            name = name if file.parent.name.startswith("labels") else name[: -len("_0000")]
-            if name not in known:
+            if (name if file.parent.name.startswith("labels") else name[: -len("_0000")]) not in known:
                 raise InputError(
                     "this file belongs to another dataset", where=file, fix=f"choose another folder or delete {out}"
                 )
 
 
 def _ending(image: Image) -> str:
-    return ".nii.gz" if image.is_volume else ".png"
-
-
-def _raw_files(case_id: str, image: Image, mask: np.ndarray) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Kind of folder, name and content of a case's files: those of its channels, and one of its label ids."""
-    if not image.is_volume and image.array.dtype == np.uint8 and len(image.array) == 3:
-        channels = [np.moveaxis(image.array, 0, -1)]
-    else:  # PNG readers of nnU-Net cut 16-bit colour down to 8 bit, so each channel is a grey file
-        channels = list(image.array)
-    for channel, pixels in enumerate(channels):
-        yield "images", f"{case_id}_{channel:04d}{_ending(image)}", pixels
-    yield "labels", f"{case_id}{_ending(image)}", mask
+    return NIFTI if image.is_volume else PNG

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from common.settings import from_dict
+from nnunetv2_mod.raw_dataset import IMAGES, LABELS
 from sharing.errors import SAME_RELEASE, SEND_AGAIN, PackageError, Reason, RefusedFileError, shown
-from sharing.schema import IMAGES, LABELS, MANIFEST, MAX_FILES
+from sharing.schema import MANIFEST, MAX_FILES
 from sharing.strict_json import MAX_JSON_BYTES, parse_json
 
 T = TypeVar("T")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_mod.raw_dataset import LABELS, PNG, dataset_json
 from sharing.card import render_card
 from sharing.errors import (
     ASK,
@@ -31,14 +32,11 @@ from sharing.schema import (
     DATASET,
     DOCUMENTS,
     FIGURES,
-    LABELS,
     MANIFEST,
-    PNG,
     SCHEMA_VERSION,
     Fault,
     Manifest,
     PrivacyFigures,
-    dataset_json,
     faults_of_figures,
     faults_of_manifest,
     is_case_name,

@@ -39,7 +39,7 @@ def write_raw_dataset(
         image, mask = read_pair(case_of[case_id], config)
         if done and (len(image.array), _ending(image)) != (n_channels, ending):
             raise InputError(
-                f"{len(image.array)} channels for {_ending(image)}, the cases before it have {n_channels} for {ending}",
+                f"it has {len(image.array)} channels for {_ending(image)}, those before it {n_channels} for {ending}",
                 where=case_of[case_id].image,
                 fix="keep images of one kind in a source",
             )
@@ -79,7 +79,7 @@ def channel_names(config: SourceConfig, n_channels: int) -> tuple[str, ...]:
     names = config.channel_names or {1: ("grey",), 3: _RGB}.get(n_channels, ())
     if len(names) != n_channels:
         raise InputError(
-            f"{len(names)} channel names {list(names)} for images of {n_channels} channels",
+            f"there are {len(names)} channel names {list(names)} for images of {n_channels} channels",
             where="channel_names",
             fix="give one name a channel, for example T2 or CT",
         )

@@ -239,7 +239,7 @@ def _mask_array(path: Path, ending: str) -> np.ndarray:
 
 
 def _check_finite(path: Path) -> None:
-    """Look at the values in the file itself: ITK, and so nnU-Net, reads NaN and infinity as 0 without a word."""
+    """Look at the values in the file itself: ITK, and so nnU-Net, reads NaN and infinity as 0 and gives no warning."""
     import nibabel
 
     stored = nibabel.load(path)
@@ -250,7 +250,7 @@ def _check_finite(path: Path) -> None:
     if broken.any():
         position = tuple(int(index) for index in np.argwhere(broken)[0][-3:])
         raise InputError(
-            f"{int(broken.sum())} NaN or infinite voxels, the first at {position} (slice, row, column)",
+            f"it holds {int(broken.sum())} NaN or infinite voxels, the first at {position} (slice, row, column)",
             where=path,
             fix="export the volume again, or replace them with the background value",
         )
@@ -260,7 +260,7 @@ def _read_flat(path: Path) -> Image:
     array = _decode(path, file_ending(path), expand_colours=True)
     if array.dtype not in _PLAIN_DTYPES:
         raise InputError(
-            f"{array.dtype} pixels in a 2D image",
+            f"a 2D image has {array.dtype} pixels",
             where=path,
             fix="save it as 8 or 16 bit unsigned integers, or as NIfTI if the values are physical",
         )
@@ -276,7 +276,7 @@ def _read_volume(path: Path) -> Image:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(
-            f"not a readable volume ({reason})", where=path, fix="copy or export it again, with orthonormal axes"
+            f"it is not a readable volume ({reason})", where=path, fix="copy or export it again, with orthonormal axes"
         ) from error
     _check_finite(path)
     array = SimpleITK.GetArrayFromImage(stored)
@@ -290,7 +290,9 @@ def _read_volume(path: Path) -> Image:
     if array.ndim == 3:  # one slice: the through-plane spacing that nnU-Net gives it
         array, spacing_mm = array[:, None], (max(spacing_mm) * 999, *spacing_mm)
     if array.ndim != 4:
-        raise InputError(f"{array.ndim - 1} axes", where=path, fix="store one 3D volume (or 4D, channels last) a file")
+        raise InputError(
+            f"it has {array.ndim - 1} axes", where=path, fix="store one 3D volume (or 4D, channels last) a file"
+        )
     return Image(array, spacing_mm, is_volume=True)
 
 
@@ -309,7 +311,7 @@ def _decode(path: Path, ending: str, *, expand_colours: bool) -> np.ndarray:
         raise
     except (OSError, SyntaxError, ValueError, RuntimeError, KeyError, IndexError) as error:
         raise InputError(
-            f"not a readable image ({type(error).__name__}: {error})",
+            f"it is not a readable image ({type(error).__name__}: {error})",
             where=path,
             fix="the file is truncated or damaged: copy or export it again",
         ) from error
@@ -369,7 +371,7 @@ def _decode_tiff(path: Path, expand_colours: bool) -> np.ndarray:
         assert isinstance(page, tifffile.TiffPage)
         if len(file.pages) > 1 and file.series[0].size > page.size:
             raise InputError(
-                f"{len(file.pages)} pages in one TIFF",
+                f"the TIFF has {len(file.pages)} pages",
                 where=path,
                 fix="store one 2D image a file, or the stack as NIfTI",
             )

@@ -326,41 +326,25 @@ def _decode(path: Path, ending: str, *, expand_colours: bool) -> np.ndarray:
 
 
 def _decode_pillow(path: Path, expand_colours: bool) -> np.ndarray:
+    import imagecodecs
     import PIL.Image
 
     with PIL.Image.open(path) as stored:
         stored.load()  # the whole file: a truncated one is found here
-        if stored.format == "PNG" and _png_bit_depth(path) == 16:
-            return _decode_png16(path)
-        if stored.mode == "P":
-            return _expand_palette(stored, expand_colours)
+        if stored.format == "PNG":
+            with path.open("rb") as stream:
+                depth = stream.read(25)[24]  # in IHDR: signature 8, length 4, type 4, width 4, height 4, depth 1
+            if depth == 16:  # Pillow would cut colour of 16 bit down to 8
+                return np.asarray(imagecodecs.png_decode(path.read_bytes()))
+        if stored.mode == "P":  # a grey palette gives its greys; a coloured one its colours or, for a mask, the indices
+            indices, colours = np.asarray(stored), np.asarray(stored.convert("RGB"))
+            palette = np.array(stored.getpalette("RGB"), np.uint8).reshape(-1, 3)[np.unique(indices)]
+            if np.all(palette == palette[:, :1]):
+                return colours[..., 0]
+            return colours if expand_colours else indices
         if stored.mode == "1":
             return np.asarray(stored.convert("L"))
         return np.asarray(stored if stored.mode in ("L", "LA", "RGB", "RGBA") else stored.convert("RGB"))
-
-
-def _png_bit_depth(path: Path) -> int:
-    with path.open("rb") as stream:
-        return stream.read(25)[24]  # the IHDR chunk: signature 8, length 4, type 4, width 4, height 4, depth 1
-
-
-def _decode_png16(path: Path) -> np.ndarray:
-    """Pillow would cut colour of 16 bit down to 8."""
-    import imagecodecs
-
-    return np.asarray(imagecodecs.png_decode(path.read_bytes()))
-
-
-def _expand_palette(stored: object, expand_colours: bool) -> np.ndarray:
-    """A grey palette gives its greys; a coloured one its colours or, for a mask, the indices."""
-    import PIL.Image
-
-    assert isinstance(stored, PIL.Image.Image)
-    indices = np.asarray(stored)
-    palette = np.array(stored.getpalette("RGB"), np.uint8).reshape(-1, 3)[np.unique(indices)]
-    if np.all(palette == palette[:, :1]):
-        return np.asarray(stored.convert("RGB"))[..., 0]
-    return np.asarray(stored.convert("RGB")) if expand_colours else indices
 
 
 def _decode_tiff(path: Path, expand_colours: bool) -> np.ndarray:

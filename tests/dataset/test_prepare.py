@@ -254,6 +254,10 @@ def test_every_importer_of_the_list_is_there_with_defaults_and_what_is_known_of_
     assert about == load_about(name)
 
 
+def test_a_file_in_the_folder_of_importers_is_all_it_takes():
+    assert set(IMPORTERS) == {file.stem for file in (REPOSITORY / "dataset" / "importers").glob("[!_]*.py")}
+
+
 @pytest.mark.parametrize("name", ["qata", "polyp"])
 def test_what_is_known_of_the_papers_data_is_complete(name):
     about = load_about(name)

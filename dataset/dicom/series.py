@@ -255,7 +255,7 @@ def _slice_distance(positions: np.ndarray, normal: np.ndarray, folder: Path) -> 
     if wrong.size:
         place = float(positions[wrong[0]] @ normal)
         raise InputError(
-            f"there is a gap of {steps[wrong[0]]:.2f} mm after the slice at {place:.2f} mm, {median:.2f} mm elsewhere",
+            f"there is a gap: {steps[wrong[0]]:.2f} mm after the slice at {place:.2f} mm, {median:.2f} mm elsewhere",
             where=folder,
             fix="export the missing slices, or remove the series",
         )

@@ -37,10 +37,10 @@ def describe_machine(device: str) -> Machine:
 
 def found_device(name: str) -> str:
     """``auto`` is a GPU where there is one, and the CPU elsewhere; every other name is itself."""
-    import torch
-
     if name != "auto":
         return name
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

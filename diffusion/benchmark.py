@@ -1,4 +1,6 @@
-"""What sampling costs over the bare network: ``python -m diffusion.benchmark``.
+"""What sampling costs over the bare network.
+
+    python -m diffusion.benchmark --size-px 64
 
 For each sampler the seconds of whole passes, random numbers, decoding and conversion included, beside the seconds of as
 many bare forward passes of the denoiser on the same batch and of one bare decoding. The two are interleaved, bare,
@@ -13,19 +15,22 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from common.machine import Machine
+from common.command import command
+from common.machine import Machine, checked_device
 from common.plan import square_plan
-from diffusion.batch_sampler import BatchSampler
-from diffusion.model import Model
 from diffusion.planning import derive_settings
 from diffusion.settings import SAMPLERS, AutoencoderConfig, DiffusionConfig
-from diffusion.training import autocast
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusion.model import Model
 
 EVALUATIONS = {"ddpm": 10, "ddim": 10, "multistep": 10}  # the overhead of a step does not depend on their number
 N_BOOTSTRAP = 2000
@@ -43,14 +48,19 @@ class Overhead:
     images_per_s: float
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--size-px", type=int, default=64, help="side of the square images")
+    parser.add_argument("--repeats", type=int, default=12, help="rounds of two passes each")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU; an experiment uses one")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
     """Measure and print a Markdown table."""
-    parser = argparse.ArgumentParser(prog="python -m diffusion.benchmark", description=__doc__)
-    parser.add_argument("--size-px", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=12, help="rounds of two passes each (default 12)")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU (default 1, as in an experiment)")
-    parser.add_argument("--device", default="cpu")
-    chosen = parser.parse_args(arguments)
+    import torch
+
+    checked_device(chosen.device)
     torch.set_num_threads(chosen.threads)
     lines = [
         "| model | sampler | evaluations | images/s | over the bare network | fastest passes |",
@@ -64,11 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             cells = (name, sampler, EVALUATIONS[sampler], f"{found.images_per_s:.2f}", span)
             lines.append("| " + " | ".join(map(str, cells)) + f" | {100 * found.fastest:+.1f} % |")
     sys.stdout.write("\n".join(lines) + "\n")
-    return 0
 
 
 def build_model(config: DiffusionConfig, size_px: int, device: str) -> Model:
     """A model of square grey images with the widths that are derived for the device."""
+    import torch
+
+    from diffusion.model import Model
+
     machine = Machine("cuda" if device.startswith("cuda") else "cpu", 8.0, False)
     settings = derive_settings(square_plan(size_px), 1000, 1, None, config, machine)
     torch.manual_seed(0)
@@ -77,6 +90,11 @@ def build_model(config: DiffusionConfig, size_px: int, device: str) -> Model:
 
 def measure_overhead(model: Model, sampler: str, n_evaluations: int, n_repeats: int) -> Overhead:
     """Rounds of two whole passes between two bare networks."""
+    import torch
+
+    from diffusion.batch_sampler import BatchSampler
+    from diffusion.training import autocast
+
     passes = BatchSampler(model, None, sampler, n_evaluations)
     seeds = list(range(passes.n_images))
     noisy = torch.randn(passes.n_images, *model.noise_shape, device=model.device)
@@ -115,6 +133,8 @@ def _interval_of_median(values: np.ndarray) -> tuple[float, float]:
 
 
 def _seconds_of(work: Callable[[], None], device: torch.device) -> float:
+    import torch
+
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started_s = time.perf_counter()

@@ -1,4 +1,6 @@
-"""From nnU-Net's plans to every setting of the diffusion models: ``python -m diffusion.plan <dataset>``.
+"""From nnU-Net's plans to every setting of the diffusion models.
+
+    python -m diffusion.plan 4
 
 Writes one YAML file, ``diffusion_plan.yaml`` in the preprocessed dataset's folder: for images (2D) and volumes (3D), as
 far as the plans have them, a model in pixels (``ddpm``) and one in an autoencoder's latents (``ldm``). The rules are
@@ -18,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from common.command import command
 from common.errors import InputError
 from common.files import write_text
 from common.machine import Machine, describe_machine
@@ -47,47 +50,33 @@ HEADER = """\
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 when the plan is written, 1 on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen = _parser().parse_args(arguments)
-    try:
-        dataset = find_dataset(chosen.dataset, chosen.plans_name)
-        machine = _machine(chosen.device, chosen.memory_gib)
-        text = plan_text(dataset, chosen.plans_name, machine, chosen.channels, chosen.labels)
-        target = chosen.out or dataset.preprocessed / PLAN_FILE
-        write_text(target, text)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write(f"{target}\n")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m diffusion.plan",
-        description="Every setting of the diffusion models for a dataset that nnU-Net has planned, as one YAML file.",
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "dataset", help="id (1 or 001) or name (Dataset001_X) in nnUNet_preprocessed, or a preprocessed dataset's path"
     )
-    parser.add_argument("--plans-name", default="nnUNetPlans", help="file of the plans (default nnUNetPlans)")
-    parser.add_argument("--channels", type=_channels, default=None, help="such as 0,2: only these (default all)")
+    parser.add_argument("--plans-name", default="nnUNetPlans", help="file of the plans")
+    parser.add_argument("--channels", type=_channels, help="such as 0,2: only these (default: all)")
     parser.add_argument("--labels", action="store_true", help="generate the label maps with the images")
+    parser.add_argument("--out", type=Path, help=f"file (default: {PLAN_FILE} in the preprocessed dataset)")
     parser.add_argument(
-        "--out", type=Path, default=None, help=f"file (default {PLAN_FILE} in the preprocessed dataset)"
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="to train on (default: a GPU if one is here)"
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="to train on; auto: a GPU if one is here"
     )
     parser.add_argument(
         "--memory-gib",
         type=float,
-        default=None,
         help=f"of that device (default: what the GPU here has, {MEMORY_WITHOUT_GPU_GIB:g} where there is none)",
     )
-    return parser
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Write the plan and print its path."""
+    dataset = find_dataset(chosen.dataset, chosen.plans_name)
+    machine = _machine(chosen.device, chosen.memory_gib)
+    text = plan_text(dataset, chosen.plans_name, machine, chosen.channels, chosen.labels)
+    target = chosen.out or dataset.preprocessed / PLAN_FILE
+    write_text(target, text)
+    sys.stdout.write(f"{target}\n")
 
 
 def _channels(text: str) -> list[int]:

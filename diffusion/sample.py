@@ -2,30 +2,30 @@
 
     python -m diffusion.sample --checkpoint runs/demo_ldm/fold_0/generator/A/generator.safetensors --n 64 --sheet
 
-Exit code 1 on bad input, and on a file that holds no model. ``--help`` lists the options; docs/diffusion.md explains
-them.
+docs/diffusion.md explains the options.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from common.command import command
 from common.errors import InputError
+from common.machine import found_device
 from common.progress import Progress, shown_progress, silent
-from diffusion.batch_sampler import BatchSampler
-from diffusion.data import channels_as_labels
-from diffusion.model import RESULT, Opened, open_model
-from diffusion.pictures import write_samples
 from diffusion.settings import SAMPLERS
-from training.pictures import images_to_integers, write_image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diffusion.batch_sampler import BatchSampler
+    from diffusion.model import Opened
 
 MOST_ON_A_SHEET = 64
 
@@ -62,6 +62,13 @@ def sample_with_labels(
     n_evaluations: int | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """As ``sample``, with the labels (n, height, width) uint8 of a model that generates them too, else None."""
+    import torch
+
+    from diffusion.batch_sampler import BatchSampler
+    from diffusion.data import channels_as_labels
+    from diffusion.model import open_model
+    from training.pictures import images_to_integers
+
     opened = open_model(checkpoint, device)
     if "file_ending" in opened.output_spec:
         fix = "use python -m diffusion.sample, which writes them with their geometry"
@@ -92,44 +99,31 @@ def _with_progress(passes: BatchSampler, seeds: Sequence[int], progress: Progres
         yield made
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 when the images are written, 1 on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen = _parser().parse_args(arguments)
-    try:
-        if chosen.n < 1 or chosen.seed < 0:
-            raise InputError(
-                f"--n {chosen.n} --seed {chosen.seed}",
-                where="diffusion.sample",
-                fix="use --n 1 or more, --seed 0 or more",
-            )
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if chosen.device == "auto" else chosen.device
-        written = _write(chosen, open_model(chosen.checkpoint, device))
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write(f"{written}\n")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m diffusion.sample", description="Images of a diffusion model.")
-    parser.add_argument("--checkpoint", type=Path, required=True, help=f"the {RESULT} of a training")
-    parser.add_argument("--n", type=int, default=16, help="number of images or volumes (default 16)")
-    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default samples)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first one, the others follow (default 0)")
-    parser.add_argument("--sampler", choices=SAMPLERS, default=None, help="default: what the model was trained with")
-    parser.add_argument("--evaluations", type=int, default=None, help="of the network for an image; ddpm: usually 1000")
-    parser.add_argument("--batch", type=int, default=None, help="images in a forward pass (default: what is fast)")
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1 ..., or auto (default): a GPU if there is one"
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the generator.safetensors of a training")
+    parser.add_argument("--n", type=int, default=16, help="number of images or volumes")
+    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first one, the others follow")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="(default: what the model was trained with)")
+    parser.add_argument("--evaluations", type=int, help="of the network for an image; ddpm: usually 1000")
+    parser.add_argument("--batch", type=int, help="images in a forward pass (default: what is fast)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ..., or auto: a GPU if there is one")
     parser.add_argument("--sheet", action="store_true", help="also one picture of all (volumes: a moving one)")
-    return parser
 
 
-def _write(chosen: argparse.Namespace, opened: Opened) -> str:
-    """Sample and write, pass by pass, so that any number of images fits into memory; returns what was written."""
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Sample and write, pass by pass, so that any number of images fits into memory; print what was written."""
+    import torch
+
+    from diffusion.batch_sampler import BatchSampler
+    from diffusion.model import open_model
+    from diffusion.pictures import write_samples
+
+    if chosen.n < 1 or chosen.seed < 0:
+        fix = "use --n 1 or more, --seed 0 or more"
+        raise InputError(f"--n {chosen.n} --seed {chosen.seed}", where="diffusion.sample", fix=fix)
+    opened = open_model(chosen.checkpoint, found_device(chosen.device))
     n_channels = opened.model.settings.n_channels
     seeds = range(chosen.seed, chosen.seed + chosen.n)
     if chosen.batch is not None and chosen.batch < 1:
@@ -152,11 +146,14 @@ def _write(chosen: argparse.Namespace, opened: Opened) -> str:
     if chosen.sheet:
         write_samples(chosen.out / "sheet", torch.cat(shown), n_channels, opened.kimg)
         lines.append(f"sheet: {chosen.out / 'sheet'}")
-    return "\n".join(lines)
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _write_one(image: Tensor, opened: Opened, folder: Path, seed: int) -> None:
     """As PNG or array where the model saw images, with geometry and intensities where it saw nnU-Net's cases."""
+    from diffusion.data import channels_as_labels
+    from training.pictures import images_to_integers, write_image
+
     n_channels = opened.model.settings.n_channels
     has_labels = opened.model.settings.n_label_channels > 0
     labels = channels_as_labels(image[None, n_channels:].numpy())[0] if has_labels else None

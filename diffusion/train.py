@@ -1,9 +1,8 @@
-"""Training from images or volumes to a diffusion model: exact resume, and nothing half-written.
+"""Train a diffusion model on a dataset that nnU-Net has preprocessed.
 
     python -m diffusion.train 4 --dimensions 3D --model ldm --fold 0
 
-trains on nnU-Net's preprocessed cases of dataset 4 what ``python -m diffusion.plan 4`` planned; the same command
-resumes. Exit code 0, 1 on bad input, another one on any other failure.
+trains on the cases of dataset 4 what ``python -m diffusion.plan 4`` planned. The same command resumes.
 """
 
 from __future__ import annotations
@@ -12,243 +11,49 @@ import argparse
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from uuid import uuid4
 
-import torch
-
-from common.checkpoints import load_tensors
+from common.command import command
 from common.errors import InputError
-from common.progress import Progress, shown_progress, silent
-from diffusion.autoencoder_training import RESULT as AUTOENCODER
-from diffusion.autoencoder_training import AutoencoderTraining
-from diffusion.card import Card
-from diffusion.data import Data
-from diffusion.denoiser_training import DenoiserTraining
-from diffusion.model import RESULT
+from common.machine import found_device
+from common.progress import shown_progress
 from diffusion.settings import DiffusionSettings
-from diffusion.training import Training
-from training.batch_shard import BatchShard
-from training.distributed import run_distributed
-from training.memory import keep_freed_memory
-from training.monitor import Monitor
-from training.pictures import SHEETS
-from training.snapshots import remove_candidates
-from training.training_state import check_same_run
 
 log = logging.getLogger(__name__)
 
-AUTOENCODER_FOLDER = "autoencoder"
-RENDEZVOUS = "rendezvous"  # of the processes, while there are several
 RESULTS_VARIABLE = "nnUNet_results"
 
 
-def train(
-    data: Data,
-    out: Path,
-    settings: DiffusionSettings,
-    seed: int,
-    device: str = "cpu",
-    progress: Progress = silent,
-    monitor: Monitor | None = None,
-    n_processes: int = 1,
-) -> None:
-    """Train on ``data`` and write the model with averaged weights.
-
-    Writes ``generator.safetensors``, ``curves.jsonl``, ``sample_sheet.png`` (volumes: ``.gif``), the card and, for
-    latents, the same of the autoencoder under ``autoencoder/``; while it runs also ``training.safetensors``, from which
-    the same call resumes: N + N steps equal 2 N bit for bit on a CPU. With several processes, one a GPU on ``cuda``,
-    each computes its share of every batch; a training may be resumed with another number of them.
-
-    Raises:
-        InputError: a batch that so many processes cannot share, or a folder of another training.
-        RuntimeError: the training diverged, or another process failed.
-    """
-    check_processes(settings, n_processes)
-    keep_freed_memory()
-    _remove_half_written(out)
-    if (out / RESULT).is_file():
-        check_same_run(out / RESULT, load_tensors(out / RESULT)[1], settings, seed)
-        (out / DenoiserTraining.checkpoint).unlink(missing_ok=True)
-        remove_candidates(out)
-        return
-    card = Card(out, data, settings, seed, device)
-    arguments = (data, settings, seed)
-    if settings.autoencoder is not None and not (out / AUTOENCODER_FOLDER / AUTOENCODER).is_file():
-        _run(_begin_autoencoder, arguments, out, device, progress, card, n_processes, None)
-    _run(_begin_denoiser, arguments, out, device, progress, card, n_processes, monitor)
-
-
-def check_processes(settings: DiffusionSettings, n_processes: int) -> None:
-    """InputError unless every process gets as many images of every batch."""
-    sizes = [settings.batch_size] + ([] if settings.autoencoder is None else [settings.autoencoder.batch_size])
-    if any(size % n_processes for size in sizes):
-        problem = f"batches of {sizes} images cannot be shared by {n_processes} processes"
-        raise InputError(problem, where="n_processes", fix="use a number that divides the batches")
-
-
-def n_processes_for(settings: DiffusionSettings, n_devices: int) -> int:
-    """The largest number of processes up to ``n_devices`` that the batches can be shared by."""
-    sizes = [settings.batch_size] + ([] if settings.autoencoder is None else [settings.autoencoder.batch_size])
-    return max((n for n in range(1, n_devices + 1) if not any(size % n for size in sizes)), default=1)
-
-
-def _begin_autoencoder(
-    out: Path,
-    device: str,
-    shard: BatchShard,
-    monitor: Monitor | None,
-    data: Data,
-    settings: DiffusionSettings,
-    seed: int,
-) -> tuple[Training, Path]:
-    return AutoencoderTraining(data, settings, seed, torch.device(device), shard), out / AUTOENCODER_FOLDER
-
-
-def _begin_denoiser(
-    out: Path,
-    device: str,
-    shard: BatchShard,
-    monitor: Monitor | None,
-    data: Data,
-    settings: DiffusionSettings,
-    seed: int,
-) -> tuple[Training, Path]:
-    folder = None if settings.autoencoder is None else out / AUTOENCODER_FOLDER
-    return DenoiserTraining(data, settings, seed, torch.device(device), shard, folder, monitor), out
-
-
-def _run(
-    begin: Callable[..., tuple[Training, Path]],
-    arguments: tuple[Data, DiffusionSettings, int],
-    out: Path,
-    device: str,
-    progress: Progress,
-    card: Card,
-    n_processes: int,
-    monitor: Monitor | None,
-) -> None:
-    """One of the two trainings, on this process as the one that writes, and on the others."""
-
-    def lead(shard: BatchShard, own_device: str) -> None:
-        run, folder = begin(out, own_device, shard, monitor, *arguments)
-        _lead(run, folder, arguments[1], progress, card)
-
-    # a name of its own: what followers of a killed training still do to theirs must not be done to this one
-    rendezvous = out / f".{uuid4().hex}.{RENDEZVOUS}"
-    run_distributed(n_processes, rendezvous, device, lead, _follow, begin, out, arguments)
-
-
-def _lead(run: Training, folder: Path, settings: DiffusionSettings, progress: Progress, card: Card) -> None:
-    kimg_before, kimg_total = _kimg_before(run, settings), _kimg_total(settings)
-    run.resume(folder)
-    run.shard.barrier()  # the others have read the checkpoint
-    _remove_pictures_ahead(folder, run.kimg)
-    while run.step < run.n_steps:
-        run.advance()
-        if run.step % run.steps_per_epoch == 0:
-            started_s = time.monotonic()
-            run.end_epoch(folder)
-            card.write(run.rows, kimg_before + run.kimg)
-            run.shard.barrier()
-            log.debug("epoch %d of %d, %.1f s beside it", run.epoch, run.n_epochs, time.monotonic() - started_s)
-        progress(kimg_before + run.kimg, kimg_total, "kimg")
-    if isinstance(run, DenoiserTraining):
-        card.write(run.rows, kimg_total, run.finish(folder))
-    elif isinstance(run, AutoencoderTraining):
-        run.finish(folder)
-
-
-def _follow(
-    shard: BatchShard,
-    device: str,
-    begin: Callable[..., tuple[Training, Path]],
-    out: Path,
-    arguments: tuple[Data, DiffusionSettings, int],
-) -> None:
-    """The training as the others see it: the steps, and a wait wherever the leader writes."""
-    keep_freed_memory()
-    run, folder = begin(out, device, shard, None, *arguments)
-    run.resume(folder)
-    shard.barrier()
-    while run.step < run.n_steps:
-        run.advance()
-        if run.step % run.steps_per_epoch == 0:
-            shard.barrier()
-
-
-def _kimg_total(settings: DiffusionSettings) -> float:
-    own = settings.autoencoder
-    steps = settings.n_steps * settings.batch_size
-    steps += 0 if own is None else own.n_epochs * own.steps_per_epoch * own.batch_size
-    return round(steps / 1000, 6)
-
-
-def _kimg_before(run: Training, settings: DiffusionSettings) -> float:
-    """Shown before ``run`` began: the autoencoder's share."""
-    if isinstance(run, AutoencoderTraining):
-        return 0.0
-    return round(_kimg_total(settings) - run.n_steps * run.batch_size / 1000, 6)
-
-
-def _remove_pictures_ahead(folder: Path, kimg: float) -> None:
-    """Sheets of a future that a resumed training will draw again."""
-    for sheet in (folder / SHEETS).glob("kimg_*"):
-        if float(sheet.name.removeprefix("kimg_").rsplit(".", 1)[0]) > kimg:
-            sheet.unlink()
-
-
-def _remove_half_written(out: Path) -> None:
-    """A killed training may leave a temporary sibling of the file it was writing (``common.files.atomic_path``)."""
-    for folder in (out, out / AUTOENCODER_FOLDER, out / SHEETS, out / AUTOENCODER_FOLDER / SHEETS):
-        for leftover in folder.glob(".*.*"):
-            if leftover.is_file():
-                leftover.unlink()
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    chosen = _parser().parse_args(arguments)
-    try:
-        out = _train_on_dataset(chosen)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write(f"{out / RESULT}\n")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m diffusion.train", description="Train a diffusion model.")
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dataset", help="id or name of an nnU-Net dataset, or the folder of its preprocessed cases")
-    parser.add_argument("--dimensions", choices=("2D", "3D"), required=True)
-    parser.add_argument("--model", choices=("ddpm", "ldm"), required=True)
-    parser.add_argument("--fold", default="0", help="0 to 4 as nnU-Net's splits_final.json says, or all (default 0)")
-    parser.add_argument("--plan", type=Path, default=None, help="default: diffusion_plan.yaml of the dataset")
-    parser.add_argument("--out", type=Path, default=None, help="default: a folder for this fold under $nnUNet_results")
-    parser.add_argument("--epochs", type=int, default=None, help="of each of the two trainings; default: the plan's")
-    parser.add_argument("--steps-per-epoch", type=int, default=None, help="default: the plan's")
-    parser.add_argument("--seed", type=int, default=12345)
-    parser.add_argument("--device", default="auto", help="cpu, cuda (all GPUs), cuda:1 ..., or auto (default)")
-    return parser
+    parser.add_argument("--dimensions", choices=("2D", "3D"), required=True, help="train on slices or on volumes")
+    parser.add_argument("--model", choices=("ddpm", "ldm"), required=True, help="in pixels, or in latents")
+    parser.add_argument("--fold", default="0", help="0 to 4 as nnU-Net's splits_final.json says, or all")
+    parser.add_argument("--plan", type=Path, help="file (default: diffusion_plan.yaml of the dataset)")
+    parser.add_argument("--out", type=Path, help="(default: a folder for this fold under $nnUNet_results)")
+    parser.add_argument("--epochs", type=int, help="of each of the two trainings (default: the plan's)")
+    parser.add_argument("--steps-per-epoch", type=int, help="(default: the plan's)")
+    parser.add_argument("--seed", type=int, default=12345, help="of the weights and of the order of the cases")
+    parser.add_argument("--device", default="auto", help="cpu, cuda (all GPUs), cuda:1 ..., or auto")
 
 
-def _train_on_dataset(chosen: argparse.Namespace) -> Path:
-    """The training that the command line asks for; returns its folder."""
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Train, and print the path of the model."""
+    import torch
+
     from common.plan import plan_from_json
     from diffusion.crops import CropData
     from diffusion.plan import CONFIGURATIONS, PLAN_FILE, read_plan, read_source
+    from diffusion.training_run import RESULT, n_processes_for, train
     from nnunetv2_mod.nnunet_folder import find_dataset
 
     dataset = find_dataset(chosen.dataset)
     path = chosen.plan or dataset.preprocessed / PLAN_FILE
     settings = with_epochs(read_plan(path, chosen.dimensions, chosen.model), chosen.epochs, chosen.steps_per_epoch)
     out = chosen.out or _results_folder(dataset.name, chosen.dimensions, chosen.model, chosen.fold)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if chosen.device == "auto" else chosen.device
+    device = found_device(chosen.device)
     fold = chosen.fold if chosen.fold == "all" else int(chosen.fold) if chosen.fold.isdecimal() else chosen.fold
     plans_name, channels = read_source(path)
     dataset = find_dataset(chosen.dataset, plans_name)
@@ -270,7 +75,7 @@ def _train_on_dataset(chosen: argparse.Namespace) -> Path:
     )
     with shown_progress() as progress:
         train(data, out, settings, chosen.seed, device, progress, None, n_processes)
-    return out
+    sys.stdout.write(f"{out / RESULT}\n")
 
 
 def _results_folder(dataset: str, dimensions: str, model: str, fold: str) -> Path:
@@ -287,6 +92,8 @@ def with_epochs(settings: DiffusionSettings, n_epochs: int | None, steps_per_epo
     Raises:
         InputError: no length.
     """
+    from diffusion.training_run import kimg_total
+
     for name, value in (("--epochs", n_epochs), ("--steps-per-epoch", steps_per_epoch)):
         if value is not None and value < 1:
             raise InputError(f"{name} {value}", where="diffusion.train", fix="use 1 or more")
@@ -296,7 +103,7 @@ def with_epochs(settings: DiffusionSettings, n_epochs: int | None, steps_per_epo
         joins = own.adversarial_from_step * epochs * steps // (own.n_epochs * own.steps_per_epoch)
         own = replace(own, n_epochs=epochs, steps_per_epoch=steps, adversarial_from_step=joins)
     changed = replace(settings, autoencoder=own, n_epochs=epochs, steps_per_epoch=steps)
-    return replace(changed, kimg=_kimg_total(changed))
+    return replace(changed, kimg=kimg_total(changed))
 
 
 if __name__ == "__main__":

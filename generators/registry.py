@@ -188,7 +188,7 @@ class Diffusion:
         from diffusion.data import ImageData
         from diffusion.planning import derive_on
         from diffusion.settings import DiffusionConfig
-        from diffusion.train import n_processes_for, train
+        from diffusion.training_run import n_processes_for, train
 
         config = from_dict(DiffusionConfig, settings)
         if config.with_labels != (labels is not None):

@@ -12,9 +12,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 
-import nibabel
 import numpy as np
-from nibabel.nifti1 import header_dtype
 
 from sharing.errors import SEND_AGAIN, RefusedFileError, shown
 
@@ -88,6 +86,8 @@ def check_volume(
         raise RefusedFileError(f"inflates to {len(head)} bytes, less than the header of a NIfTI file")
 
     # the header: every field is what our writer writes for this size, type and spacing
+    from nibabel.nifti1 import header_dtype
+
     header = np.frombuffer(head[: header_dtype.itemsize], header_dtype.newbyteorder("<"))[0]
     n_slices = int(header["dim"][3])
     if n_slices < 1 or n_slices * math.prod(size_px) > MAX_VOLUME_PX:
@@ -138,7 +138,9 @@ def _same(value: np.ndarray, expected: np.ndarray) -> bool:
 
 def _expected_header(n_slices: int, size_px: tuple[int, int], dtype: np.dtype, spacing_mm: Sequence[float]) -> np.void:
     """What SimpleITK writes for an array in no patient's coordinates: NIfTI's x and y point the other way."""
-    header = nibabel.Nifti1Header()
+    from nibabel import Nifti1Header
+
+    header = Nifti1Header()
     header.set_data_dtype(dtype)
     header.set_data_shape((size_px[1], size_px[0], n_slices))
     through_mm, row_mm, column_mm = spacing_mm

@@ -39,7 +39,6 @@ from common.seeds import derive_seed
 from common.settings import to_dict
 from dataset.source import load_cases
 from engine.dependencies import code_of
-from gan.styles import sample_between, sample_truncated
 from generators.registry import find_generator
 from memorization.planted.planted_audit import Recall, mean_kappa, recall_of
 from memorization.site_audit import SiteAudit
@@ -68,7 +67,6 @@ from studies.memorization_tables import (
     format_study,
 )
 from studies.study_site import StudySite
-from training.pictures import write_grid
 
 log = logging.getLogger(__name__)
 
@@ -208,6 +206,8 @@ def train_well(config: ExperimentConfig, halves: StudySite, chosen: argparse.Nam
 
 def sample_all(config: ExperimentConfig, folder: Path, n_samples: int, seed: int, device: str) -> dict[str, np.ndarray]:
     """Images by kind; a quarter as many of each kind that sampling alone does not draw."""
+    from gan.styles import sample_between, sample_truncated
+
     seeds = [derive_seed(seed, "study sample", number) for number in range(n_samples)]
     few, checkpoint = seeds[: max(2, n_samples // 4)], folder / CHECKPOINT
     return {
@@ -258,6 +258,8 @@ def study_site(
 
 def draw_beside_nearest(path: Path, judged: JudgedImages, references: ImageSet) -> None:
     """Rows of samples, each above the training image its pixels correlate with most."""
+    from training.pictures import write_grid
+
     n_rows = min(SHEET_PAIRS, len(judged.images)) // SHEET_COLUMNS
     shown = []
     for row in range(max(1, n_rows)):

@@ -1,12 +1,15 @@
-"""Figures of the scheduler on simulated clusters: ``python -m studies.scheduler_benchmark``.
+"""Figures of the scheduler on simulated clusters.
+
+    python -m studies.scheduler_benchmark
 
 The makespan over its lower bound, beside the barrier program's, for 2 to 8 sites on 1 to 8 GPUs; then what planning and
-dispatching cost, on a graph of five folds and per empty stage through the real executors. Exits with 1 if any case is
-above the barrier program.
+dispatching cost, on a graph of five folds and per empty stage through the real executors. The command fails if any case
+is above the barrier program.
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import statistics
 import string
@@ -16,6 +19,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from common.command import command
+from common.exit_codes import ExitCode
 from common.seeds import derive_seed
 from engine.cluster import ClusterConfig
 from engine.executors import build_executor
@@ -187,15 +192,15 @@ def executor_cost(kind: str, n_stages: int = 40) -> float:
         executor.close()
 
 
-def main() -> int:
-    """Print the sections; 1 if the planned schedule is ever slower than the barrier program."""
-    logging.basicConfig(level=logging.INFO)
+@command(lambda parser: None)
+def main(chosen: argparse.Namespace) -> ExitCode:
+    """Print the sections; failed if the planned schedule is ever slower than the barrier program."""
     cases = [run_case(n_sites, n_gpus, skew) for n_sites in SITES for n_gpus in GPUS for skew in SKEWS]
     sys.stdout.write(f"{format_cases(cases)}\n\n{dispatch_cost()}\n")
     logging.getLogger("engine").setLevel(logging.WARNING)
     for kind in ("inline", "ray"):
         sys.stdout.write(f"{kind} executor: {1e3 * executor_cost(kind):.1f} ms of wall time per empty stage\n")
-    return int(any(case.is_above_barriers for case in cases))
+    return ExitCode.FAILED if any(case.is_above_barriers for case in cases) else ExitCode.DONE
 
 
 if __name__ == "__main__":

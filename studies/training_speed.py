@@ -27,19 +27,16 @@ from common.image_set import load_image_set
 from common.plan import load_plan
 from common.progress import silent
 from dataset.training_splits import TRAIN_SPLITS
-from diffusion.schedule import SHARE_OF_TIME as DIFFUSION_SHARE
 from engine.graph import Graph
 from engine.run import run_graph
 from engine.run_stage import set_threads
 from engine.store import Store
-from gan.schedule import SHARE_OF_TIME as GAN_SHARE
 from generators.registry import find_generator
 from pipeline.config import ExperimentConfig
 from pipeline.launch import plan_experiment, read_cases
 
 log = logging.getLogger(__name__)
 
-GAUGE_SHARE = {"gan": GAN_SHARE, "diffusion": DIFFUSION_SHARE}
 LOOK_KIMG = (0.016, 0.064)  # for a first look at the speed
 WHOLE_KIMG = 0.128  # lengths are multiples: 16 steps of eight images, in which every lazy phase of a GAN comes once
 SHORT_OVER_LONG = 0.25
@@ -172,6 +169,10 @@ def _rate(probe: Probe, short_kimg: float, long_kimg: float) -> float:
 
 
 def _speed(config: ExperimentConfig, rows: Sequence[tuple[float, float]]) -> Speed:
-    share = GAUGE_SHARE.get(find_generator(config.generator.name).package, 0.0)
+    from diffusion.schedule import SHARE_OF_TIME as DIFFUSION_SHARE
+    from gan.schedule import SHARE_OF_TIME as GAN_SHARE
+
+    shares = {"gan": GAN_SHARE, "diffusion": DIFFUSION_SHARE}
+    share = shares.get(find_generator(config.generator.name).package, 0.0)
     rates, fixed = zip(*rows, strict=True)
     return Speed(tuple(rates), tuple(fixed), share)

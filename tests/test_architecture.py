@@ -1,9 +1,10 @@
 """The import rules and the style bar of docs/architecture.md, by AST."""
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ ONLY_IN = {  # package -> where it may be imported
 }
 OWN_CHECKPOINTS = "nnunetv2_mod/training.py"  # nnU-Net's format; the file it reads was written beside it
 VAGUE_NAMES = ("util", "utils", "helper", "helpers", "misc", "manager")
-MAX_FILE_LINES, MAX_FUNCTION_LINES = 450, 80
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 400, 80
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 PATHS = sorted(path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.glob("run_*.py"))
@@ -66,6 +67,55 @@ def import_violations(path: str, tree: ast.AST) -> list[str]:
             found.append(f"{path} imports {module}, which is not below it")
         if top.startswith(("run_", "relative import", "tests")):
             found.append(f"{path}: {module}")
+    return found
+
+
+def imported_files(path: str, tree: ast.AST) -> set[str]:
+    """Files of the product that a file imports when it runs, inside functions too; not under TYPE_CHECKING."""
+    found: set[str] = set()
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            base = name.replace(".", "/")
+            found |= {file for file in (f"{base}.py", f"{base}/__init__.py") if file in PATHS}
+    return found - {path}
+
+
+def circles(imports: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """Groups of files that import each other, directly or through others (Tarjan's strongly connected components)."""
+    number: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        number[node] = lowest[node] = len(number)
+        stack.append(node)
+        for other in imports.get(node, ()):
+            if other not in number:
+                visit(other)
+                lowest[node] = min(lowest[node], lowest[other])
+            elif other in stack:
+                lowest[node] = min(lowest[node], number[other])
+        if lowest[node] == number[node]:
+            members = stack[stack.index(node) :]
+            del stack[-len(members) :]
+            if len(members) > 1:
+                found.append(sorted(members))
+
+    for node in imports:
+        if node not in number:
+            visit(node)
     return found
 
 
@@ -124,6 +174,36 @@ def test_the_rooms_are_all_there():
 @pytest.mark.parametrize("path", PATHS)
 def test_imports_point_down_and_stay_in_their_room(path):
     assert import_violations(path, ast.parse((REPOSITORY / path).read_text())) == []
+
+
+def test_no_files_and_no_rooms_import_each_other_in_a_circle():
+    """Also through several files, and through imports inside functions."""
+    imports = {path: imported_files(path, ast.parse((REPOSITORY / path).read_text())) for path in PATHS}
+    assert circles(imports) == []
+    rooms: dict[str, set[str]] = {}
+    for path, others in imports.items():
+        rooms.setdefault(room_of(path), set()).update({room_of(other) for other in others} - {room_of(path)})
+    assert circles(rooms) == []
+
+
+def test_a_circle_is_seen():
+    assert circles({"a": ["b"], "b": ["c"], "c": ["a", "d"], "d": ["e"], "e": []}) == [["a", "b", "c"]]
+    guarded = (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import gan.model\ndef f():\n    import gan.train"
+    )
+    assert imported_files("gan/x.py", ast.parse(guarded)) == {"gan/train.py"}
+
+
+def test_tests_are_short_and_import_no_other_test():
+    """What several tests share is in tests/support/."""
+    wrong = []
+    for path in sorted((REPOSITORY / "tests").rglob("*.py")):
+        name, source = path.relative_to(REPOSITORY).as_posix(), path.read_text()
+        if source.count("\n") > MAX_FILE_LINES:
+            wrong.append(f"{name} has {source.count(chr(10))} lines")
+        of_tests = re.findall(r"^\s*(?:from|import) (\S*\btest_\w+)", source, re.MULTILINE)
+        wrong += [f"{name} imports {module}" for module in of_tests if module != path.stem]
+    assert wrong == []
 
 
 @pytest.mark.parametrize("path", PATHS)

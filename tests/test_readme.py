@@ -1,5 +1,6 @@
 """Every fenced command of README.md and docs/ parses, and runs on tiny inputs as far as that costs seconds."""
 
+import argparse
 import importlib
 import json
 import os
@@ -23,7 +24,7 @@ from support.paths import REPOSITORY
 from common.exit_codes import ExitCode
 from common.image_set import ImageEntry, ImageSet, save_image_set
 from diffusion.data import ImageData
-from diffusion.train import train
+from diffusion.training_run import train
 from pipeline.launch import run_experiment
 from sharing import write_package
 
@@ -270,11 +271,14 @@ def test_generator_study_command_is_understood(words, tmp_path):
 
 @pytest.mark.parametrize("name", ["generator_comparison", "sampler_study"])
 def test_comparison_commands_are_understood(name):
-    """What they do is in tests/test_generator_comparison.py."""
-    module = importlib.import_module(f"pipeline.{name}")
-    for words in (words for words in MODULE_CALLS if words[2] == f"pipeline.{name}"):
-        chosen = module._parser().parse_args(words[3:])
-        assert chosen.out is not None
+    """What they do is in tests/studies/test_generator_comparison.py."""
+    module = importlib.import_module(f"studies.{name}")
+    parser = argparse.ArgumentParser()
+    module._add_arguments(parser)
+    found = [words for words in MODULE_CALLS if words[2] == f"studies.{name}"]
+    assert found
+    for words in found:
+        assert parser.parse_intermixed_args(words[3:]).out is not None
 
 
 @pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "evaluation.report"], ids=ids)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
+import scipy  # loads scipy.ndimage when it is used
 
 # image (channels, height, width) in [0, 1], strength, random numbers, an image of another patient -> image
 Change = Callable[[np.ndarray, float, np.random.Generator, np.ndarray], np.ndarray]
@@ -61,9 +61,9 @@ def _grey_levels(image: np.ndarray, n_levels: float, rng: np.random.Generator, o
 
 
 def _coarser(image: np.ndarray, factor: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
-    small = ndimage.zoom(image, (1, 1 / factor, 1 / factor), order=1)
+    small = scipy.ndimage.zoom(image, (1, 1 / factor, 1 / factor), order=1)
     ratio = [n / m for n, m in zip(image.shape[1:], small.shape[1:], strict=True)]
-    return ndimage.zoom(small, (1, *ratio), order=1)
+    return scipy.ndimage.zoom(small, (1, *ratio), order=1)
 
 
 def _noise(image: np.ndarray, sd: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
@@ -71,11 +71,11 @@ def _noise(image: np.ndarray, sd: float, rng: np.random.Generator, other: np.nda
 
 
 def _blur(image: np.ndarray, sigma_px: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
-    return ndimage.gaussian_filter(image, (0, sigma_px, sigma_px))
+    return scipy.ndimage.gaussian_filter(image, (0, sigma_px, sigma_px))
 
 
 def _sharpen(image: np.ndarray, amount: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
-    return image + amount * (image - ndimage.gaussian_filter(image, (0, 1.5, 1.5)))
+    return image + amount * (image - scipy.ndimage.gaussian_filter(image, (0, 1.5, 1.5)))
 
 
 def _brightness(image: np.ndarray, shift: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
@@ -117,14 +117,14 @@ def _quarter_turns(image: np.ndarray, n_turns: float, rng: np.random.Generator, 
     if turned.shape == image.shape:
         return turned
     ratio = [n / m for n, m in zip(image.shape[1:], turned.shape[1:], strict=True)]
-    return ndimage.zoom(turned, (1, *ratio), order=1)
+    return scipy.ndimage.zoom(turned, (1, *ratio), order=1)
 
 
 def _warp(image: np.ndarray, matrix: np.ndarray, shift_px: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
     """``matrix`` (2, 2) takes a pixel of the result, seen from the centre, to one of the image."""
     centre = (np.asarray(image.shape[1:]) - 1) / 2
     offset = centre - matrix @ (centre + np.asarray(shift_px))
-    return np.stack([ndimage.affine_transform(c, matrix, offset, order=1, cval=_border(c)) for c in image])
+    return np.stack([scipy.ndimage.affine_transform(c, matrix, offset, order=1, cval=_border(c)) for c in image])
 
 
 def _border(channel: np.ndarray) -> float:
@@ -167,7 +167,7 @@ def _crop(image: np.ndarray, share: float, rng: np.random.Generator, other: np.n
     size = max(2, round(height * share)), max(2, round(width * share))
     top, left = rng.integers(0, height - size[0] + 1), rng.integers(0, width - size[1] + 1)
     part = image[:, top : top + size[0], left : left + size[1]]
-    return ndimage.zoom(part, (1, height / size[0], width / size[1]), order=1)
+    return scipy.ndimage.zoom(part, (1, height / size[0], width / size[1]), order=1)
 
 
 def _cutout(image: np.ndarray, share: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
@@ -187,10 +187,12 @@ def _rectangle(image: np.ndarray, share: float, rng: np.random.Generator) -> tup
 
 def _elastic(image: np.ndarray, largest_px: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     """A smooth random displacement, at its largest ``largest_px``."""
-    fields = ndimage.gaussian_filter(rng.normal(size=(2, *image.shape[1:])), (0, *(n / 10 for n in image.shape[1:])))
+    fields = scipy.ndimage.gaussian_filter(
+        rng.normal(size=(2, *image.shape[1:])), (0, *(n / 10 for n in image.shape[1:]))
+    )
     fields *= largest_px / np.hypot(*fields).max()
     positions = np.stack(np.meshgrid(*(np.arange(n) for n in image.shape[1:]), indexing="ij")) + fields
-    return np.stack([ndimage.map_coordinates(c, positions, order=1, mode="nearest") for c in image])
+    return np.stack([scipy.ndimage.map_coordinates(c, positions, order=1, mode="nearest") for c in image])
 
 
 def _blend(image: np.ndarray, share: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from support.nnunet_plans import (
 )
 
 from common.errors import InputError
+from common.exit_codes import ExitCode
 from common.settings import to_dict
 from diffusion.plan import PLAN_FILE, main, read_plan
 from diffusion.planning import (
@@ -99,7 +100,7 @@ def test_bad_input_ends_with_1_and_says_why(
 ) -> None:
     path = preprocessed / "Dataset001_X" / file
     path.unlink() if content is None else path.write_text(content)
-    assert main(["1"]) == 1
+    assert main(["1"]) == ExitCode.BAD_INPUT
     error = capsys.readouterr().err
     assert message in error and "way out" in error and file in error
     assert not (preprocessed / "Dataset001_X" / PLAN_FILE).exists()
@@ -118,7 +119,7 @@ def test_a_failure_that_is_no_bad_input_is_not_swallowed(preprocessed: Path, mon
 
 @pytest.mark.parametrize("channels", ["0,4", "1,1"])
 def test_channels_that_are_not_there(channels: str, preprocessed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["100", "--channels", channels]) == 1
+    assert main(["100", "--channels", channels]) == ExitCode.BAD_INPUT
     assert "--channels" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["100", "--channels", "[0,1]"])

@@ -19,7 +19,7 @@ from diffusion.denoiser_training import DenoiserTraining
 from diffusion.model import open_model
 from diffusion.sample import sample, sample_with_labels
 from diffusion.settings import DiffusionSettings
-from diffusion.train import AUTOENCODER_FOLDER, train
+from diffusion.training_run import AUTOENCODER_FOLDER, train
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (6, 1, 16, 16), dtype=np.uint8)
 TIMED = ("card.json", "card.md")

@@ -15,6 +15,7 @@ import yaml
 from support.nnunet_phantoms import mni_template, plan_with_nnunet, read_image, write_image
 from support.paths import REPOSITORY
 
+from common.exit_codes import ExitCode
 from common.files import write_json
 from diffusion import plan, sample, train
 
@@ -153,12 +154,12 @@ def test_folds_have_folders_of_their_own_and_bad_input_ends_non_zero(root: Path,
     assert plan.main(["1", "--device", "cpu"]) == 0
     command = ["1", "--dimensions", "3D", "--model", "ddpm", *SHORT]
     for wrong in (["7", *command[1:]], [*command, "--fold", "5"], [*command, "--epochs", "0"]):
-        assert train.main(wrong) == 1
+        assert train.main(wrong) == ExitCode.BAD_INPUT
         assert "way out" in capsys.readouterr().err
     monkeypatch.delenv("nnUNet_results")
-    assert train.main(command) == 1 and "nnUNet_results" in capsys.readouterr().err
+    assert train.main(command) == ExitCode.BAD_INPUT and "nnUNet_results" in capsys.readouterr().err
     monkeypatch.delenv("nnUNet_preprocessed")
-    assert plan.main(["1"]) == 1 and "nnUNet_preprocessed" in capsys.readouterr().err
+    assert plan.main(["1"]) == ExitCode.BAD_INPUT and "nnUNet_preprocessed" in capsys.readouterr().err
 
 
 def test_an_error_nobody_expected_ends_the_command_non_zero(tmp_path: Path, root: Path) -> None:

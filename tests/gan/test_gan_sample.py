@@ -11,6 +11,7 @@ from PIL import Image
 from support.gan_trainings import TINY, Stop, noise_images, plan_of, stop_after, tiny_settings, untrained
 
 from common.checkpoints import save_tensors
+from common.exit_codes import ExitCode
 from gan.batch_sampler import BatchSampler, images_per_pass
 from gan.model import GeneratorNetwork
 from gan.sample import main, sample
@@ -127,7 +128,7 @@ def test_what_cannot_be_sampled_is_named_with_the_way_out(
     untrained(Path("run/generator.safetensors"), 1, "uint8")
     save_tensors(Path("run/broken/other.safetensors"), {"a": torch.zeros(1)}, {"seed": 1})
     Path("run/broken/cut.safetensors").write_bytes(Path("run/generator.safetensors").read_bytes()[:1000])
-    assert main(arguments) == 1
+    assert main(arguments) == ExitCode.BAD_INPUT
     written = capsys.readouterr().err
     assert named in written and "way out" in written
     assert not Path("samples").exists()

@@ -24,7 +24,7 @@ from common.image_set import ImageEntry, ImageSet, load_image_set, save_image_se
 from common.progress import silent
 from common.resampling import clopper_pearson
 from diffusion.data import ImageData
-from diffusion.train import train
+from diffusion.training_run import train
 from evaluation.results import COLUMNS
 from features.fidelity import frechet_distance
 from features.fidelity_comparison import ComparedSets, compare_frechet

@@ -14,14 +14,13 @@ from gan.settings import GanSettings
 from memorization.calibration import RULES
 from memorization.gates import DROPPED_SHARE, GATE_NAMES, PLANTED_RECALL
 from memorization.leakage.metrics import METRICS, Metric
+from nnunetv2_mod.raw_dataset import DATASET_JSON, IMAGES, LABELS, NIFTI, PNG, image_name
 from sharing.strict_json import strings_of
 
 SCHEMA_VERSION = 4
-MANIFEST, DATASET, FIGURES, CARD = "manifest.json", "dataset.json", "privacy.json", "CARD.md"
+MANIFEST, DATASET, FIGURES, CARD = "manifest.json", DATASET_JSON, "privacy.json", "CARD.md"
 DROP_LIST, DROP_LIST_VERSION = "drop.json", 1  # what a site answers about another's package
 DOCUMENTS = (DATASET, FIGURES, CARD)  # what the manifest lists besides images and labels
-IMAGES, LABELS = "imagesTr", "labelsTr"
-PNG, NIFTI = ".png", ".nii.gz"
 DTYPES = {PNG: ("uint8", "uint16"), NIFTI: ("float32",)}  # of images; labels are uint8
 GENERATORS: Mapping[str, type] = {  # name -> what its settings may be
     "stylegan2": GanSettings,
@@ -89,7 +88,7 @@ class Manifest:
     def images_of(self, case: str) -> list[str]:
         """The files that hold a case's channels."""
         n_files = 1 if self.rgb else len(self.channel_names)
-        return [f"{IMAGES}/{case}_{channel:04d}{self.file_ending}" for channel in range(n_files)]
+        return [f"{IMAGES}/{image_name(case, channel, self.file_ending)}" for channel in range(n_files)]
 
     def labels_of(self, case: str) -> str:
         """The file that holds a case's labels."""
@@ -167,16 +166,6 @@ def is_site_name(name: str) -> bool:
 def is_case_name(name: str, site: str) -> bool:
     """Whether ``name`` is a site's name and a number, as every synthetic case is called."""
     return re.fullmatch(rf"{re.escape(site)}_syn_[0-9]{{1,9}}", name) is not None
-
-
-def dataset_json(channel_names: Sequence[str], labels: Mapping[str, int], n_cases: int, ending: str) -> dict[str, Any]:
-    """nnU-Net's ``dataset.json``; it follows from the manifest."""
-    return {
-        "channel_names": {str(index): name for index, name in enumerate(channel_names)},
-        "labels": {"background": 0, **labels},
-        "numTraining": n_cases,
-        "file_ending": ending,
-    }
 
 
 def _failing(*checks: tuple[str, object, bool, str]) -> Iterator[Fault]:

@@ -19,7 +19,7 @@ from diffusion.perceptual import build_perceptual, perceptual_distance
 from diffusion.pictures import write_reconstructions
 from diffusion.settings import AutoencoderSettings, DiffusionSettings
 from diffusion.training import Training, check_same_run
-from training.batch_shard import ALONE, Share
+from training.batch_shard import SINGLE_PROCESS, BatchShard
 
 RESULT = "autoencoder.safetensors"
 LARGEST_CRITIC = 64  # feature maps of its first layer
@@ -34,10 +34,15 @@ class AutoencoderTraining(Training):
     checkpoint = "training.safetensors"
 
     def __init__(
-        self, data: Data, settings: DiffusionSettings, seed: int, device: torch.device, share: Share = ALONE
+        self,
+        data: Data,
+        settings: DiffusionSettings,
+        seed: int,
+        device: torch.device,
+        shard: BatchShard = SINGLE_PROCESS,
     ) -> None:
         self.own = autoencoder_settings(settings)
-        super().__init__(data, settings, seed, device, share, self.own)
+        super().__init__(data, settings, seed, device, shard, self.own)
         torch.manual_seed(derive_seed(seed, "autoencoder"))
         self.autoencoder = Autoencoder(self.own).to(device)
         self.modules: dict[str, nn.Module] = {"autoencoder": self.autoencoder}
@@ -106,7 +111,7 @@ class AutoencoderTraining(Training):
         return (self.own.latent_channels, *self.settings.denoised_size)
 
     @torch.no_grad()
-    def look(self, out: Path) -> Mapping[str, float]:
+    def on_epoch_end(self, out: Path) -> Mapping[str, float]:
         """Mean absolute error on the fixed crops, from the latents' means."""
         n_at_once = max(1, self.batch_size // self.n_accumulated)
         made = torch.cat([self._reconstructed(crops) for crops in self.fixed.split(n_at_once)])

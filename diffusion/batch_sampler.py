@@ -30,7 +30,7 @@ def images_per_pass(settings: DiffusionSettings, device: str | torch.device) -> 
     return max(1, min(MOST_PER_PASS[kind], by_denoiser, by_decoder))
 
 
-class Passes:
+class BatchSampler:
     """Images of seeds, pass by pass, by one sampler."""
 
     def __init__(

@@ -22,7 +22,7 @@ import torch
 from common.machine import Machine
 from common.plan import Plan
 from common.spatial_plan import spatial_plan_from_2d
-from diffusion.batch_sampler import Passes
+from diffusion.batch_sampler import BatchSampler
 from diffusion.model import Model
 from diffusion.planning import derive_settings
 from diffusion.settings import SAMPLERS, AutoencoderConfig, DiffusionConfig
@@ -84,7 +84,7 @@ def _square_plan(size_px: int) -> Plan:
 
 def measure_overhead(model: Model, sampler: str, n_evaluations: int, n_repeats: int) -> Overhead:
     """Rounds of two whole passes between two bare networks."""
-    passes = Passes(model, None, sampler, n_evaluations)
+    passes = BatchSampler(model, None, sampler, n_evaluations)
     seeds = list(range(passes.n_images))
     noisy = torch.randn(passes.n_images, *model.noise_shape, device=model.device)
     times = torch.full((passes.n_images,), 500.0, device=model.device)

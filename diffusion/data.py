@@ -66,7 +66,7 @@ class ImageData:
 
     @property
     def has_heldout(self) -> bool:
-        """Never: who is held out is known to the gauge alone."""
+        """Never: who is held out is known to the monitor alone."""
         return False
 
     def at(self, step: int, batch_size: int) -> Tensor:

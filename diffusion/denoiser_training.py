@@ -17,7 +17,7 @@ from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
 from diffusion.augment import augment
 from diffusion.autoencoder_training import latents_of, load_trained
-from diffusion.batch_sampler import Passes
+from diffusion.batch_sampler import BatchSampler
 from diffusion.data import Data
 from diffusion.loss import denoising_errors
 from diffusion.model import RESULT, Model, in_fast_order
@@ -25,8 +25,8 @@ from diffusion.pictures import write_samples
 from diffusion.schedule import SampleSchedule, derive_schedule
 from diffusion.settings import DiffusionSettings
 from diffusion.training import Training, autocast
-from training.batch_shard import ALONE, Share
-from training.gauge import Gauge
+from training.batch_shard import SINGLE_PROCESS, BatchShard
+from training.monitor import Monitor
 from training.pictures import images_to_integers
 from training.snapshots import (
     Candidate,
@@ -57,12 +57,12 @@ class DenoiserTraining(Training):
         settings: DiffusionSettings,
         seed: int,
         device: torch.device,
-        share: Share = ALONE,
+        shard: BatchShard = SINGLE_PROCESS,
         autoencoder: Path | None = None,
-        gauge: Gauge | None = None,
+        monitor: Monitor | None = None,
     ) -> None:
         """``autoencoder``: the folder of the finished one, for a model in latents."""
-        super().__init__(data, settings, seed, device, share, settings)
+        super().__init__(data, settings, seed, device, shard, settings)
         torch.manual_seed(derive_seed(seed, "denoiser"))
         self.model = Model(settings).to(device)
         if autoencoder is not None:
@@ -75,12 +75,12 @@ class DenoiserTraining(Training):
         self.modules: dict[str, nn.Module] = {"denoiser": self.denoiser, "average": self.average}
         self.optimizers = {"denoiser": torch.optim.AdamW(self.denoiser.parameters(), settings.learning_rate)}
         self.optimizers["denoiser"].param_groups[0]["weight_decay"] = 0.0
-        self.gauge, self.candidates = gauge, list[Candidate]()
-        n_references = 0 if gauge is None else gauge.n_references
-        per_image_s = 0.0 if gauge is None else gauge.seconds_per_image
+        self.monitor, self.candidates = monitor, list[Candidate]()
+        n_references = 0 if monitor is None else monitor.n_references
+        per_image_s = 0.0 if monitor is None else monitor.seconds_per_image
         self.schedule = derive_schedule(settings, per_image_s, n_references, device.type)
-        if gauge is not None and not self.schedule.n_references:
-            log.info("%g kimg are too short for a gauge: none, and the last snapshot is taken", settings.kimg)
+        if monitor is not None and not self.schedule.n_references:
+            log.info("%g kimg are too short for a monitor: none, and the last snapshot is taken", settings.kimg)
 
     def update(self) -> Mapping[str, Tensor]:
         """Noise at a random time, what the denoiser says of it, one step, and the average of the weights."""
@@ -135,18 +135,18 @@ class DenoiserTraining(Training):
         for averaged, weight in zip(self.average.parameters(), self.denoiser.parameters(), strict=True):
             averaged.lerp_(weight, 1 - kept)
 
-    def look(self, out: Path) -> Mapping[str, float]:
-        """Validation at every epoch; samples, for the sheet and the gauge, at some."""
+    def on_epoch_end(self, out: Path) -> Mapping[str, float]:
+        """Validation at every epoch; samples, for the sheet and the monitor, at some."""
         scores = {VALIDATION: self._validation_loss()}
         if self.schedule.is_due(self.n_epochs - self.epoch):
             samples = self._fixed_samples()
             shown = samples[: N_SHOWN if self.settings.n_axes == 2 else 4]
             write_samples(out, shown, self.settings.n_channels, self.kimg)
-            if self.gauge is not None and self.schedule.n_references:
+            if self.monitor is not None and self.schedule.n_references:
                 integers = images_to_integers(
                     samples[:, : self.settings.n_channels], np.dtype(self.data.facts["dtype"])
                 )
-                scores |= self.gauge.measure(integers, self.schedule.n_references)
+                scores |= self.monitor.measure(integers, self.schedule.n_references)
         self._consider(Candidate(self.step, self.kimg, scores), out)
         return scores
 
@@ -174,7 +174,7 @@ class DenoiserTraining(Training):
     def _fixed_samples(self) -> Tensor:
         """(n, data channels, *size) of seeds that are the same at every snapshot."""
         sampling = self._with_average()
-        passes = Passes(sampling, None, CHECKPOINT_SAMPLER, min(CHECKPOINT_EVALUATIONS, sampling.process.n_times))
+        passes = BatchSampler(sampling, None, CHECKPOINT_SAMPLER, min(CHECKPOINT_EVALUATIONS, sampling.process.n_times))
         seeds = [derive_seed(self.seed, "fixed samples", index) for index in range(self.schedule.n_samples)]
         return torch.cat(list(passes(seeds)))
 
@@ -186,7 +186,7 @@ class DenoiserTraining(Training):
 
     def _consider(self, candidate: Candidate, out: Path) -> None:
         """Keep the epoch's averaged weights while they may still be chosen."""
-        if self.gauge is None and self.settings.config.snapshot == "heldout":
+        if self.monitor is None and self.settings.config.snapshot == "heldout":
             best = self.candidates[0].scores[VALIDATION] if self.candidates else float("inf")
             self.candidates = (
                 [candidate] if self._is_validated and candidate.scores[VALIDATION] < best else (self.candidates)
@@ -214,7 +214,7 @@ class DenoiserTraining(Training):
         """Write the chosen snapshot as ``generator.safetensors``; returns which it is and why. The state goes."""
         rule, last = self.settings.config.snapshot, Candidate(self.step, self.kimg)
         candidate, reason = choose(self.candidates, rule)
-        if self.gauge is None and rule == "heldout" and self.candidates:
+        if self.monitor is None and rule == "heldout" and self.candidates:
             candidate, reason = self.candidates[0], "the lowest denoising loss on held-out cases"
         if candidate is not None and candidate.step != self.step:
             self.average.load_state_dict(load_candidate(candidate, out))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from common.errors import InputError
 from common.progress import Progress, shown_progress, silent
-from diffusion.batch_sampler import Passes
+from diffusion.batch_sampler import BatchSampler
 from diffusion.data import channels_as_labels
 from diffusion.model import RESULT, Opened, open_model
 from diffusion.pictures import write_samples
@@ -67,7 +67,10 @@ def sample_with_labels(
     if "file_ending" in opened.facts:
         fix = "use python -m diffusion.sample, which writes them with their geometry"
         raise InputError("a model of volumes or crops", where=checkpoint, fix=fix)
-    passes, n_channels = Passes(opened.model, batch_size, sampler, n_evaluations), opened.model.settings.n_channels
+    passes, n_channels = (
+        BatchSampler(opened.model, batch_size, sampler, n_evaluations),
+        opened.model.settings.n_channels,
+    )
     parts = list(_with_progress(passes, seeds, progress))
     shape = (0, opened.model.settings.n_data_channels, *opened.model.settings.image_size)
     made = torch.cat([torch.zeros(shape), *parts])
@@ -76,7 +79,7 @@ def sample_with_labels(
     return images, labels
 
 
-def _with_progress(passes: Passes, seeds: Sequence[int], progress: Progress) -> Iterator[Tensor]:
+def _with_progress(passes: BatchSampler, seeds: Sequence[int], progress: Progress) -> Iterator[Tensor]:
     """The passes, with the evaluations inside each counted as parts of its images."""
     done = 0
 
@@ -132,7 +135,7 @@ def _write(chosen: argparse.Namespace, opened: Opened) -> str:
     seeds = range(chosen.seed, chosen.seed + chosen.n)
     if chosen.batch is not None and chosen.batch < 1:
         raise InputError(f"--batch {chosen.batch}", where="diffusion.sample", fix="use 1 or more")
-    passes = Passes(opened.model, chosen.batch, chosen.sampler, chosen.evaluations)
+    passes = BatchSampler(opened.model, chosen.batch, chosen.sampler, chosen.evaluations)
     shown: list[Tensor] = []
     done = 0
     with shown_progress() as progress:

@@ -1,7 +1,7 @@
 """When and how many samples a training draws of itself: a pure function of its settings, so that a resumed one agrees.
 
 A sample costs ten evaluations of the denoiser; a training step three for each image (forward, and backward twice as
-much). Samples and the gauge's look at them have ``SHARE_OF_TIME`` of the training's time.
+much). Samples and the monitor's look at them have ``SHARE_OF_TIME`` of the training's time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SHARE_OF_TIME = 0.15
 EVALUATIONS, PASSES_PER_STEP = 10, 3
 MIN_GAUGED, MAX_GAUGED = 32, 512  # samples; each costs as much as three training images
 MIN_GAUGINGS = 3  # with fewer there is no choice of a snapshot
-N_SHOWN, N_SHEETS = {2: 16, 3: 4}, 5  # samples on a sheet where there is no gauge, and sheets
+N_SHOWN, N_SHEETS = {2: 16, 3: 4}, 5  # samples on a sheet where there is no monitor, and sheets
 N_SETUP_IMAGES = 20  # loading the embedder takes as long as embedding these
 FLOP_PER_S = {"cpu": 40e9, "cuda": 40e12}  # of one core (measured) and of a GPU (a cautious guess)
 
@@ -27,7 +27,7 @@ class SampleSchedule:
 
     every: int
     n_samples: int
-    n_references: int  # real images the gauge embeds at most
+    n_references: int  # real images the monitor embeds at most
 
     def is_due(self, n_epochs_left: int) -> bool:
         """Whether the epoch with so many still to come ends with samples."""
@@ -40,7 +40,7 @@ def derive_schedule(
     """As many gaugings (at most one an epoch), then as many samples, as the share of the training's time allows.
 
     Real images take half of it at most. A training too short for ``MIN_GAUGINGS`` of ``MIN_GAUGED``, or without a
-    gauge (``n_references`` 0), has ``N_SHEETS`` sheets.
+    monitor (``n_references`` 0), has ``N_SHEETS`` sheets.
     """
     speed = FLOP_PER_S["cuda" if device.startswith("cuda") else "cpu"]
     forward_s = denoiser_flop(settings.denoiser, settings.denoised_size) / speed

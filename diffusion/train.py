@@ -32,10 +32,10 @@ from diffusion.model import RESULT
 from diffusion.perceptual import check_perceptual
 from diffusion.settings import DiffusionSettings
 from diffusion.training import Training, check_same_run
-from training.batch_shard import Share
-from training.distributed import run_together
-from training.gauge import Gauge
+from training.batch_shard import BatchShard
+from training.distributed import run_distributed
 from training.memory import keep_freed_memory
+from training.monitor import Monitor
 from training.pictures import SHEETS
 from training.snapshots import remove_candidates
 
@@ -53,7 +53,7 @@ def train(
     seed: int,
     device: str = "cpu",
     progress: Progress = silent,
-    gauge: Gauge | None = None,
+    monitor: Monitor | None = None,
     n_processes: int = 1,
 ) -> None:
     """Train on ``data`` and write the model with averaged weights.
@@ -81,7 +81,7 @@ def train(
     arguments = (data, settings, seed)
     if settings.autoencoder is not None and not (out / AUTOENCODER_FOLDER / AUTOENCODER).is_file():
         _run(_begin_autoencoder, arguments, out, device, progress, card, n_processes, None)
-    _run(_begin_denoiser, arguments, out, device, progress, card, n_processes, gauge)
+    _run(_begin_denoiser, arguments, out, device, progress, card, n_processes, monitor)
 
 
 def check_processes(settings: DiffusionSettings, n_processes: int) -> None:
@@ -99,16 +99,28 @@ def n_processes_for(settings: DiffusionSettings, n_devices: int) -> int:
 
 
 def _begin_autoencoder(
-    out: Path, device: str, share: Share, gauge: Gauge | None, data: Data, settings: DiffusionSettings, seed: int
+    out: Path,
+    device: str,
+    shard: BatchShard,
+    monitor: Monitor | None,
+    data: Data,
+    settings: DiffusionSettings,
+    seed: int,
 ) -> tuple[Training, Path]:
-    return AutoencoderTraining(data, settings, seed, torch.device(device), share), out / AUTOENCODER_FOLDER
+    return AutoencoderTraining(data, settings, seed, torch.device(device), shard), out / AUTOENCODER_FOLDER
 
 
 def _begin_denoiser(
-    out: Path, device: str, share: Share, gauge: Gauge | None, data: Data, settings: DiffusionSettings, seed: int
+    out: Path,
+    device: str,
+    shard: BatchShard,
+    monitor: Monitor | None,
+    data: Data,
+    settings: DiffusionSettings,
+    seed: int,
 ) -> tuple[Training, Path]:
     folder = None if settings.autoencoder is None else out / AUTOENCODER_FOLDER
-    return DenoiserTraining(data, settings, seed, torch.device(device), share, folder, gauge), out
+    return DenoiserTraining(data, settings, seed, torch.device(device), shard, folder, monitor), out
 
 
 def _run(
@@ -119,23 +131,23 @@ def _run(
     progress: Progress,
     card: Card,
     n_processes: int,
-    gauge: Gauge | None,
+    monitor: Monitor | None,
 ) -> None:
     """One of the two trainings, on this process as the one that writes, and on the others."""
 
-    def lead(share: Share, own_device: str) -> None:
-        run, folder = begin(out, own_device, share, gauge, *arguments)
+    def lead(shard: BatchShard, own_device: str) -> None:
+        run, folder = begin(out, own_device, shard, monitor, *arguments)
         _lead(run, folder, arguments[1], progress, card)
 
     # a name of its own: what followers of a killed training still do to theirs must not be done to this one
     rendezvous = out / f".{uuid4().hex}.{RENDEZVOUS}"
-    run_together(n_processes, rendezvous, device, lead, _follow, begin, out, arguments)
+    run_distributed(n_processes, rendezvous, device, lead, _follow, begin, out, arguments)
 
 
 def _lead(run: Training, folder: Path, settings: DiffusionSettings, progress: Progress, card: Card) -> None:
     kimg_before, kimg_total = _kimg_before(run, settings), _kimg_total(settings)
     run.resume(folder)
-    run.share.meet()  # the others have read the checkpoint
+    run.shard.barrier()  # the others have read the checkpoint
     _remove_pictures_ahead(folder, run.kimg)
     while run.step < run.n_steps:
         run.advance()
@@ -143,7 +155,7 @@ def _lead(run: Training, folder: Path, settings: DiffusionSettings, progress: Pr
             started_s = time.monotonic()
             run.end_epoch(folder)
             card.write(run.rows, kimg_before + run.kimg)
-            run.share.meet()
+            run.shard.barrier()
             log.debug("epoch %d of %d, %.1f s beside it", run.epoch, run.n_epochs, time.monotonic() - started_s)
         progress(kimg_before + run.kimg, kimg_total, "kimg")
     if isinstance(run, DenoiserTraining):
@@ -153,7 +165,7 @@ def _lead(run: Training, folder: Path, settings: DiffusionSettings, progress: Pr
 
 
 def _follow(
-    share: Share,
+    shard: BatchShard,
     device: str,
     begin: Callable[..., tuple[Training, Path]],
     out: Path,
@@ -161,13 +173,13 @@ def _follow(
 ) -> None:
     """The training as the others see it: the steps, and a wait wherever the leader writes."""
     keep_freed_memory()
-    run, folder = begin(out, device, share, None, *arguments)
+    run, folder = begin(out, device, shard, None, *arguments)
     run.resume(folder)
-    share.meet()
+    shard.barrier()
     while run.step < run.n_steps:
         run.advance()
         if run.step % run.steps_per_epoch == 0:
-            share.meet()
+            shard.barrier()
 
 
 def _kimg_total(settings: DiffusionSettings) -> float:

@@ -25,7 +25,7 @@ from common.seeds import derive_seed
 from common.settings import to_dict
 from diffusion.data import Data
 from diffusion.settings import DiffusionSettings
-from training.batch_shard import Share
+from training.batch_shard import BatchShard
 from training.training_state import load_state, state_to_tensors
 
 log = logging.getLogger(__name__)
@@ -64,9 +64,15 @@ class Training(ABC):
     optimizers: dict[str, torch.optim.Optimizer]
 
     def __init__(
-        self, data: Data, settings: DiffusionSettings, seed: int, device: torch.device, share: Share, lengths: Lengths
+        self,
+        data: Data,
+        settings: DiffusionSettings,
+        seed: int,
+        device: torch.device,
+        shard: BatchShard,
+        lengths: Lengths,
     ) -> None:
-        self.data, self.settings, self.seed, self.device, self.share = data, settings, seed, device, share
+        self.data, self.settings, self.seed, self.device, self.shard = data, settings, seed, device, shard
         self.n_epochs, self.steps_per_epoch = lengths.n_epochs, lengths.steps_per_epoch
         self.batch_size, self.n_accumulated = lengths.batch_size, lengths.n_accumulated
         self.step = 0
@@ -77,7 +83,7 @@ class Training(ABC):
         """One step of every optimiser; what it measured, one number each."""
 
     @abstractmethod
-    def look(self, out: Path) -> Mapping[str, float]:
+    def on_epoch_end(self, out: Path) -> Mapping[str, float]:
         """At the end of an epoch, on one process: validation, and pictures now and then; scores for the curves."""
 
     @property
@@ -112,7 +118,7 @@ class Training(ABC):
 
     def end_epoch(self, out: Path) -> None:
         """Scores, pictures and curves first, then the point to resume from."""
-        scores = self.look(out)
+        scores = self.on_epoch_end(out)
         if scores:
             self.rows.append({"step": self.kimg, "unit": "kimg", **scores})
         write_text(out / CURVES, "".join(json.dumps(_ordered(row)) + "\n" for row in self.rows))
@@ -147,14 +153,14 @@ class Training(ABC):
 
     def parts(self, *whole: Tensor) -> Iterator[tuple[float, list[Tensor]]]:
         """This process's share of a batch, part by part: ``(weight, tensors)``; weights of a share add up to 1."""
-        own = [self.share.of(tensor) for tensor in whole]
+        own = [self.shard.of(tensor) for tensor in whole]
         n_own, n_parts = len(own[0]), self.n_accumulated
         for part in zip(*(tensor.split(-(-n_own // n_parts)) for tensor in own), strict=True):
             yield len(part[0]) / n_own, [tensor.to(self.device, non_blocking=True) for tensor in part]
 
     def apply_gradients(self, name: str, network: nn.Module, learning_rate: float) -> Tensor:
         """Mean over the processes, clipped, one step of Adam; the gradient's norm before clipping."""
-        self.share.average([p.grad for p in network.parameters() if p.grad is not None])
+        self.shard.average([p.grad for p in network.parameters() if p.grad is not None])
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), LARGEST_GRADIENT_NORM)
         optimizer = self.optimizers[name]
         for group in optimizer.param_groups:

@@ -20,7 +20,7 @@ from features.embedders import Embedder, build_embedder
 from features.embedding_cache import cached
 from features.fidelity import frechet_distance, kernel_distance, kernel_interval
 from features.index import RESOLUTION_L2, nearest
-from training.gauge import (
+from training.monitor import (
     COPIED_TRAIN,
     DIVERSITY,
     FRECHET_HELDOUT,
@@ -101,7 +101,7 @@ class FeatureGauge:
         return len(self.training) * (2 if self._mirrored else 1) + len(self.heldout)
 
     def measure(self, samples: np.ndarray, n_references: int) -> Mapping[str, float]:
-        """Scores by name (``training.gauge``); those of held-out patients only where there are some."""
+        """Scores by name (``training.monitor``); those of held-out patients only where there are some."""
         if self._references is None:
             self._references = self._embed_references(n_references)
         real, features = self._references, self.embed(samples)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from training.batch_shard import ALONE, Share
+from training.batch_shard import SINGLE_PROCESS, BatchShard
 
 TRANSLATION = 0.125  # of each side, at most
 CUTOUT = 0.5  # of each side
@@ -16,17 +16,19 @@ CUTOUT = 0.5  # of each side
 Uniform = Callable[[], Tensor]  # one number of [0, 1) an image
 
 
-def augment(images: Tensor, names: Sequence[str], generator: torch.Generator, share: Share = ALONE) -> Tensor:
+def augment(
+    images: Tensor, names: Sequence[str], generator: torch.Generator, shard: BatchShard = SINGLE_PROCESS
+) -> Tensor:
     """Apply the named augmentations in order; ``generator`` (on the CPU) draws one set of parameters per image.
 
     Args:
         images: (b, channels, height, width), about [-1, 1].
         names: out of ``color``, ``translation`` and ``cutout``.
-        share: parameters are drawn for the whole batch, of which ``images`` are this process's share.
+        shard: parameters are drawn for the whole batch, of which ``images`` are this process's share.
     """
 
     def uniform() -> Tensor:
-        return share.of(torch.rand(len(images) * share.n_processes, generator=generator)).to(images.device)
+        return shard.of(torch.rand(len(images) * shard.n_processes, generator=generator)).to(images.device)
 
     for name in names:
         images = _AUGMENTATIONS[name](images, uniform)

@@ -25,11 +25,11 @@ from torch.utils.flop_counter import flop_registry
 
 from common.files import write_json
 from common.settings import from_dict
-from gan.phases import Phases
 from gan.privacy import Mechanism
 from gan.settings import GanConfig
 from gan.square import square_settings
 from gan.textbook import as_textbook
+from gan.train_step import TrainStep
 from training.memory import keep_freed_memory
 
 PHASES = ("gmain", "greg", "dmain", "dreg")
@@ -53,7 +53,7 @@ class Spec:
 class Steps:
     """The phases of one implementation, each with its optimiser step, on random numbers of its own."""
 
-    def __init__(self, phases: Phases) -> None:
+    def __init__(self, phases: TrainStep) -> None:
         self.phases = phases
         self.draws = torch.Generator().manual_seed(0)
         self.n_parameters = {
@@ -112,7 +112,7 @@ def build(res: int, batch: int, channels: int, spec: Spec | Mapping[str, Any], d
         precision=spec.precision,
         ema_kimg=spec.ema_kimg,
     )
-    return Steps(Phases(square_settings(res, channels, config), 0, torch.device(device)))
+    return Steps(TrainStep(square_settings(res, channels, config), 0, torch.device(device)))
 
 
 def build_textbook(res: int, batch: int, channels: int, spec: Spec | Mapping[str, Any], device: str) -> Steps:

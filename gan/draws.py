@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gan.model import Generator
+from gan.model import GeneratorNetwork
 
 
 def on_device(draws: torch.Generator, device: torch.device) -> torch.Generator:
@@ -20,13 +20,13 @@ def on_device(draws: torch.Generator, device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def draw_noise(network: Generator, n_images: int, generator: torch.Generator) -> list[Tensor]:
+def draw_noise(network: GeneratorNetwork, n_images: int, generator: torch.Generator) -> list[Tensor]:
     """Fresh N(0, 1) noise maps, one (n_images, 1, h, w) a layer, on the generator's device."""
     sizes, device = network.noise_sizes(), generator.device
     return [torch.randn(n_images, 1, *size, generator=generator, device=device) for size in sizes]
 
 
-def draw_latents(network: Generator, n_images: int, generator: torch.Generator) -> tuple[Tensor, int]:
+def draw_latents(network: GeneratorNetwork, n_images: int, generator: torch.Generator) -> tuple[Tensor, int]:
     """Latents (2, n_images, z_dim) and the layer from which on the second one's style is used.
 
     With the style-mixing probability that layer is drawn, one for the batch; else it is ``n_styles``, that is none.

@@ -18,7 +18,7 @@ MAPPING_LR_MULTIPLIER = 0.01
 BRANCH_GAIN = math.sqrt(0.5)  # of the two branches of a residual block, which keeps the variance
 
 
-class Mapping(nn.Module):
+class MappingNetwork(nn.Module):
     """z -> w: normalisation and fully connected layers at a hundredth of the learning rate."""
 
     def __init__(self, z_dim: int, w_dim: int, n_layers: int) -> None:
@@ -104,14 +104,14 @@ class SynthesisBlock(nn.Module):
         return upsample(image, self.up)
 
 
-class Generator(nn.Module):
+class GeneratorNetwork(nn.Module):
     """Latents to images in about [-1, 1]; blocks from the plan's bottleneck up to its patch size."""
 
     def __init__(self, settings: GanSettings) -> None:
         super().__init__()
         config, channels, sizes = settings.config, settings.channels, settings.resolutions
         self.settings = settings
-        self.mapping = Mapping(config.z_dim, config.w_dim, config.mapping_layers)
+        self.mapping = MappingNetwork(config.z_dim, config.w_dim, config.mapping_layers)
         self.constant = nn.Parameter(torch.randn(channels[-1], *sizes[-1]))
         blocks = [SynthesisBlock(0, channels[-1], settings.kernel_sizes[-1], (1, 1), settings.n_channels, config.w_dim)]
         for stage in reversed(range(len(sizes) - 1)):

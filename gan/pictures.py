@@ -1,4 +1,4 @@
-"""What a generator makes of latents that never change: sheets, a path between latents, samples for the gauge."""
+"""What a generator makes of latents that never change: sheets, a path between latents, samples for the monitor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from common.files import atomic_path
 from common.seeds import derive_seed
 from gan.draws import draw_noise
-from gan.model import Generator
+from gan.model import GeneratorNetwork
 from training.pictures import (
     SHEET,
     SHEET_SHAPE,
@@ -25,11 +25,11 @@ from training.pictures import (
 PATHS = 4  # side by side in the interpolation
 FRAMES = 16  # from one latent to the other; the picture plays them forth and back
 BATCH_SIZE = 8
-COMPARED_AT_ONCE = 16  # the gauge's samples follow from it
+COMPARED_AT_ONCE = 16  # the monitor's samples follow from it
 INTERPOLATION = "interpolation.gif"
 
 
-def write_pictures(network: Generator, seed: int, out: Path, kimg: float) -> None:
+def write_pictures(network: GeneratorNetwork, seed: int, out: Path, kimg: float) -> None:
     """The newest sheet, its copy under ``sheets/`` for the length so far, and the interpolation."""
     draw_sheet(network, seed, out / SHEET)
     with atomic_path(out / SHEETS / sheet_name(kimg)) as temporary:
@@ -38,7 +38,7 @@ def write_pictures(network: Generator, seed: int, out: Path, kimg: float) -> Non
 
 
 @torch.no_grad()
-def draw_sheet(network: Generator, seed: int, path: Path) -> None:
+def draw_sheet(network: GeneratorNetwork, seed: int, path: Path) -> None:
     """Write a grid of samples as PNG; the same seed gives the same latents at every snapshot."""
     rows, columns = SHEET_SHAPE
     device = network.constant.device
@@ -51,7 +51,7 @@ def draw_sheet(network: Generator, seed: int, path: Path) -> None:
 
 
 @torch.no_grad()
-def draw_interpolation(network: Generator, seed: int, path: Path) -> None:
+def draw_interpolation(network: GeneratorNetwork, seed: int, path: Path) -> None:
     """Write an animation: each tile goes from one style w to another and back, its noise maps standing still.
 
     Where steps are even to the eye the generator's space is smooth; jumps between few pictures are a sign of copying.
@@ -69,7 +69,7 @@ def draw_interpolation(network: Generator, seed: int, path: Path) -> None:
 
 
 @torch.no_grad()
-def draw_fixed_samples(network: Generator, seed: int, n_samples: int, dtype: np.dtype) -> np.ndarray:
+def draw_fixed_samples(network: GeneratorNetwork, seed: int, n_samples: int, dtype: np.dtype) -> np.ndarray:
     """(n_samples, channels, height, width) integers from latents and noise that are the same at every snapshot."""
     device = network.constant.device
     blocks = []

@@ -3,7 +3,7 @@
 Only the discriminator sees real images, and only their half of its loss (Dmain): the gradient of every real image is
 clipped to a norm, the sum gets Gaussian noise (Abadi et al. 2016, algorithm 1). All else follows from weights that are
 already private: the fakes and their half, which needs neither clipping nor noise, the generator, the average (DPGAN,
-Xie et al. 2018). So nothing else may look at real images: see ``Phases.r2`` for R1's place.
+Xie et al. 2018). So nothing else may look at real images: see ``TrainStep.r2`` for R1's place.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from common.errors import InputError
 from common.machine import checked_device
 from common.progress import Progress, silent
 from common.settings import from_dict
-from gan.model import Generator
-from gan.passes import Passes
+from gan.batch_sampler import BatchSampler
+from gan.model import GeneratorNetwork
 from gan.progress_line import progress_line
 from gan.settings import GanSettings
 from training.pictures import as_sheet, write_grid
@@ -39,7 +39,7 @@ MOST_ON_A_SHEET = 400
 class Opened:
     """A generator ready to sample, the integer type of its images and how long it has been trained so far."""
 
-    network: Generator
+    network: GeneratorNetwork
     dtype: np.dtype
     kimg: float
 
@@ -59,7 +59,7 @@ def open_generator(checkpoint: Path, device: str = "cpu") -> Opened:
         tensors = {name.removeprefix(AVERAGE): tensors[name] for name in tensors if name.startswith(AVERAGE)}
     try:
         settings = from_dict(GanSettings, metadata["settings"])
-        network = Generator(settings).eval().requires_grad_(False)
+        network = GeneratorNetwork(settings).eval().requires_grad_(False)
         network.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:
         raise InputError(
@@ -80,7 +80,7 @@ def sample(
     """One image per seed, (n, channels, height, width), in the integer type of the training images.
 
     Latent and noise maps of an image come from its seed; no truncation. For one ``batch_size`` an image is the same to
-    the last bit whatever else is asked for in the same call (``gan.passes``).
+    the last bit whatever else is asked for in the same call (``gan.batch_sampler``).
 
     Args:
         batch_size: images in a forward pass; None: as many as are fast on this device.
@@ -92,7 +92,7 @@ def sample(
     settings = opened.network.settings
     images = np.empty((len(seeds), settings.n_channels, *settings.image_size_px), opened.dtype)
     done = 0
-    for made in Passes(opened.network, opened.dtype, batch_size)(seeds):
+    for made in BatchSampler(opened.network, opened.dtype, batch_size)(seeds):
         images[done : done + len(made)] = made
         done += len(made)
         progress(done, len(seeds), "images")
@@ -148,7 +148,7 @@ def _write(chosen: argparse.Namespace) -> str:
     shown: list[np.ndarray] = []
     done, names = 0, []
     with progress_line(sys.stderr) as progress:
-        for made in Passes(opened.network, opened.dtype, chosen.batch)(seeds):
+        for made in BatchSampler(opened.network, opened.dtype, chosen.batch)(seeds):
             if singles:
                 names += [write_image(image, chosen.out, seeds[done + i]).name for i, image in enumerate(made)]
             shown += list(made) if chosen.sheet and len(shown) < MOST_ON_A_SHEET else []

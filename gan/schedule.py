@@ -1,4 +1,4 @@
-"""When and on how many samples a training is gauged: a pure function of its settings, so that a resumed one agrees.
+"""When and on how many samples a training is scored: a pure function of its settings, so that a resumed one agrees.
 
 Times are estimates for one CPU core or one GPU, of which only the ratios matter: how many images can be generated and
 embedded in ``SHARE_OF_TIME`` of what the training takes. The log says at the end what it was.
@@ -37,19 +37,19 @@ SPEEDS = {"cpu": Speed(25e9, 8e-8, 0.0), "cuda": Speed(200e12, 0.0, 5e-3)}
 
 
 @dataclass(frozen=True)
-class GaugeSchedule:
-    """Gauge the last snapshot and every ``every``-th before it, ``n_samples`` each; ``every`` 0: never."""
+class MonitorSchedule:
+    """Monitor the last snapshot and every ``every``-th before it, ``n_samples`` each; ``every`` 0: never."""
 
     every: int
     n_samples: int
     n_references: int  # real images embedded at most
 
     def is_due(self, n_snapshots_left: int) -> bool:
-        """Whether the snapshot with so many still to come is gauged."""
+        """Whether the snapshot with so many still to come is scored."""
         return self.every > 0 and n_snapshots_left % self.every == 0
 
 
-NEVER = GaugeSchedule(0, 0, 0)
+NEVER = MonitorSchedule(0, 0, 0)
 
 
 def snapshot_interval(settings: GanSettings) -> int:
@@ -59,7 +59,7 @@ def snapshot_interval(settings: GanSettings) -> int:
 
 def derive_schedule(
     settings: GanSettings, seconds_per_image: float, n_references: int, device: str = "cpu"
-) -> GaugeSchedule:
+) -> MonitorSchedule:
     """As many gaugings (at most one a snapshot), then as many samples, as the share of the training's time allows.
 
     Real images take half of it at most. A training too short for ``MIN_GAUGINGS`` of ``MIN_SAMPLES`` has none.
@@ -75,7 +75,7 @@ def derive_schedule(
     if n_gaugings < MIN_GAUGINGS:
         return NEVER
     every = math.ceil(n_snapshots / n_gaugings)
-    return GaugeSchedule(every, min(MAX_SAMPLES, n_samples // math.ceil(n_snapshots / every)), n_embedded)
+    return MonitorSchedule(every, min(MAX_SAMPLES, n_samples // math.ceil(n_snapshots / every)), n_embedded)
 
 
 def image_seconds(settings: GanSettings, speed: Speed) -> tuple[float, float]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gan.passes import Passes
+from gan.batch_sampler import BatchSampler
 from gan.sample import Opened, open_generator
 from training.pictures import images_to_integers
 
@@ -54,7 +54,7 @@ def _drawn(opened: Opened, seeds: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
     """Styles (n, w_dim) and noise maps of the seeds: the numbers that sampling draws for them."""
     network, n_images = opened.network, len(seeds)
     sizes = network.noise_sizes()
-    numbers = Passes(network, opened.dtype, n_images).draw(seeds).to(network.constant.device)
+    numbers = BatchSampler(network, opened.dtype, n_images).draw(seeds).to(network.constant.device)
     latents, *flat = numbers.split([network.settings.config.z_dim, *(h * w for h, w in sizes)], dim=1)
     return network.mapping(latents), [m.reshape(n_images, 1, *size) for m, size in zip(flat, sizes, strict=True)]
 

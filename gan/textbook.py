@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from common.plan import Pair
 from gan.functions import EPSILON, LRELU_GAIN, LRELU_SLOPE, fir_norm, fir_taps
 from gan.layers import Linear, ResampledConv, minibatch_deviation
-from gan.model import Discriminator, Mapping, ResidualBlock, StyledConv, SynthesisBlock, ToImage
+from gan.model import Discriminator, MappingNetwork, ResidualBlock, StyledConv, SynthesisBlock, ToImage
 
 
 def as_textbook(network: nn.Module) -> nn.Module:
@@ -52,7 +52,7 @@ def upsample(x: Tensor, factors: Pair) -> Tensor:
     return fir(spread, factors, (padding[0], padding[1]), float(math.prod(factors)))
 
 
-class TextbookMapping(Mapping):
+class TextbookMapping(MappingNetwork):
     """z -> w."""
 
     def forward(self, z: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from common.errors import InputError
-from gan.model import Generator
-from gan.passes import Passes
+from gan.batch_sampler import BatchSampler
+from gan.model import GeneratorNetwork
 from gan.sample import open_generator
 from gan.settings import GanConfig
 from gan.square import square_settings
@@ -67,9 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measure(network: Generator, batch_size: int | None, n_passes: int, n_rounds: int) -> Throughput:
+def measure(network: GeneratorNetwork, batch_size: int | None, n_passes: int, n_rounds: int) -> Throughput:
     """Both ways in turn, after one round that does not count."""
-    passes = Passes(network, np.dtype(np.uint8), batch_size)
+    passes = BatchSampler(network, np.dtype(np.uint8), batch_size)
     n_images = n_passes * passes.n_images
     ready = passes.draw(range(passes.n_images)).to(passes.device)
 
@@ -102,11 +102,11 @@ def _timed(work: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def _network(chosen: argparse.Namespace) -> Generator:
+def _network(chosen: argparse.Namespace) -> GeneratorNetwork:
     if chosen.checkpoint:
         return open_generator(chosen.checkpoint, chosen.device).network
     settings = square_settings(chosen.res, 1, GanConfig(channel_base=chosen.base))
-    return Generator(settings).eval().requires_grad_(False).to(chosen.device)
+    return GeneratorNetwork(settings).eval().requires_grad_(False).to(chosen.device)
 
 
 if __name__ == "__main__":

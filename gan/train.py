@@ -16,13 +16,14 @@ from gan.parallel import check_shares
 from gan.pictures import INTERPOLATION
 from gan.record import TIMED, Record
 from gan.settings import GanSettings
-from gan.training import CHECKPOINT, CURVES, RESULT, Training, check_same_run, remove_state
-from training.batch_shard import Share
-from training.distributed import run_together
-from training.gauge import Gauge
+from gan.training import CHECKPOINT, CURVES, RESULT, Training, remove_state
+from training.batch_shard import BatchShard
+from training.distributed import run_distributed
 from training.memory import keep_freed_memory
+from training.monitor import Monitor
 from training.pictures import SHEET, SHEETS
 from training.snapshots import CANDIDATE
+from training.training_state import check_same_run
 
 RENDEZVOUS = "rendezvous"  # of the processes, while there are several
 
@@ -34,13 +35,13 @@ def train(
     seed: int,
     device: str = "cpu",
     progress: Progress = silent,
-    gauge: Gauge | None = None,
+    monitor: Monitor | None = None,
     n_processes: int = 1,
 ) -> None:
     """Train on ``images`` (n, channels, height, width), uint8 or uint16, and write the averaged generator.
 
-    Writes ``generator.safetensors`` (EMA weights of the chosen snapshot, settings, the choice), ``curves.jsonl`` (also
-    the gauge's scores, in lines of their own), pictures (``gan.pictures``), the card and events of ``gan.record`` and,
+    Writes ``generator.safetensors`` (EMA weights of the chosen snapshot, settings, the choice), ``curves.jsonl`` (the
+    monitor's scores have lines of their own), pictures (``gan.pictures``), the card and events of ``gan.record`` and,
     after a failure, ``alarms.jsonl``; while it runs also ``training.safetensors``, from which the same call resumes:
     N + N steps equal 2 N bit for bit on a CPU. With several processes, one a GPU on ``cuda``, each computes its share
     of every step, and this one does all else; a training may be resumed with another number of them.
@@ -58,19 +59,19 @@ def train(
         remove_state(out)
         return
 
-    def lead(share: Share, own_device: str) -> None:
-        run = Training(batches, settings, seed, torch.device(own_device), gauge, share)
+    def lead(shard: BatchShard, own_device: str) -> None:
+        run = Training(batches, settings, seed, torch.device(own_device), monitor, shard)
         _lead(run, Record(out, images, settings, seed, run.phases.device), out, progress)
 
     # a name of its own: what followers of a killed training still do to theirs must not be done to this one
     rendezvous = out / f".{uuid4().hex}.{RENDEZVOUS}"
-    run_together(n_processes, rendezvous, device, lead, _follow, images, out, settings, seed)
+    run_distributed(n_processes, rendezvous, device, lead, _follow, images, out, settings, seed)
 
 
 def _lead(run: Training, record: Record, out: Path, progress: Progress) -> None:
     """The training as the process sees it that writes."""
     run.resume(out)
-    run.share.meet()  # the others have read the checkpoint
+    run.shard.barrier()  # the others have read the checkpoint
     record.begin(run.rows, run.kimg_at(run.step))
     n_steps = run.settings.n_steps
     while run.step < n_steps:
@@ -79,10 +80,10 @@ def _lead(run: Training, record: Record, out: Path, progress: Progress) -> None:
             if run.is_snapshot_due():
                 run.snapshot(out)
                 record.snapshot(run.rows, run.kimg_at(run.step))
-                run.share.meet()
+                run.shard.barrier()
         except TrainingFailedError as failure:
             run.fall_back(out, failure)
-            run.share.meet(True)
+            run.shard.barrier(True)
         progress(run.kimg_at(run.step), run.kimg_at(n_steps), "kimg")
     chosen = run.choose(out)
     record.snapshot(run.rows, run.kimg_at(run.step), chosen)
@@ -90,19 +91,19 @@ def _lead(run: Training, record: Record, out: Path, progress: Progress) -> None:
     run.finish(out, chosen)
 
 
-def _follow(share: Share, device: str, images: np.ndarray, out: Path, settings: GanSettings, seed: int) -> None:
+def _follow(shard: BatchShard, device: str, images: np.ndarray, out: Path, settings: GanSettings, seed: int) -> None:
     """The training as the others see it: the steps, and after a failure the checkpoint to which the leader went."""
     keep_freed_memory()
-    run = Training(Batches(images, settings, seed), settings, seed, torch.device(device), share=share)
+    run = Training(Batches(images, settings, seed), settings, seed, torch.device(device), shard=shard)
     if (out / CHECKPOINT).is_file():
         run.load(out / CHECKPOINT)
-    share.meet()
+    shard.barrier()
     while run.step < settings.n_steps:
         try:
             run.advance()
-            went_back = run.is_snapshot_due() and share.meet()
+            went_back = run.is_snapshot_due() and shard.barrier()
         except TrainingFailedError:  # of means over the processes: all see it
-            went_back = share.meet()
+            went_back = shard.barrier()
         if went_back:
             run.load(out / CHECKPOINT)
 

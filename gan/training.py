@@ -1,7 +1,7 @@
 """A training at some step: four phases a step at most, snapshots, what is on disk, and how to go back to it.
 
 Every random number of step i comes from a generator seeded by (seed, i, purpose), so that a resumed training needs no
-generator state to draw what an undisturbed one draws. Whether a snapshot is gauged follows from its step alone.
+generator state to draw what an undisturbed one draws. Whether a snapshot is scored follows from its step alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy as np
 import torch
 
 from common.checkpoints import load_tensors, save_tensors
-from common.errors import InputError
 from common.files import atomic_path, write_text
 from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
@@ -37,14 +36,14 @@ from gan.alarms import (
     write_alarms,
 )
 from gan.batches import Batches, PoissonBatches
-from gan.phases import Measured, Phases
 from gan.pictures import INTERPOLATION, draw_fixed_samples, draw_interpolation, draw_sheet, write_pictures
 from gan.privacy import derive_mechanism, new_secret, privacy_record
-from gan.schedule import NEVER, GaugeSchedule, derive_schedule, snapshot_interval
+from gan.schedule import NEVER, MonitorSchedule, derive_schedule, snapshot_interval
 from gan.settings import GanSettings
 from gan.state import load_phases, phases_to_tensors
-from training.batch_shard import ALONE, Share
-from training.gauge import DIVERSITY, Gauge
+from gan.train_step import Measured, TrainStep
+from training.batch_shard import SINGLE_PROCESS, BatchShard
+from training.monitor import DIVERSITY, Monitor
 from training.pictures import SHEET
 from training.snapshots import (
     Candidate,
@@ -55,6 +54,7 @@ from training.snapshots import (
     save_candidate,
     still_eligible,
 )
+from training.training_state import check_same_run
 
 log = logging.getLogger(__name__)
 
@@ -74,25 +74,25 @@ class Training:
         settings: GanSettings,
         seed: int,
         device: torch.device,
-        gauge: Gauge | None = None,
-        share: Share = ALONE,
+        monitor: Monitor | None = None,
+        shard: BatchShard = SINGLE_PROCESS,
     ) -> None:
-        self.batches, self.settings, self.seed, self.gauge, self.share = batches, settings, seed, gauge, share
+        self.batches, self.settings, self.seed, self.monitor, self.shard = batches, settings, seed, monitor, shard
         self.dtype = str(batches.images.dtype)
         self.mechanism = derive_mechanism(settings, len(batches.images))
         if self.mechanism is not None:
             self._set_secret(new_secret())
         self.schedule = NEVER
-        if gauge is not None and self.mechanism is None:  # scores would tell of real images
-            self.schedule = derive_schedule(settings, gauge.seconds_per_image, gauge.n_references, device.type)
+        if monitor is not None and self.mechanism is None:  # scores would tell of real images
+            self.schedule = derive_schedule(settings, monitor.seconds_per_image, monitor.n_references, device.type)
             if self.schedule == NEVER:
-                log.info("%g kimg are too short for a gauge: none, and the last snapshot is taken", settings.kimg)
+                log.info("%g kimg are too short for a monitor: none, and the last snapshot is taken", settings.kimg)
         self.alarms: list[dict[str, Any]] = []
-        self.gauge_s, self.started_s = 0.0, time.monotonic()  # for the log alone
+        self.monitor_s, self.started_s = 0.0, time.monotonic()  # for the log alone
         self._begin(0, device)
 
     def _begin(self, attempt: int, device: torch.device) -> None:
-        self.phases = Phases(self.settings, seed_of_attempt(self.seed, attempt), device, self.share)
+        self.phases = TrainStep(self.settings, seed_of_attempt(self.seed, attempt), device, self.shard)
         self.step = 0
         self.rows: list[dict[str, float | str]] = []
         self.measured: dict[str, float] = {}
@@ -147,14 +147,14 @@ class Training:
         return self.step % snapshot_interval(self.settings) == 0 or self.step == self.settings.n_steps
 
     def snapshot(self, out: Path) -> None:
-        """Gauge, curves and sheet first, then the point to resume from: what is on disk is never ahead of it for good.
+        """Scores, curves and sheet first, then the checkpoint: what is on disk is never ahead of it for good.
 
         Raises:
             TrainingFailedError: weights that exploded, or samples that collapsed; nothing is written then.
         """
         check_weights(self.phases.modules(), self.step)
         was_good = self.health.n_collapsed == 0
-        scores, diversity = self._gauged()
+        scores, diversity = self._monitored()
         if diversity is not None:
             self.health = self.health.after(diversity)
             self.health.check(diversity, self.step)
@@ -172,12 +172,12 @@ class Training:
         if is_good:
             (out / LAST_GOOD).unlink(missing_ok=True)
 
-    def _gauged(self) -> tuple[dict[str, float], float | None]:
+    def _monitored(self) -> tuple[dict[str, float], float | None]:
         """The scores, where this snapshot is to have some, and the samples' diversity, where it was measured."""
         if self.mechanism is not None:
             return {}, None
         dtype = self.batches.images.dtype
-        if self.gauge is None or not self.schedule.every:
+        if self.monitor is None or not self.schedule.every:
             samples = draw_fixed_samples(self.phases.average, self.seed, N_COMPARED, dtype)
             chosen = np.unique(np.linspace(0, len(self.batches.images) - 1, N_COMPARED).round().astype(int))
             return {}, pixel_diversity(samples, self.batches.images[chosen])
@@ -186,10 +186,10 @@ class Training:
             return {}, None
         started_s = time.monotonic()
         samples = draw_fixed_samples(self.phases.average, self.seed, self.schedule.n_samples, dtype)
-        scores = dict(self.gauge.measure(samples, self.schedule.n_references))
+        scores = dict(self.monitor.measure(samples, self.schedule.n_references))
         seconds = time.monotonic() - started_s
-        self.gauge_s += seconds
-        log.info("gauged at %g kimg in %.1f s: %s", self.kimg_at(self.step), seconds, scores)
+        self.monitor_s += seconds
+        log.info("scored at %g kimg in %.1f s: %s", self.kimg_at(self.step), seconds, scores)
         return scores, scores.get(DIVERSITY)
 
     def _consider(self, candidate: Candidate, out: Path) -> None:
@@ -263,7 +263,7 @@ class Training:
         self.step, self.rows, self.measured = metadata["step"], metadata["rows"], metadata["measured"]
         self.alarms, self.health = metadata["alarms"], from_dict(Health, metadata["health"])
         self.candidates = [from_dict(Candidate, one) for one in metadata["candidates"]]
-        self.schedule = from_dict(GaugeSchedule, metadata["schedule"])
+        self.schedule = from_dict(MonitorSchedule, metadata["schedule"])
         self._set_attempt(metadata["attempt"])
         if self.mechanism is not None:
             self._set_secret(metadata["secret"])
@@ -279,8 +279,8 @@ class Training:
             draw_interpolation(self.phases.average, self.seed, out / INTERPOLATION)
         chosen = chosen_as_metadata(candidate, last, rule, reason)
         log.info("chose the snapshot at %g of %g kimg: %s; %s", chosen["kimg"], last.kimg, reason, chosen["scores"])
-        share = self.gauge_s / max(time.monotonic() - self.started_s, 1e-9)
-        log.info("the gauge took %.2f %% of the time (%s)", 100 * share, self.schedule)
+        share = self.monitor_s / max(time.monotonic() - self.started_s, 1e-9)
+        log.info("the monitor took %.2f %% of the time (%s)", 100 * share, self.schedule)
         return chosen
 
     def finish(self, out: Path, chosen: Mapping[str, Any]) -> None:
@@ -290,12 +290,6 @@ class Training:
         metadata |= {"privacy": privacy_record(self.settings, len(self.batches.images), self.step)}
         save_tensors(out / RESULT, self.phases.average.state_dict(), metadata)
         remove_state(out)
-
-
-def check_same_run(path: Path, metadata: dict[str, Any], settings: GanSettings, seed: int) -> None:
-    """InputError unless the file at ``path`` is of a training with these settings and this seed."""
-    if metadata["settings"] != to_dict(settings) or metadata["seed"] != seed:
-        raise InputError("its settings or seed are not this training's", where=path, fix="delete the folder")
 
 
 def remove_state(out: Path) -> None:

@@ -18,7 +18,7 @@ from common.errors import InputError
 from common.plan import Plan
 from common.progress import Progress
 from common.settings import from_dict, to_dict
-from training.gauge import Gauge
+from training.monitor import Monitor
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +43,14 @@ class Generator(Protocol):
         seed: int,
         device: str,
         progress: Progress,
-        gauge: Gauge | None = None,
+        monitor: Monitor | None = None,
         labels: np.ndarray | None = None,
         n_labels: int | None = None,
     ) -> Mapping[str, Any]:
         """Train on (n, channels, height, width) integers, resuming in ``out``; returns the resolved settings.
 
         Args:
-            gauge: scores samples along the way; a generator without snapshots may ignore it.
+            monitor: scores samples along the way; a generator without snapshots may ignore it.
             labels: ids (n, height, width), 0 for background; given if ``generates_labels``, and only then.
             n_labels: the dataset's foreground labels, of which a site may lack some; None: the largest of ``labels``.
         """
@@ -103,7 +103,7 @@ class StyleGan2:
         seed: int,
         device: str,
         progress: Progress,
-        gauge: Gauge | None = None,
+        monitor: Monitor | None = None,
         labels: np.ndarray | None = None,
         n_labels: int | None = None,
     ) -> Mapping[str, Any]:
@@ -121,7 +121,7 @@ class StyleGan2:
         n_processes = n_processes_for(derived, n_gpus)
         if n_gpus:
             log.info("training on %d of %d GPUs", n_processes, n_gpus)
-        train(images, out, derived, seed, device, progress, gauge, n_processes)
+        train(images, out, derived, seed, device, progress, monitor, n_processes)
         return to_dict(derived)
 
     def sees_mirrored(self, settings: Mapping[str, Any]) -> bool:
@@ -179,7 +179,7 @@ class Diffusion:
         seed: int,
         device: str,
         progress: Progress,
-        gauge: Gauge | None = None,
+        monitor: Monitor | None = None,
         labels: np.ndarray | None = None,
         n_labels: int | None = None,
     ) -> Mapping[str, Any]:
@@ -202,7 +202,7 @@ class Diffusion:
         derived = derive_on(out, device, shape, len(images), images.shape[1], kimg, config, n_labels or 0)
         n_gpus = torch.cuda.device_count() if device == "cuda" else 0  # cuda:1 is that one alone
         n_processes = n_processes_for(derived, n_gpus)
-        train(ImageData(images, derived, seed, labels), out, derived, seed, device, progress, gauge, n_processes)
+        train(ImageData(images, derived, seed, labels), out, derived, seed, device, progress, monitor, n_processes)
         return to_dict(derived)
 
     def sees_mirrored(self, settings: Mapping[str, Any]) -> bool:

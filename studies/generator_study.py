@@ -34,7 +34,7 @@ from generators.registry import find_generator
 from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
 from studies.study_site import StudySite
-from training.gauge import NEAREST_TRAIN
+from training.monitor import NEAREST_TRAIN
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ class ProcessLostError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Share:
+class BatchShard:
     """What this process computes of every batch: each ``n_processes``-th image, from ``rank`` on.
 
     A minibatch-deviation group of n images has every (batch / n)-th of them, so strides keep groups whole.
@@ -52,7 +52,7 @@ class Share:
         self.average([value])
         return value
 
-    def meet(self, says: bool = False) -> bool:
+    def barrier(self, says: bool = False) -> bool:
         """Wait for every process, however long it takes: does one of them say so? ProcessLostError if one ended."""
         if self.n_processes == 1:
             return says
@@ -71,4 +71,4 @@ def answered() -> Iterator[None]:
         raise ProcessLostError(str(error)) from error
 
 
-ALONE = Share()
+SINGLE_PROCESS = BatchShard()

@@ -1,7 +1,7 @@
 """The processes of one training: the leader, which is the calling process, and its followers, which it starts.
 
 Two connections: one for the sums of a step, in which no process waits long for another, and one over which followers
-wait for the leader for as long as it gauges and writes. A process that ends breaks both.
+wait for the leader for as long as it scores samples and writes. A process that ends breaks both.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed
 
-from training.batch_shard import ALONE, ProcessLostError, Share, answered
+from training.batch_shard import SINGLE_PROCESS, BatchShard, ProcessLostError, answered
 
 T = TypeVar("T")
 Follow = Callable[..., None]
@@ -29,21 +29,21 @@ Follow = Callable[..., None]
 log = logging.getLogger(__name__)
 
 STEP_TIMEOUT = timedelta(minutes=10)  # for the others to join, or to come to the same sum
-MEETING_TIMEOUT = timedelta(days=7)  # a gauge may take long; a process that died is noticed without it
+MEETING_TIMEOUT = timedelta(days=7)  # a monitor may take long; a process that died is noticed without it
 END_S = 30  # for a process to end once its work is over
 JOINING = "joining"  # a follower's first report; the last is DONE, or why it failed
 DONE = "done"
 
 
-def run_together(
+def run_distributed(
     n_processes: int,
     rendezvous: Path,
     device: str,
-    lead: Callable[[Share, str], T],
+    lead: Callable[[BatchShard, str], T],
     follow: Follow,
     *arguments: Any,
 ) -> T:
-    """Call ``lead(share, device)`` here and ``follow(share, device, *arguments)`` in ``n_processes - 1`` processes.
+    """Call ``lead(shard, device)`` here and ``follow(shard, device, *arguments)`` in ``n_processes - 1`` processes.
 
     Args:
         rendezvous: a path where nothing is, through which the processes find each other; removed in the end.
@@ -57,15 +57,15 @@ def run_together(
         RuntimeError: a follower failed or was killed; the message says which and why.
     """
     if n_processes == 1:
-        return lead(ALONE, device)
+        return lead(SINGLE_PROCESS, device)
     rendezvous.parent.mkdir(parents=True, exist_ok=True)
     followers = _Followers(n_processes)
     try:
         followers.start(rendezvous, device, follow, arguments)
         own_device = _take_device(0, device)
-        with _connected(0, n_processes, rendezvous, device) as share:
-            result = lead(share, own_device)
-            share.meet()
+        with _connected(0, n_processes, rendezvous, device) as shard:
+            result = lead(shard, own_device)
+            shard.barrier()
         followers.join()
         return result
     except ProcessLostError as error:
@@ -163,9 +163,9 @@ def _follow(reports: connection.Connection, place: Place, follow: Follow, argume
     try:
         own_device = _take_device(rank, device)
         reports.send(JOINING)
-        with _connected(rank, n_processes, rendezvous, device) as share:
-            follow(share, own_device, *arguments)
-            share.meet()
+        with _connected(rank, n_processes, rendezvous, device) as shard:
+            follow(shard, own_device, *arguments)
+            shard.barrier()
     except ProcessLostError:
         pass  # another process knows why
     except Exception as error:
@@ -193,7 +193,7 @@ def _take_device(rank: int, device: str) -> str:
 
 
 @contextmanager
-def _connected(rank: int, n_processes: int, rendezvous: Path, device: str) -> Iterator[Share]:
+def _connected(rank: int, n_processes: int, rendezvous: Path, device: str) -> Iterator[BatchShard]:
     with answered():
         distributed.init_process_group(
             "nccl" if device.startswith("cuda") else "gloo",
@@ -206,6 +206,6 @@ def _connected(rank: int, n_processes: int, rendezvous: Path, device: str) -> It
         with answered():
             meeting = distributed.new_group(backend="gloo", timeout=MEETING_TIMEOUT)
         assert isinstance(meeting, distributed.ProcessGroup)  # every process is in it
-        yield Share(rank, n_processes, meeting)
+        yield BatchShard(rank, n_processes, meeting)
     finally:
         distributed.destroy_process_group()

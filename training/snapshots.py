@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.checkpoints import load_tensors, save_tensors
-from training.gauge import FRECHET_TRAIN, KERNEL_HELDOUT, KERNEL_HELDOUT_ERROR, NEAREST_TRAIN
+from training.monitor import FRECHET_TRAIN, KERNEL_HELDOUT, KERNEL_HELDOUT_ERROR, NEAREST_TRAIN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +19,7 @@ CANDIDATE = "candidate_{step}.safetensors"
 
 @dataclass(frozen=True)
 class Candidate:
-    """A snapshot whose averaged weights are kept: where it stood and what the gauge said."""
+    """A snapshot whose averaged weights are kept: where it stood and what the monitor said."""
 
     step: int
     kimg: float

@@ -1,13 +1,31 @@
-"""Networks and their optimisers as named tensors and back: what a resumed training needs to go on bit for bit."""
+"""The state of a training on disk: networks and optimisers as named tensors, and whether a file is of this training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from common.errors import InputError
+from common.settings import to_dict
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+
+def check_same_run(path: Path, metadata: Mapping[str, Any], settings: Any, seed: int) -> None:
+    """Refuse to go on from the file of another training.
+
+    Args:
+        metadata: of the safetensors file ``path``; it has the keys ``settings`` and ``seed``.
+        settings: the dataclass with which this training was started.
+
+    Raises:
+        InputError: the file has other settings or another seed.
+    """
+    if metadata["settings"] != to_dict(settings) or metadata["seed"] != seed:
+        raise InputError("its settings or seed are not this training's", where=path, fix="delete the folder")
 
 
 def state_to_tensors(

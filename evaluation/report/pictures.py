@@ -12,7 +12,7 @@ import numpy as np
 
 from common.image_set import load_image_set
 from evaluation.report.run import StageRecord, read_mapping, stage_rank
-from training.gauge import (
+from training.monitor import (
     COPIED_TRAIN,
     DIVERSITY,
     FRECHET_HELDOUT,

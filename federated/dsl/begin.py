@@ -14,10 +14,9 @@ from common.checkpoints import load_tensors, save_tensors
 from common.errors import InputError
 from common.files import read_json, write_json
 from common.image_set import ImageSetInfo
-from common.settings import from_dict, to_dict
+from common.settings import from_dict
 from engine.workers import Failure, Workers
 from federated.dsl.features import N_FEATURES, FeatureStatistics
-from federated.dsl.settings import DslSettings
 from federated.dsl.tensors import unpack
 
 SITES = "sites.json"  # written last: where it is, the sites need not be asked again
@@ -64,16 +63,6 @@ def begin(workers: Workers, out: Path) -> dict[str, SiteFacts]:
 def load_facts(out: Path) -> dict[str, SiteFacts]:
     """What ``begin`` kept, in the order of the sites' names."""
     return {site: _load_site(out, site, values) for site, values in sorted(read_json(out / SITES).items())}
-
-
-def check_same_run(path: Path, metadata: Mapping[str, Any], settings: DslSettings, seed: int) -> None:
-    """Refuse to go on from another training's file.
-
-    Raises:
-        InputError: ``metadata`` of ``path`` names other settings or another seed.
-    """
-    if metadata["settings"] != to_dict(settings) or metadata["seed"] != seed:
-        raise InputError("its settings or seed are not this training's", where=path, fix="delete the folder")
 
 
 def _answers(workers: Workers, method: str) -> dict[str, Any]:

@@ -25,11 +25,12 @@ from common.progress import Progress, silent
 from common.seeds import derive_seed
 from common.settings import to_dict
 from engine.workers import Failure, Workers
-from federated.dsl.begin import SiteFacts, begin, check_same_run
+from federated.dsl.begin import SiteFacts, begin
 from federated.dsl.card import Traffic, write_exchange
 from federated.dsl.model import MaskGenerator, one_hot, place
 from federated.dsl.settings import DslSettings, learning_rate, total_iterations
 from federated.dsl.tensors import load_training_state, pack, training_state, unpack
+from training.training_state import check_same_run
 
 log = logging.getLogger(__name__)
 

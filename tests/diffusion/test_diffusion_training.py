@@ -13,7 +13,7 @@ from support.diffusion_models import tiny_settings
 from common.checkpoints import load_tensors
 from common.errors import InputError
 from diffusion.autoencoder_training import AutoencoderTraining, latent_statistics, load_trained
-from diffusion.batch_sampler import Passes
+from diffusion.batch_sampler import BatchSampler
 from diffusion.data import ImageData, channels_as_labels, labels_as_channels
 from diffusion.denoiser_training import DenoiserTraining
 from diffusion.model import open_model
@@ -178,7 +178,7 @@ def test_images_follow_from_their_seeds_with_every_sampler(tmp_path: Path) -> No
     train(data_of(settings), tmp_path, settings, 1)
     model = open_model(tmp_path / "generator.safetensors").model
     for sampler in ("ddpm", "ddim", "multistep"):
-        passes = Passes(model, 3, sampler, 6)
+        passes = BatchSampler(model, 3, sampler, 6)
         together = torch.cat(list(passes(range(7))))
         apart = torch.cat([made for seeds in ([0], [1, 2, 3, 4], [5, 6]) for made in passes(seeds)])
         assert torch.equal(together, apart) and not torch.equal(together[0], together[1])
@@ -214,11 +214,13 @@ class CountingGauge:
 def test_copies_are_counted_along_the_training_and_held_out_patients_choose_the_snapshot(tmp_path: Path) -> None:
     """Defect 20: the original wrote no metrics, and looked at no copies."""
     settings = tiny_settings(in_latents=False, n_epochs=6, steps_per_epoch=100)
-    gauge = CountingGauge()
-    train(data_of(settings), tmp_path, settings, 1, gauge=gauge)
+    monitor = CountingGauge()
+    train(data_of(settings), tmp_path, settings, 1, monitor=monitor)
     rows = [json.loads(line) for line in (tmp_path / "curves.jsonl").read_text().splitlines()]
     copied = [(row["step"], row["copied_train"]) for row in rows if "copied_train" in row]
-    assert len(copied) == gauge.n_measured >= 3 and [share for _, share in copied] == [0.01, 0.02, 0.03][: len(copied)]
+    assert (
+        len(copied) == monitor.n_measured >= 3 and [share for _, share in copied] == [0.01, 0.02, 0.03][: len(copied)]
+    )
     metadata = load_tensors(tmp_path / "generator.safetensors")[1]["snapshot"]
     assert metadata["rule"] == "heldout" and metadata["kimg"] == copied[1][0] < 2.4
     assert not list(tmp_path.glob("candidate*"))

@@ -28,7 +28,7 @@ from gan.auto import (
     training_bytes,
     training_flop,
 )
-from gan.model import Discriminator, Generator
+from gan.model import Discriminator, GeneratorNetwork
 from gan.settings import GanConfig, derive_settings
 from gan.square import square_plan
 from generators.registry import GENERATORS
@@ -107,7 +107,9 @@ def test_the_tables_examples(size_px: int, n_images: int, machine: Machine, expe
 def test_the_estimates_rest_on_the_networks_as_they_are() -> None:
     """Weights within a tenth; 31 GFLOP forward at 64 px and full width, as measured for the reference."""
     settings = derive_settings(square_plan(64), 2, 3, None, GanConfig(channel_base=16384, batch_size=1))
-    weights = sum(p.numel() for network in (Generator(settings), Discriminator(settings)) for p in network.parameters())
+    weights = sum(
+        p.numel() for network in (GeneratorNetwork(settings), Discriminator(settings)) for p in network.parameters()
+    )
     empty = replace(settings, config=replace(settings.config, batch_size=0))
     assert (training_bytes(empty) - 0.6 * 2**30) / 20 == pytest.approx(weights, rel=0.1)
     assert training_flop(settings) == pytest.approx(204e9, rel=0.1)

@@ -12,7 +12,7 @@ from common.plan import Plan
 from gan.draws import draw_latents, draw_noise
 from gan.functions import channel_products, leaky_relu_, scale_channels, styled_activation
 from gan.loss import loss_as_fake, loss_as_real, path_lengths, r1_penalty
-from gan.model import Discriminator, Generator
+from gan.model import Discriminator, GeneratorNetwork
 from gan.settings import GanConfig, GanSettings, derive_settings
 from gan.textbook import as_textbook
 
@@ -36,18 +36,18 @@ def draws(seed: int = 0) -> torch.Generator:
 
 
 @pytest.fixture(params=sorted(PLANS))
-def networks(request) -> tuple[GanSettings, Generator, Discriminator]:
+def networks(request) -> tuple[GanSettings, GeneratorNetwork, Discriminator]:
     derived = PLANS[request.param]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        generator, discriminator = Generator(derived), Discriminator(derived)
+        generator, discriminator = GeneratorNetwork(derived), Discriminator(derived)
         for name, parameter in [*generator.named_parameters(), *discriminator.named_parameters()]:
             if "bias" in name or "strength" in name:  # they start at 0 or 1, where a forgotten factor would not show
                 parameter.data += 0.3 * torch.randn_like(parameter)
     return derived, generator, discriminator
 
 
-def four_losses(generator: Generator, discriminator: Discriminator, dtype: torch.dtype) -> dict[str, Tensor]:
+def four_losses(generator: GeneratorNetwork, discriminator: Discriminator, dtype: torch.dtype) -> dict[str, Tensor]:
     """The losses of the four phases on fixed random numbers."""
     generator, discriminator = generator.to(dtype), discriminator.to(dtype)
     random = draws(3)
@@ -102,7 +102,11 @@ def test_the_textbook_shares_its_weights_and_changes_every_layer(networks) -> No
         slow = as_textbook(copy.deepcopy(network))
         assert [n for n, _ in slow.named_parameters()] == [n for n, _ in network.named_parameters()]
         kinds = {type(module).__name__ for module in slow.modules() if list(module.parameters(recurse=False))}
-        assert {kind for kind in kinds if not kind.startswith("Textbook")} <= {"Linear", "Generator", "ModulatedConv"}
+        assert {kind for kind in kinds if not kind.startswith("Textbook")} <= {
+            "Linear",
+            "GeneratorNetwork",
+            "ModulatedConv",
+        }
 
 
 def double(*shape: int, seed: int = 0) -> Tensor:

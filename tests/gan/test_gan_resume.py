@@ -86,7 +86,7 @@ import os, signal, sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
 import test_gan_resume as tests
-import gan.phases
+import gan.train_step
 from gan.train import train
 
 folder, left = Path(sys.argv[1]), [0]
@@ -102,7 +102,7 @@ def dies_before(owner, name):
     setattr(owner, name, counted)
 
 dies_before(Path, "replace")  # every file that is written ends with it
-dies_before(gan.phases.Phases, "discriminator_main")  # the generator has moved, the discriminator not yet
+dies_before(gan.train_step.TrainStep, "discriminator_main")  # the generator has moved, the discriminator not yet
 for n_events in range(1, 200):
     child = os.fork()
     if child == 0:

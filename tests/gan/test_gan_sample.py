@@ -11,8 +11,8 @@ from PIL import Image
 from support.gan_trainings import TINY, Stop, noise_images, plan_of, stop_after, tiny_settings, untrained
 
 from common.checkpoints import save_tensors
-from gan.model import Generator
-from gan.passes import Passes, images_per_pass
+from gan.batch_sampler import BatchSampler, images_per_pass
+from gan.model import GeneratorNetwork
 from gan.sample import main, sample
 from gan.settings import derive_settings
 from gan.throughput import main as throughput
@@ -36,11 +36,11 @@ def test_for_one_batch_size_an_image_is_its_seeds_to_the_last_bit(
 
 
 def test_an_image_rests_on_every_number_of_its_own_draw_and_on_no_other(tmp_path: Path) -> None:
-    network = Generator(tiny_settings())
+    network = GeneratorNetwork(tiny_settings())
     for name, parameter in network.named_parameters():
         if name.endswith("noise_strength"):
             parameter.data.fill_(1.0)
-    passes = Passes(network.eval(), np.dtype(np.uint16), 4)
+    passes = BatchSampler(network.eval(), np.dtype(np.uint16), 4)
     numbers = passes.draw([5, 6, 7])
     assert not numbers[3].any() and torch.equal(passes.draw([9, 6])[1], numbers[1])
     before = passes.forward(numbers)

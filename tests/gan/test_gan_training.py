@@ -17,12 +17,12 @@ from support.gan_trainings import TINY, Stop, contents, noise_images, plan_of, s
 from common.checkpoints import load_tensors
 from common.errors import InputError
 from gan.batches import Batches
-from gan.model import Discriminator, Generator
-from gan.phases import Phases
+from gan.model import Discriminator, GeneratorNetwork
 from gan.pictures import INTERPOLATION
 from gan.sample import sample
 from gan.settings import GanConfig, derive_settings
 from gan.train import train
+from gan.train_step import TrainStep
 from gan.training import CHECKPOINT, CURVES, RESULT, Training
 from training.pictures import SHEET, images_to_integers
 
@@ -110,7 +110,7 @@ def test_every_image_is_shown_once_an_epoch_whatever_the_batch(tmp_path: Path) -
 
 
 def test_lazy_regularisation_corrects_learning_rate_and_betas() -> None:
-    optimizers = Phases(tiny_settings(), 3, torch.device("cpu")).optimizers
+    optimizers = TrainStep(tiny_settings(), 3, torch.device("cpu")).optimizers
     for name, interval in (("generator", 4), ("discriminator", 16)):
         group = optimizers[name].param_groups[0]
         correction = interval / (interval + 1)
@@ -120,7 +120,7 @@ def test_lazy_regularisation_corrects_learning_rate_and_betas() -> None:
 
 def test_weight_average_halves_its_distance_in_its_half_life() -> None:
     config = GanConfig(**{**TINY.__dict__, "ema_kimg": 0.01})
-    run = Phases(tiny_settings(config=config), 3, torch.device("cpu"))
+    run = TrainStep(tiny_settings(config=config), 3, torch.device("cpu"))
     for parameter in run.generator.parameters():
         parameter.data = torch.ones_like(parameter)
     for parameter in run.average.parameters():
@@ -131,7 +131,7 @@ def test_weight_average_halves_its_distance_in_its_half_life() -> None:
 
 
 def test_gradients_that_are_not_finite_are_replaced_before_a_step() -> None:
-    run = Phases(tiny_settings(), 3, torch.device("cpu"))
+    run = TrainStep(tiny_settings(), 3, torch.device("cpu"))
     bias = run.discriminator.bias
     weights = torch.full_like(bias, torch.inf)
     weights[0], weights[1] = torch.nan, -torch.inf
@@ -237,7 +237,9 @@ def test_a_discriminator_alone_tells_blobs_from_noise() -> None:
     discriminator = Discriminator(derived)
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=0.005, betas=(0.0, 0.99))
     reals = torch.from_numpy(two_blobs()).float() / 127.5 - 1
-    fakes = Generator(derived)(torch.randn(16, 512), [torch.randn(16, 1, s, s) for s in (4, 8, 8, 16, 16)]).detach()
+    fakes = GeneratorNetwork(derived)(
+        torch.randn(16, 512), [torch.randn(16, 1, s, s) for s in (4, 8, 8, 16, 16)]
+    ).detach()
     for _ in range(60):
         optimizer.zero_grad()
         loss = torch.nn.functional.softplus(torch.cat([discriminator(fakes), -discriminator(reals)])).mean()

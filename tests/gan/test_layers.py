@@ -20,7 +20,7 @@ from gan.draws import draw_latents, draw_noise
 from gan.functions import EPSILON, blur, channel_products, fir_norm, fir_taps, upsample
 from gan.layers import ResampledConv, minibatch_deviation
 from gan.loss import path_lengths, r1_penalty
-from gan.model import Discriminator, Generator
+from gan.model import Discriminator, GeneratorNetwork
 from gan.settings import GanConfig, GanSettings, derive_settings
 
 NARROW = GanConfig(batch_size=2, channel_base=32, channel_max=6, z_dim=5, w_dim=4)
@@ -55,7 +55,7 @@ def plan_settings(draw: st.DrawFn) -> GanSettings:
 @given(plan_settings())
 def test_networks_take_every_plan_and_its_second_derivatives(derived: GanSettings) -> None:
     """D8: mixed strides and 1x3 kernels crashed both networks of the original."""
-    generator, discriminator = Generator(derived), Discriminator(derived)
+    generator, discriminator = GeneratorNetwork(derived), Discriminator(derived)
     for block in generator.blocks:  # noise strengths start at 0, which would hide a map of a wrong size
         for name, parameter in block.named_parameters():
             if name.endswith("noise_strength"):
@@ -75,7 +75,9 @@ def test_networks_take_every_plan_and_its_second_derivatives(derived: GanSetting
 def test_parameter_count_of_a_power_of_two_plan_is_the_standard_architecture() -> None:
     derived = derive_settings(square_plan(256), 10, 3, None, GanConfig(channel_base=2048, channel_max=64))
     channels = {4: 64, 8: 64, 16: 64, 32: 64, 64: 32, 128: 16, 256: 8}
-    counted = tuple(sum(p.numel() for p in network(derived).parameters()) for network in (Generator, Discriminator))
+    counted = tuple(
+        sum(p.numel() for p in network(derived).parameters()) for network in (GeneratorNetwork, Discriminator)
+    )
     assert counted == standard_count(256, channels, 3, 512, 512)
 
 
@@ -188,7 +190,7 @@ def test_r1_is_taken_by_the_images_before_augmentation() -> None:
 def test_path_length_equals_the_norm_of_an_explicit_jacobian_product() -> None:
     torch.manual_seed(0)
     derived = derive_settings(square_plan(8), 4, 1, None, NARROW)
-    generator = Generator(derived).double()
+    generator = GeneratorNetwork(derived).double()
     noise = [maps.double() for maps in draw_noise(generator, 1, draws())]
     styles = torch.randn(1, generator.n_styles, 4, dtype=torch.float64, generator=draws(1), requires_grad=True)
     projection = torch.randn(1, 1, 8, 8, generator=draws(2)).double()

@@ -21,12 +21,12 @@ from common.errors import InputError
 from common.plan import Plan
 from gan.alarms import ALARMS, TrainingFailedError
 from gan.parallel import check_shares, n_processes_for
-from gan.phases import Phases
 from gan.settings import GanConfig, GanSettings, derive_settings
 from gan.train import RENDEZVOUS, train
+from gan.train_step import TrainStep
 from gan.training import CHECKPOINT, RESULT, Training
-from training.batch_shard import Share
-from training.distributed import run_together
+from training.batch_shard import BatchShard
+from training.distributed import run_distributed
 from training.events import EVENTS
 
 CONFIG = GanConfig(batch_size=8, channel_base=256, channel_max=16, z_dim=8, w_dim=8, minibatch_std_group=4)
@@ -38,10 +38,10 @@ def settings() -> GanSettings:
     return derive_settings(plan, 8, 1, None, CONFIG)
 
 
-def gradients(share: Share, device: str) -> dict[str, torch.Tensor]:
+def gradients(shard: BatchShard, device: str) -> dict[str, torch.Tensor]:
     """Of every phase's first step, before an optimiser has turned rounding into signs; one vector a phase."""
     torch.set_num_threads(1)
-    phases = Phases(settings(), 3, torch.device(device), share)
+    phases = TrainStep(settings(), 3, torch.device(device), shard)
     seen: list[torch.Tensor] = []
     for optimizer in phases.optimizers.values():
         parameters = optimizer.param_groups[0]["params"]
@@ -65,8 +65,8 @@ def _flat(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 def test_processes_with_a_share_of_the_batch_make_the_step_of_one(tmp_path: Path) -> None:
     """Gradients of all four phases, the second-order ones too, within 1e-5; minibatch-deviation groups stay whole."""
-    alone = gradients(Share(), "cpu")
-    together = run_together(2, tmp_path / "rendezvous", "cpu", gradients, gradients)
+    alone = gradients(BatchShard(), "cpu")
+    together = run_distributed(2, tmp_path / "rendezvous", "cpu", gradients, gradients)
     assert set(alone) == set(together) and len(alone) == 10
     for key, expected in alone.items():
         error = (together[key] - expected).norm() / expected.norm().clamp_min(1e-12)
@@ -74,16 +74,16 @@ def test_processes_with_a_share_of_the_batch_make_the_step_of_one(tmp_path: Path
     assert not (tmp_path / "rendezvous").exists()
 
 
-def fails(share: Share, device: str) -> None:
+def fails(shard: BatchShard, device: str) -> None:
     raise ValueError("no memory left")
 
 
-def is_killed(share: Share, device: str) -> None:
+def is_killed(shard: BatchShard, device: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def waits_for_ever(share: Share, device: str) -> None:
-    share.meet()
+def waits_for_ever(shard: BatchShard, device: str) -> None:
+    shard.barrier()
 
 
 @pytest.mark.parametrize("follow,named", [(fails, "ValueError: no memory left"), (is_killed, "exit code -9")])
@@ -91,16 +91,16 @@ def test_a_follower_that_ends_ends_the_leader_which_says_why(
     tmp_path: Path, follow: Callable[..., None], named: str
 ) -> None:
     with pytest.raises(RuntimeError, match=f"process 1 of a training of 2 .*{named}"):
-        run_together(2, tmp_path / "rendezvous", "cpu", lambda share, _: share.mean(torch.zeros(())), follow)
+        run_distributed(2, tmp_path / "rendezvous", "cpu", lambda shard, _: shard.mean(torch.zeros(())), follow)
     assert not any(tmp_path.iterdir())
 
 
 def test_a_leader_that_raises_keeps_its_error_and_ends_its_followers(tmp_path: Path) -> None:
-    def lead(share: Share, device: str) -> None:
+    def lead(shard: BatchShard, device: str) -> None:
         raise InputError("of the leader", where="here", fix="nothing")
 
     with pytest.raises(InputError, match="of the leader"):
-        run_together(2, tmp_path / "rendezvous", "cpu", lead, waits_for_ever)
+        run_distributed(2, tmp_path / "rendezvous", "cpu", lead, waits_for_ever)
     assert not multiprocessing.active_children() and not any(tmp_path.iterdir())
 
 

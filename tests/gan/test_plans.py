@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from common.plan import Pair, Plan
 from gan.draws import draw_noise
 from gan.loss import path_lengths, r1_penalty
-from gan.model import Discriminator, Generator, SynthesisBlock
+from gan.model import Discriminator, GeneratorNetwork, SynthesisBlock
 from gan.settings import GanConfig, GanSettings, derive_settings
 
 NARROW = GanConfig(batch_size=2, channel_base=40, channel_max=4, z_dim=8, w_dim=8)
@@ -87,7 +87,7 @@ def output_shapes(network: nn.Module, name: str) -> list[tuple[int, ...]]:
 def test_every_stage_has_the_plans_size_and_every_weight_a_place(plan: Plan, n_channels: int) -> None:
     derived: GanSettings = derive_settings(plan, 4, n_channels, None, NARROW)
     torch.manual_seed(0)
-    generator, discriminator = Generator(derived), Discriminator(derived)
+    generator, discriminator = GeneratorNetwork(derived), Discriminator(derived)
     counted = tuple(sum(p.numel() for p in network.parameters()) for network in (generator, discriminator))
     assert counted == counts_by_hand(plan, n_channels, NARROW)
     sizes, maps = sizes_of(plan), derived.channels
@@ -121,7 +121,7 @@ def test_a_power_of_two_square_with_strides_of_2_counts_as_the_standard_architec
     channels = {4 * 2**i: min(16, 256 // (4 * 2**i)) for i in range(n_doublings + 1)}
     derived = derive_settings(plan, 4, 3, None, config)
     with torch.device("meta"):
-        counted = tuple(sum(p.numel() for p in net(derived).parameters()) for net in (Generator, Discriminator))
+        counted = tuple(sum(p.numel() for p in net(derived).parameters()) for net in (GeneratorNetwork, Discriminator))
     assert counted == standard_count(size, channels, 3, 24, 20) == counts_by_hand(plan, 3, config)
 
 
@@ -130,5 +130,5 @@ def test_at_1024_pixels_the_counts_are_those_published_for_stylegan2() -> None:
     plan = plan_of((4, 4), [(2, 2)] * 8, [(3, 3)] * 9)
     derived = derive_settings(plan, 4, 3, None, GanConfig(mapping_layers=8))
     with torch.device("meta"):
-        counted = [sum(p.numel() for p in net(derived).parameters()) for net in (Generator, Discriminator)]
+        counted = [sum(p.numel() for p in net(derived).parameters()) for net in (GeneratorNetwork, Discriminator)]
     assert counted == [30_370_060, 29_012_513]

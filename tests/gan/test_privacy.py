@@ -28,12 +28,12 @@ from gan.auto import complete
 from gan.batches import Batches, PoissonBatches
 from gan.loss import loss_as_real
 from gan.parallel import check_shares, n_processes_for
-from gan.phases import Phases
 from gan.privacy import Mechanism, clipped_sum, derive_mechanism
 from gan.sample import sample
 from gan.settings import GanConfig, GanSettings, Privacy
 from gan.textbook import as_textbook
 from gan.train import train
+from gan.train_step import TrainStep
 from gan.training import CHECKPOINT, CURVES, RESULT, Training
 from sharing import verify_package, write_package
 from training.card import CARD, CARD_TEXT
@@ -57,7 +57,7 @@ def draws(seed: int = 0) -> torch.Generator:
 
 
 def discriminator_and_images(dtype: torch.dtype = torch.float64):
-    network = Phases(settings(), 3, CPU).discriminator.to(dtype)
+    network = TrainStep(settings(), 3, CPU).discriminator.to(dtype)
     images = torch.randn(6, 1, 10, 16, generator=draws(), dtype=dtype)
     return network, images, lambda image: loss_as_real(network(image))
 
@@ -146,8 +146,8 @@ def test_poisson_batches_take_every_image_by_itself_at_the_sampling_rate() -> No
 def test_only_the_private_half_sees_real_images_and_r1_is_never_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two trainings on other images, their noisy gradient left out: what they measure and all weights are the same."""
     monkeypatch.setattr(gan.training, "new_secret", lambda: "00")
-    monkeypatch.setattr(Phases, "r1", lambda *_: pytest.fail("R1 looks at real images"))
-    monkeypatch.setattr(Phases, "discriminator_main", lambda *_: pytest.fail("Dmain looks at real images"))
+    monkeypatch.setattr(TrainStep, "r1", lambda *_: pytest.fail("R1 looks at real images"))
+    monkeypatch.setattr(TrainStep, "discriminator_main", lambda *_: pytest.fail("Dmain looks at real images"))
     monkeypatch.setattr(Mechanism, "gradient", lambda self, loss, images, of, _: [torch.zeros_like(p) for p in of])
     runs = []
     for images in (noise_images(), 255 - noise_images()):

@@ -35,10 +35,10 @@ def test_sheets_are_as_many_as_snapshots_and_the_last_is_the_newest(
 def test_interpolation_goes_forth_and_back_between_two_images_a_tile(
     n_channels: int, mode: str, tmp_path: Path
 ) -> None:
-    from gan.model import Generator
+    from gan.model import GeneratorNetwork
 
     torch.manual_seed(0)
-    network = Generator(tiny_settings(n_channels))
+    network = GeneratorNetwork(tiny_settings(n_channels))
     draw_interpolation(network, 3, tmp_path / INTERPOLATION)
     with Image.open(tmp_path / INTERPOLATION) as picture:
         frames = [np.asarray(frame.convert(mode)).astype(int) for frame in ImageSequence.Iterator(picture)]

@@ -36,7 +36,7 @@ from studies.generator_comparison import NAME, main
 from studies.generator_figures import Features, Place, figures_of, n_samples_of, nearest_ratio, places_of
 from studies.heldout_images import images_of_split
 from studies.training_speed import Speed
-from training.gauge import NEAREST_TRAIN
+from training.monitor import NEAREST_TRAIN
 
 N_SAMPLES = {"A": 12, "B": 10}
 SPLITS = {"train": [0, 1, 2], "val": [3], "test": [4, 5]}

@@ -11,7 +11,7 @@ import torch
 from common.checkpoints import save_tensors
 from common.plan import Plan
 from common.settings import to_dict
-from gan.model import Generator
+from gan.model import GeneratorNetwork
 from gan.record import TIMED
 from gan.settings import GanConfig, GanSettings, derive_settings
 
@@ -62,7 +62,7 @@ def untrained(path: Path, n_channels: int, dtype: str, size: tuple[int, int] = (
     settings = derive_settings(plan_of(size, [(2, 2), (1, 2)]), 5, n_channels, 1.0, config)
     tensors = {
         name: torch.ones_like(tensor) if name.endswith("noise_strength") else tensor
-        for name, tensor in Generator(settings).state_dict().items()
+        for name, tensor in GeneratorNetwork(settings).state_dict().items()
     }
     save_tensors(path, tensors, {"settings": to_dict(settings), "seed": 1, "dtype": dtype})
     return path

@@ -16,10 +16,10 @@ from gan.batches import Batches
 from gan.draws import draw_latents, draw_noise
 from gan.layers import Linear
 from gan.loss import path_lengths, r1_penalty
-from gan.model import Discriminator, Generator, Mapping, StyledConv, ToImage
-from gan.phases import Phases
+from gan.model import Discriminator, GeneratorNetwork, MappingNetwork, StyledConv, ToImage
 from gan.settings import GanConfig, GanSettings, derive_settings
 from gan.textbook import as_textbook
+from gan.train_step import TrainStep
 from gan.training import Training
 
 CONFIG = GanConfig(
@@ -69,7 +69,7 @@ def test_the_gradients_of_r1_are_its_finite_differences() -> None:
 
 def test_the_gradients_of_the_path_length_penalty_are_its_finite_differences() -> None:
     torch.manual_seed(0)
-    generator = with_random_biases(Generator(settings()).double())
+    generator = with_random_biases(GeneratorNetwork(settings()).double())
     noise = [maps.double() for maps in draw_noise(generator, 2, torch.Generator().manual_seed(1))]
     latents, projection = normal(2, 2, 5).double(), normal(2, 2, 12, 6, seed=3).double()
 
@@ -87,7 +87,7 @@ def flat_gradient(network: nn.Module) -> Tensor:
 
 
 def test_the_phase_of_r1_descends_half_gamma_times_the_interval() -> None:
-    run = Phases(settings(), 3, torch.device("cpu"))
+    run = TrainStep(settings(), 3, torch.device("cpu"))
     with_random_biases(run.discriminator)
     slow = as_textbook(copy.deepcopy(run.discriminator)).double()
     run.optimizers["discriminator"].step = run.optimizers["discriminator"].zero_grad = lambda **_: None
@@ -104,7 +104,7 @@ def test_the_phase_of_r1_descends_half_gamma_times_the_interval() -> None:
 
 
 def test_the_phase_of_path_length_pulls_half_a_batch_to_the_running_mean_times_the_interval() -> None:
-    run = Phases(settings(), 3, torch.device("cpu"))
+    run = TrainStep(settings(), 3, torch.device("cpu"))
     with_random_biases(run.generator)
     slow = as_textbook(copy.deepcopy(run.generator)).double()
     run.optimizers["generator"].step = run.optimizers["generator"].zero_grad = lambda **_: None
@@ -146,7 +146,7 @@ def test_the_mapping_alone_learns_at_a_hundredth() -> None:
     derived = settings()
     multipliers = {
         name: module.lr_multiplier
-        for network in (Generator(derived), Discriminator(derived))
+        for network in (GeneratorNetwork(derived), Discriminator(derived))
         for name, module in network.named_modules()
         if isinstance(module, Linear)
     }
@@ -161,7 +161,7 @@ def test_the_mapping_alone_learns_at_a_hundredth() -> None:
 @pytest.mark.parametrize("name,interval", [("generator", 3), ("discriminator", 4)])
 def test_an_optimisers_steps_are_those_of_adam_corrected_for_the_lazy_regularisation(name: str, interval: int) -> None:
     """StyleGAN2, appendix B: with c = k / (k + 1), learning rate c lr and second beta 0.99 ** c; the first is 0."""
-    run = Phases(settings(), 3, torch.device("cpu"))
+    run = TrainStep(settings(), 3, torch.device("cpu"))
     parameter = run.generator.constant if name == "generator" else run.discriminator.conv.weight
     correction = interval / (interval + 1)
     beta, rate = 0.99**correction, 0.002 * correction
@@ -177,7 +177,7 @@ def test_an_optimisers_steps_are_those_of_adam_corrected_for_the_lazy_regularisa
 
 def test_the_weight_average_follows_every_parameter_by_the_half_life() -> None:
     config = GanConfig(**{**CONFIG.__dict__, "ema_kimg": 0.008})  # two steps of 4 images
-    run = Phases(settings(config), 3, torch.device("cpu"))
+    run = TrainStep(settings(config), 3, torch.device("cpu"))
     averages = [parameter.detach().double().clone() for parameter in run.generator.parameters()]
     for step in range(4):
         run.generator_main(torch.Generator().manual_seed(step))
@@ -190,17 +190,17 @@ def test_the_weight_average_follows_every_parameter_by_the_half_life() -> None:
 
 
 def test_a_batch_is_mixed_with_its_probability_from_any_layer_but_the_first() -> None:
-    generator, random = Generator(settings()), torch.Generator().manual_seed(0)
+    generator, random = GeneratorNetwork(settings()), torch.Generator().manual_seed(0)
     cutoffs = [draw_latents(generator, 1, random)[1] for _ in range(600)]
     mixed = [cutoff for cutoff in cutoffs if cutoff < generator.n_styles]
     assert len(mixed) / 600 == pytest.approx(0.9, abs=0.04)
     counts = [mixed.count(cutoff) / len(mixed) for cutoff in range(1, generator.n_styles)]
     assert sum(counts) == pytest.approx(1) and counts == pytest.approx([0.2] * 5, abs=0.06)
-    never = Generator(settings(GanConfig(**{**CONFIG.__dict__, "style_mixing": 0.0})))
+    never = GeneratorNetwork(settings(GanConfig(**{**CONFIG.__dict__, "style_mixing": 0.0})))
     assert {draw_latents(never, 1, random)[1] for _ in range(50)} == {never.n_styles}
 
 
-def slow_mapping(mapping: Mapping, z: Tensor) -> Tensor:
+def slow_mapping(mapping: MappingNetwork, z: Tensor) -> Tensor:
     """One vector of z -> w."""
     w = z / (sum(number**2 for number in z) / len(z) + 1e-8).sqrt()
     for layer in mapping.layers:
@@ -212,7 +212,7 @@ def slow_mapping(mapping: Mapping, z: Tensor) -> Tensor:
 @pytest.mark.parametrize("cutoff", [1, 4, 6])
 def test_mixed_styles_are_the_first_latents_before_the_layer_and_the_seconds_from_it_on(cutoff: int) -> None:
     torch.manual_seed(0)
-    generator = with_random_biases(Generator(settings()))
+    generator = with_random_biases(GeneratorNetwork(settings()))
 
     def slow(latents: Tensor) -> Tensor:
         styles = [
@@ -225,7 +225,7 @@ def test_mixed_styles_are_the_first_latents_before_the_layer_and_the_seconds_fro
 
 
 def test_layers_take_the_styles_in_order_and_an_image_output_that_of_the_next_convolution() -> None:
-    generator = Generator(settings())
+    generator = GeneratorNetwork(settings())
     taken: list[float] = []
     for module in generator.modules():
         if isinstance(module, StyledConv | ToImage):

@@ -17,7 +17,7 @@ COPIED_TRAIN = "copied_train"  # share nearer to a training image than 19 of 20 
 DIVERSITY = "diversity"  # mean distance between two samples; 1: as between two real images
 
 
-class Gauge(Protocol):
+class Monitor(Protocol):
     """Scores of samples against real images; the same samples give the same scores."""
 
     @property

@@ -11,31 +11,33 @@ from common.seeds import derive_seed
 from gan.augment import augment
 from gan.draws import draw_latents, draw_noise, on_device
 from gan.loss import loss_as_fake, loss_as_real, path_lengths, r1_penalty
-from gan.model import Discriminator, Generator
+from gan.model import Discriminator, GeneratorNetwork
 from gan.precision import set_precision, use_tensor_cores
 from gan.privacy import Mechanism
 from gan.settings import GanSettings
-from training.batch_shard import ALONE, Share
+from training.batch_shard import SINGLE_PROCESS, BatchShard
 
 LARGEST_GRADIENT = 1e5
 
 Measured = dict[str, Tensor]  # scalars on the device; reading one waits for it
 
 
-class Phases:
+class TrainStep:
     """What a training updates, and how; the random numbers of a phase come from the generator given to it.
 
-    With several processes each holds the whole networks and computes its ``share`` of every batch; all draw the same
+    With several processes each holds the whole networks and computes its ``shard`` of every batch; all draw the same
     numbers for the whole batch, so that a step is that of one process (up to the order of sums).
     """
 
-    def __init__(self, settings: GanSettings, seed: int, device: torch.device, share: Share = ALONE) -> None:
+    def __init__(
+        self, settings: GanSettings, seed: int, device: torch.device, shard: BatchShard = SINGLE_PROCESS
+    ) -> None:
         config = settings.config
-        self.settings, self.device, self.share = settings, device, share
+        self.settings, self.device, self.shard = settings, device, shard
         use_tensor_cores(device)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "initialise"))
-            self.generator = Generator(settings).to(device).to(memory_format=torch.channels_last)
+            self.generator = GeneratorNetwork(settings).to(device).to(memory_format=torch.channels_last)
             self.discriminator = Discriminator(settings).to(device).to(memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         set_precision(self.generator, config.precision)  # the average, from which images are taken, keeps float32
@@ -53,7 +55,7 @@ class Phases:
         loss = loss_as_real(self.discriminator(self._augmented(fakes, draws)))
         self._descend("generator", loss)
         self.discriminator.requires_grad_(True)
-        return {"loss_g": self.share.mean(loss.detach())}
+        return {"loss_g": self.shard.mean(loss.detach())}
 
     def path_length(self, draws: torch.Generator) -> Measured:
         """Greg: path lengths of half a batch pulled to their running mean (equation 4), times the interval."""
@@ -61,7 +63,7 @@ class Phases:
         n_images = max(1, config.batch_size // 2)
         fakes, styles = self._fakes(draws, n_images)
         lengths = path_lengths(fakes, styles, self._projection(n_images, draws))
-        mean = self.share.mean(lengths.detach().mean())
+        mean = self.shard.mean(lengths.detach().mean())
         self.mean_path_length = self.mean_path_length.lerp(mean, config.path_length_decay)
         penalty = (lengths - self.mean_path_length).square().mean() * config.path_length_weight
         self._descend("generator", penalty * config.path_length_interval)
@@ -70,12 +72,12 @@ class Phases:
     def discriminator_main(self, reals: Tensor, draws: torch.Generator) -> Measured:
         """Dmain: the logistic loss on a batch of fakes, then on one of real images; one graph is held at a time."""
         loss_of_fakes, fake_logits = self._differentiate_fakes(draws)
-        real_logits = self.discriminator(self._augmented(self.share.of(reals), draws))
+        real_logits = self.discriminator(self._augmented(self.shard.of(reals), draws))
         loss_of_reals = loss_as_real(real_logits)
         self._descend("discriminator", loss_of_reals)
         loss = loss_of_fakes + loss_of_reals.detach()
         measured = {"loss_d": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
-        return {name: self.share.mean(value.detach()) for name, value in measured.items()}
+        return {name: self.shard.mean(value.detach()) for name, value in measured.items()}
 
     def private_discriminator_main(
         self, reals: Tensor, draws: torch.Generator, mechanism: Mechanism, secret_draws: torch.Generator
@@ -99,7 +101,7 @@ class Phases:
 
     def r1(self, reals: Tensor, draws: torch.Generator) -> Measured:
         """Dreg: R1 on a batch of real images, by the images before augmentation, times the interval."""
-        return {"r1": self._penalise_gradients(self.share.of(reals).clone(), draws)}
+        return {"r1": self._penalise_gradients(self.shard.of(reals).clone(), draws)}
 
     def r2(self, draws: torch.Generator) -> Measured:
         """R1's place under differential privacy: the same penalty on a batch of fakes, which costs no privacy.
@@ -123,8 +125,8 @@ class Phases:
 
     def _fakes(self, draws: torch.Generator, n_images: int) -> tuple[Tensor, Tensor]:
         latents, cutoff = draw_latents(self.generator, n_images, draws)
-        styles = self.generator.mixed_styles(self.share.of(latents.to(self.device), dim=1), cutoff)
-        noise = [self.share.of(maps) for maps in draw_noise(self.generator, n_images, on_device(draws, self.device))]
+        styles = self.generator.mixed_styles(self.shard.of(latents.to(self.device), dim=1), cutoff)
+        noise = [self.shard.of(maps) for maps in draw_noise(self.generator, n_images, on_device(draws, self.device))]
         return self.generator.synthesise(styles, noise), styles
 
     def _differentiate_fakes(self, draws: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -142,10 +144,10 @@ class Phases:
         images.requires_grad_(True)
         penalty = r1_penalty(self.discriminator, images, self._augmented(images, draws))
         self._descend("discriminator", penalty * (config.r1_gamma / 2 * config.r1_interval))
-        return self.share.mean(penalty.detach())
+        return self.shard.mean(penalty.detach())
 
     def _augmented(self, images: Tensor, draws: torch.Generator) -> Tensor:
-        return augment(images, self.settings.config.augment, draws, self.share)
+        return augment(images, self.settings.config.augment, draws, self.shard)
 
     def _descend(self, name: str, loss: Tensor) -> None:
         """Follow the gradient of ``loss`` and of what was differentiated before; frees the gradients."""
@@ -155,7 +157,7 @@ class Phases:
     def _follow_gradients(self, name: str) -> None:
         optimizer = self.optimizers[name]
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        self.share.average(gradients)
+        self.shard.average(gradients)
         for gradient in gradients:
             gradient.nan_to_num_(nan=0.0, posinf=LARGEST_GRADIENT, neginf=-LARGEST_GRADIENT)
         optimizer.step()
@@ -163,7 +165,7 @@ class Phases:
 
     def _projection(self, n_images: int, draws: torch.Generator) -> Tensor:
         shape = (n_images, self.settings.n_channels, *self.settings.image_size_px)
-        return self.share.of(torch.randn(shape, generator=on_device(draws, self.device), device=self.device))
+        return self.shard.of(torch.randn(shape, generator=on_device(draws, self.device), device=self.device))
 
 
 def _adam(network: nn.Module, learning_rate: float, interval: int) -> torch.optim.Adam:

@@ -1,4 +1,4 @@
-"""The in-training gauge: which snapshot is kept, when it is asked, and what happens when a training fails."""
+"""The in-training monitor: which snapshot is kept, when it is asked, and what happens when a training fails."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ import gan.training as training
 from common.checkpoints import load_tensors
 from common.errors import InputError
 from gan.alarms import ALARMS, N_ATTEMPTS, Health
-from gan.phases import Phases
 from gan.schedule import (
     SHARE_OF_TIME,
     SPEEDS,
-    GaugeSchedule,
+    MonitorSchedule,
     derive_schedule,
     forward_macs,
     image_seconds,
@@ -28,6 +27,7 @@ from gan.schedule import (
 )
 from gan.settings import GanConfig, GanSettings
 from gan.train import train
+from gan.train_step import TrainStep
 from gan.training import CHECKPOINT, CURVES, RESULT
 from training.pictures import SHEET
 from training.snapshots import Candidate, choose, still_eligible
@@ -75,11 +75,11 @@ def test_snapshots_dropped_on_the_way_are_never_those_the_whole_sequence_would_c
 
 @pytest.fixture(autouse=True)
 def gauged_at_every_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By their estimate these trainings of 32 images are too short for a gauge."""
-    monkeypatch.setattr(training, "derive_schedule", lambda *_: GaugeSchedule(1, 4, 10))
+    """By their estimate these trainings of 32 images are too short for a monitor."""
+    monkeypatch.setattr(training, "derive_schedule", lambda *_: MonitorSchedule(1, 4, 10))
 
 
-class FakeGauge:
+class FakeMonitor:
     """Scores in a given order; counts what it is asked."""
 
     n_references, seconds_per_image = 10, 1e-9
@@ -92,8 +92,8 @@ class FakeGauge:
         return self.scores[(len(self.sums) - 1) % len(self.scores)]
 
 
-class PixelGauge(FakeGauge):
-    """Scores that follow from the samples, as a real gauge's do."""
+class PixelMonitor(FakeMonitor):
+    """Scores that follow from the samples, as a real monitor's do."""
 
     def __init__(self) -> None:
         super().__init__([])
@@ -109,7 +109,7 @@ def rows_of(folder: Path) -> list[dict]:
 
 def test_the_chosen_snapshot_is_what_the_generator_and_its_sheet_hold(tmp_path: Path) -> None:
     scores = [candidate(1, *pair).scores for pair in ((2.0, 1.2), (0.5, 0.9), (0.5, 0.4), (0.6, 0.3))]
-    train(noise_images(), tmp_path / "gauged", tiny_settings(), seed=3, gauge=FakeGauge(scores))
+    train(noise_images(), tmp_path / "gauged", tiny_settings(), seed=3, monitor=FakeMonitor(scores))
     tensors, metadata = load_tensors(tmp_path / "gauged" / RESULT)
     assert metadata["snapshot"]["kimg"] == 0.016 and metadata["snapshot"]["of_kimg"] == 0.032
     assert "held-out" in metadata["snapshot"]["reason"] and metadata["snapshot"]["scores"] == scores[1]
@@ -125,24 +125,26 @@ def test_the_chosen_snapshot_is_what_the_generator_and_its_sheet_hold(tmp_path: 
 
 @pytest.mark.parametrize("n_steps", [3, 6, 11, 16])
 def test_an_interrupted_gauged_training_ends_with_the_same_bytes(tmp_path: Path, n_steps: int) -> None:
-    train(noise_images(), tmp_path / "whole", tiny_settings(), seed=3, gauge=PixelGauge())
+    train(noise_images(), tmp_path / "whole", tiny_settings(), seed=3, monitor=PixelMonitor())
     with pytest.raises(Stop):
-        train(noise_images(), tmp_path / "parts", tiny_settings(), 3, progress=stop_after(n_steps), gauge=PixelGauge())
-    train(noise_images(), tmp_path / "parts", tiny_settings(), seed=3, gauge=PixelGauge())
+        train(
+            noise_images(), tmp_path / "parts", tiny_settings(), 3, progress=stop_after(n_steps), monitor=PixelMonitor()
+        )
+    train(noise_images(), tmp_path / "parts", tiny_settings(), seed=3, monitor=PixelMonitor())
     assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
 
 
-def test_the_gauge_sees_the_same_latents_at_every_snapshot_and_the_training_none_of_it(tmp_path: Path) -> None:
+def test_the_monitor_sees_the_same_latents_at_every_snapshot_and_the_training_none_of_it(tmp_path: Path) -> None:
     frozen = GanConfig(**{**TINY.__dict__, "learning_rate": 1e-12, "snapshot": "last"})
-    gauge = FakeGauge([{}])
-    train(noise_images(), tmp_path / "gauged", tiny_settings(config=frozen), seed=3, gauge=gauge)
-    assert len(gauge.sums) == 4 and len(set(gauge.sums)) == 1
+    monitor = FakeMonitor([{}])
+    train(noise_images(), tmp_path / "gauged", tiny_settings(config=frozen), seed=3, monitor=monitor)
+    assert len(monitor.sums) == 4 and len(set(monitor.sums)) == 1
     train(noise_images(), tmp_path / "alone", tiny_settings(config=frozen), seed=3)
     assert contents(tmp_path / "gauged") == contents(tmp_path / "alone")
 
 
 def test_without_held_out_scores_the_last_snapshot_is_taken_and_says_why(tmp_path: Path) -> None:
-    train(noise_images(), tmp_path, tiny_settings(), seed=3, gauge=FakeGauge([{"frechet_train": 1.0}]))
+    train(noise_images(), tmp_path, tiny_settings(), seed=3, monitor=FakeMonitor([{"frechet_train": 1.0}]))
     snapshot = load_tensors(tmp_path / RESULT)[1]["snapshot"]
     assert snapshot["kimg"] == 0.032 and "no snapshot was compared with held-out patients" in snapshot["reason"]
 
@@ -159,7 +161,7 @@ def settings_of(n_images: int, **changes: object) -> GanSettings:
 @pytest.mark.parametrize("n_images", [800, 40_000, 200_000, 4_000_000])
 @pytest.mark.parametrize("n_references", [10, 700, 20_000])
 @pytest.mark.parametrize("widths", [{}, {"channel_base": 4096, "channel_max": 256}])
-def test_the_gauge_stays_within_its_share_of_the_estimated_time(n_images: int, n_references: int, widths: dict) -> None:
+def test_the_monitor_stays_within_its_share_of_the_time(n_images: int, n_references: int, widths: dict) -> None:
     settings, embed_s = settings_of(n_images, n_snapshots=20, **widths), 0.01
     schedule = derive_schedule(settings, embed_s, n_references)
     generate_s, train_s = image_seconds(settings, SPEEDS["cpu"])
@@ -200,7 +202,7 @@ def test_after_a_divergence_it_goes_on_from_the_last_good_snapshot_with_other_nu
     train(noise_images(), tmp_path / "undisturbed", tiny_settings(), seed=3)
     failing(monkeypatch, at_step, 1)
     with caplog.at_level(logging.WARNING):
-        train(noise_images(), tmp_path / "whole", tiny_settings(), seed=3, gauge=PixelGauge())
+        train(noise_images(), tmp_path / "whole", tiny_settings(), seed=3, monitor=PixelMonitor())
     alarm = json.loads((tmp_path / "whole" / ALARMS).read_text())
     assert alarm["alarm"] == "divergence" and alarm["back_to"] == back_to
     assert alarm["step"] == pytest.approx((at_step + 1) * 0.002) and "learning_rate" in alarm["message"]
@@ -212,8 +214,8 @@ def test_after_a_divergence_it_goes_on_from_the_last_good_snapshot_with_other_nu
     for n_steps in (at_step + 2, at_step + 5):  # killed in the failing attempt's wake
         parts = tmp_path / str(n_steps)
         with pytest.raises(Stop):
-            train(noise_images(), parts, tiny_settings(), 3, progress=stop_after(n_steps), gauge=PixelGauge())
-        train(noise_images(), parts, tiny_settings(), seed=3, gauge=PixelGauge())
+            train(noise_images(), parts, tiny_settings(), 3, progress=stop_after(n_steps), monitor=PixelMonitor())
+        train(noise_images(), parts, tiny_settings(), seed=3, monitor=PixelMonitor())
         assert contents(parts) == contents(tmp_path / "whole")
 
 
@@ -224,7 +226,7 @@ def test_it_gives_up_after_a_few_attempts_and_says_what_to_try(tmp_path: Path, m
     assert len((tmp_path / ALARMS).read_text().splitlines()) == N_ATTEMPTS
 
 
-class CollapsingGauge(PixelGauge):
+class CollapsingMonitor(PixelMonitor):
     """The samples are alike from the second snapshot on, until the training goes another way."""
 
     def __init__(self, honest: set[int]) -> None:
@@ -238,18 +240,18 @@ class CollapsingGauge(PixelGauge):
 
 
 def test_after_a_mode_collapse_it_goes_back_before_its_first_sign(tmp_path: Path) -> None:
-    gauge = FakeGauge([{}])
-    train(noise_images(), tmp_path / "undisturbed", tiny_settings(), seed=3, gauge=gauge)
-    collapsing = CollapsingGauge(set(gauge.sums[1:]))  # from the second snapshot of the first attempt on
-    train(noise_images(), tmp_path / "whole", tiny_settings(), seed=3, gauge=collapsing)
+    monitor = FakeMonitor([{}])
+    train(noise_images(), tmp_path / "undisturbed", tiny_settings(), seed=3, monitor=monitor)
+    collapsing = CollapsingMonitor(set(monitor.sums[1:]))  # from the second snapshot of the first attempt on
+    train(noise_images(), tmp_path / "whole", tiny_settings(), seed=3, monitor=collapsing)
     alarm = json.loads((tmp_path / "whole" / ALARMS).read_text())
     assert (alarm["alarm"], alarm["step"], alarm["back_to"]) == ("mode collapse", 0.024, 0.008)
     assert load_tensors(tmp_path / "whole" / RESULT)[1]["n_alarms"] == 1
     for n_steps in (9, 13):
         parts = tmp_path / str(n_steps)
         with pytest.raises(Stop):
-            train(noise_images(), parts, tiny_settings(), 3, progress=stop_after(n_steps), gauge=collapsing)
-        train(noise_images(), parts, tiny_settings(), seed=3, gauge=collapsing)
+            train(noise_images(), parts, tiny_settings(), 3, progress=stop_after(n_steps), monitor=collapsing)
+        train(noise_images(), parts, tiny_settings(), seed=3, monitor=collapsing)
         assert contents(parts) == contents(tmp_path / "whole")
     save = training.save_tensors
     for n_saves in (2, 3, 4, 7):  # killed while it writes: the first sign, the way back, the next good one, the result
@@ -263,8 +265,8 @@ def test_after_a_mode_collapse_it_goes_back_before_its_first_sign(tmp_path: Path
 
         with pytest.MonkeyPatch.context() as patched, pytest.raises(Stop):
             patched.setattr(training, "save_tensors", save_or_die)
-            train(noise_images(), parts, tiny_settings(), 3, gauge=collapsing)
-        train(noise_images(), parts, tiny_settings(), seed=3, gauge=collapsing)
+            train(noise_images(), parts, tiny_settings(), 3, monitor=collapsing)
+        train(noise_images(), parts, tiny_settings(), seed=3, monitor=collapsing)
         assert contents(parts) == contents(tmp_path / "whole")
 
 
@@ -278,13 +280,13 @@ def test_images_that_never_differed_are_no_collapse_and_one_low_measurement_is_n
 
 
 def test_exploding_weights_are_seen_before_they_are_written(tmp_path: Path) -> None:
-    plain = Phases.average_weights
+    plain = TrainStep.average_weights
 
-    def explode(self: Phases) -> None:
+    def explode(self: TrainStep) -> None:
         plain(self)
         self.discriminator.bias.data.fill_(1e9)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Phases, "average_weights", explode)
+        patched.setattr(TrainStep, "average_weights", explode)
         with pytest.raises(RuntimeError, match="diverged"):
             train(noise_images(), tmp_path, tiny_settings(), seed=3)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gan.model import Generator
+from gan.model import GeneratorNetwork
 from gan.settings import GanSettings
 from training.pictures import images_to_integers
 
@@ -34,10 +34,10 @@ def images_per_pass(settings: GanSettings, device: str | torch.device) -> int:
     return max(1, min(MOST_PER_PASS[kind], PIXELS_PER_PASS[kind] // (height * width)))
 
 
-class Passes:
+class BatchSampler:
     """Images of seeds, pass by pass; random numbers are drawn on the CPU ahead of the network."""
 
-    def __init__(self, network: Generator, dtype: np.dtype, n_images: int | None = None) -> None:
+    def __init__(self, network: GeneratorNetwork, dtype: np.dtype, n_images: int | None = None) -> None:
         """``n_images``: of one pass; None: ``images_per_pass``."""
         self.network, self.dtype, self.device = network, dtype, network.constant.device
         self.n_images = n_images or images_per_pass(network.settings, self.device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from evaluation.approaches import (
     APPROACHES,
@@ -23,15 +22,12 @@ from evaluation.report.run import RunFiles, read_mapping
 from evaluation.results import format_value, write_table
 from evaluation.statistics import DEPENDENCE_NOTE, Interval
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 GAIN_MARK, LOSS_MARK = "▲", "▼"
 
 
-def approaches_section(results: pd.DataFrame) -> Html | None:
+def approaches_section(files: RunFiles) -> Html | None:
     """What a site gets from each approach, and autoshare against each; None where there is nothing to compare."""
-    found = compare(results)
+    found = [] if files.results is None or files.results.empty else compare(files.results)
     if len(found) < 2:
         return None
     sites = sorted({site for row in found for site in row.by_site})

@@ -32,7 +32,7 @@ def planted_part(files: RunFiles) -> page.Html:
     return page.join(
         page.heading("Planted copies"),
         page.note(HOW_TO_READ),
-        page.grouped_table(header, {"all together": _together(audits.values()), **_kinds(list(audits.values()))}),
+        page.table(header, {"all together": _together(audits.values()), **_kinds(list(audits.values()))}),
         page.note("Honest images: " + "; ".join(f"{name}: {_judged(audit)}" for name, audit in audits.items()) + "."),
         page.details("Every strength", page.join(*pictures)) if pictures else "",
     )

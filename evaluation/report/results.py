@@ -13,8 +13,6 @@ from evaluation.report.html import (
     absent,
     details,
     element,
-    escape,
-    grouped_table,
     heading,
     join,
     note,
@@ -23,6 +21,7 @@ from evaluation.report.html import (
     table,
 )
 from evaluation.report.pictures import scores_figure
+from evaluation.report.run import RunFiles
 from evaluation.results import FOREGROUND, best_cells, by_approach, format_interval, format_value, summarise
 from evaluation.segmentation import METRICS
 from evaluation.statistics import Interval, bonferroni, gain, paired_test
@@ -45,16 +44,17 @@ CONVENTIONS = (
 )
 
 
-def answer(results: pd.DataFrame, summary: pd.DataFrame) -> Html:
+def answer_section(files: RunFiles) -> Html:
     """The first screen: where there is syn-real, what it gained and the test; then Dice of every model."""
+    if files.results is None or files.summary is None:
+        return absent("No results yet: no chosen fold has finished its evaluate stage.")
+    results, table_of_models = files.results, metric_table(files.summary, "dice")
+    without = sorted(set(files.folds) - set(results["fold"]))
+    missing = absent(f"Not evaluated yet: fold {', '.join(map(str, without))}.") if without else ""
     if not results["model"].astype(str).str.startswith("syn-real-").any():
-        return metric_table(summary, "dice")
-    return join(
-        element("ul", join(*(element("li", sentence) for sentence in gain_sentences(results))), "answers"),
-        test_statement(results),
-        heading("Every model on every site"),
-        metric_table(summary, "dice"),
-    )
+        return join(table_of_models, missing)
+    sentences = element("ul", join(*(element("li", sentence) for sentence in gain_sentences(results))), "answers")
+    return join(sentences, test_statement(results), heading("Every model on every site"), table_of_models, missing)
 
 
 def metric_table(summary: pd.DataFrame, metric: str, label: str = FOREGROUND) -> Html:
@@ -70,12 +70,12 @@ def metric_table(summary: pd.DataFrame, metric: str, label: str = FOREGROUND) ->
         for words, models in by_approach(chosen).items()
     }
     header = ["Model", *(f"tested on {site}" for site in sites)]
-    return grouped_table(header, groups, _table_caption(chosen, metric))
+    return table(header, groups, _table_caption(chosen, metric))
 
 
 def _metric_cell(row: Mapping[Any, Any], metric: str, *, is_best: bool) -> Html:
     shown = format_value(row["mean"], metric)
-    mean = element("strong", f"{BEST_MARK} {shown}") if is_best else escape(shown)
+    mean = element("strong", f"{BEST_MARK} {shown}") if is_best else shown
     marked = element("span", mean, "own") if row["trained_on"] == row["tested_on"] else mean
     spread = "" if math.isnan(row["std"]) else f"± {format_value(row['std'], metric)} "
     return join(marked, element("small", spread + format_interval(row, metric)))
@@ -156,8 +156,11 @@ def format_p(p: float) -> str:
     return f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"
 
 
-def more_results(results: pd.DataFrame, summary: pd.DataFrame) -> Html:
+def more_results_section(files: RunFiles) -> Html:
     """The other metrics, the labels one by one, the tests of all metrics, the undefined cases and the conventions."""
+    if files.results is None or files.summary is None:
+        return absent("No results yet.")
+    results, summary = files.results, files.summary
     foreground = summary[summary["label"] == FOREGROUND]
     many = foreground["model"].nunique() >= MANY_MODELS
     folded = [_titled(METRICS[name].title, metric_table(summary, name), many) for name in ("hd95", "nsd", "iou")]

@@ -37,4 +37,6 @@ def faults_of_bounded(settings: Mapping[str, Any], where: str) -> Iterator[tuple
 def _is_bounded(value: Any) -> bool:
     if isinstance(value, str):
         return _WORD.fullmatch(value) is not None
-    return value is None or isinstance(value, bool | int | float) and math.isfinite(value) and abs(value) <= MAX_NUMBER
+    return value is None or (
+        isinstance(value, bool | int | float) and math.isfinite(value) and abs(value) <= MAX_NUMBER
+    )

@@ -161,7 +161,9 @@ class GeneratorConfig:
         name = find_generator(self.adapter or AUTO).name if self.name == AUTO else self.name
         if self.adapter is not None and (name in built_in) != (self.adapter in built_in.values()):
             problem = f"the generator called {name} is not {self.adapter}"
-            raise InputError(problem, where="generator.name", fix=f"use {AUTO}, the adapter's own name, or another name")
+            raise InputError(
+                problem, where="generator.name", fix=f"use {AUTO}, the adapter's own name, or another name"
+            )
         if not NAME.fullmatch(name):
             fix = "use at most 32 lower-case letters, digits and _, a letter first"
             raise InputError(f"{name!r} is not allowed", where="generator.name", fix=fix)

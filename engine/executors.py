@@ -12,9 +12,10 @@ from typing import Any, Protocol
 
 from common.errors import InputError
 from engine.cluster import ClusterConfig
+from engine.dependencies import REPOSITORY, files_digest
 from engine.graph import Graph, Resources, Stage
 from engine.run_stage import Outcome, execute_stage
-from engine.store import REPOSITORY, Store, code_digest
+from engine.store import StageKey, Store
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,8 @@ class Executor(Protocol):
     def check(self, graph: Graph) -> None:
         """Refuse a graph that asks for what is not there (InputError)."""
 
-    def submit(self, stage: Stage, run: Path, digest: str, input_digests: Mapping[str, str]) -> None:
-        """Start a stage."""
+    def submit(self, stage: Stage, run: Path, key: StageKey, *, resumes: bool) -> None:
+        """Start a stage, or let it go on from its checkpoint."""
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         """Stages that ended, waiting at most ``timeout_s`` for the first."""
@@ -60,9 +61,9 @@ class InlineExecutor:
         """Refuse stages that ask for more than this machine has."""
         _check_capacity(graph, self.capacity, {})
 
-    def submit(self, stage: Stage, run: Path, digest: str, input_digests: Mapping[str, str]) -> None:
+    def submit(self, stage: Stage, run: Path, key: StageKey, *, resumes: bool) -> None:
         """Run the stage now."""
-        self._ended.append(execute_stage(stage, run, digest, input_digests, "inline"))
+        self._ended.append(execute_stage(stage, run, key, "inline", resumes=resumes))
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         """What ran since the last call."""
@@ -113,7 +114,7 @@ class RayExecutor:
                         "or set cluster.pin_sites=false",
                     )
 
-    def submit(self, stage: Stage, run: Path, digest: str, input_digests: Mapping[str, str]) -> None:
+    def submit(self, stage: Stage, run: Path, key: StageKey, *, resumes: bool) -> None:
         """Start the stage as a Ray task; pinned to its site's node where asked."""
         pinned = self._config.pin_sites and stage.private_to
         asked = stage.own_resources  # its workers ask for themselves
@@ -123,9 +124,8 @@ class RayExecutor:
             "resources": {f"site:{stage.private_to}": SITE_SHARE} if pinned else {},
             "name": stage.id,
         }
-        code = code_digest(("pipeline", "common"))
         site_share = SITE_SHARE if self._config.pin_sites else 0.0
-        reference = self._task.options(**options).remote(stage, run, digest, dict(input_digests), code, site_share)
+        reference = self._task.options(**options).remote(stage, run, key, resumes, files_digest(), site_share)
         self._running[reference] = stage.id
 
     def wait(self, timeout_s: float) -> list[Outcome]:
@@ -145,15 +145,13 @@ class RayExecutor:
         self._ray.shutdown()
 
 
-def _execute_on_ray(
-    stage: Stage, run: Path, digest: str, input_digests: dict[str, str], code: str, site_share: float
-) -> Outcome:
+def _execute_on_ray(stage: Stage, run: Path, key: StageKey, resumes: bool, program: str, site_share: float) -> Outcome:
     """The Ray task: the worker must run the driver's code, then the stage runs as anywhere."""
     import ray
 
     from engine.ray_workers import RayWorkers
 
-    if code_digest(("pipeline", "common")) != code:
+    if files_digest() != program:
         return Outcome(stage.id, f"the node {ray.util.get_node_ip_address()} runs another version of autoshare's code")
     make_workers = partial(
         RayWorkers,
@@ -161,7 +159,8 @@ def _execute_on_ray(
         site_share=site_share,
         log_path=Store(run).log_path(stage),
     )
-    return execute_stage(stage, run, digest, input_digests, ray.get_runtime_context().get_node_id(), make_workers)
+    node = ray.get_runtime_context().get_node_id()
+    return execute_stage(stage, run, key, node, make_workers, resumes=resumes)
 
 
 def _python_path() -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from engine.executors import Executor
-from engine.graph import Graph, within
+from engine.graph import within
 from engine.progress_display import ProgressDisplay
+from engine.run_plan import RunPlan
 from engine.run_stage import Outcome
 from engine.scheduling.scheduler import Dispatcher, plan_schedule
 from engine.store import Store
@@ -16,20 +16,6 @@ from engine.store import Store
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """A graph with what is known of it before anything runs."""
-
-    graph: Graph
-    digests: Mapping[str, str]
-    states: Mapping[str, str]  # stage id -> done, resume, redo, to do, skipped
-
-    @property
-    def done(self) -> set[str]:
-        """Stages that need not run."""
-        return {stage_id for stage_id, state in self.states.items() if state in ("done", "skipped")}
 
 
 @dataclass(frozen=True)
@@ -41,11 +27,9 @@ class RunResult:
     blocked: tuple[str, ...]
 
 
-def run_graph(
-    graph: Graph, store: Store, digests: Mapping[str, str], done: Collection[str], executor: Executor
-) -> RunResult:
-    """Run every stage that is not in ``done``, each as soon as its inputs and its resources are there."""
-    graph = within(graph, executor.capacity)
+def run_graph(plan: RunPlan, store: Store, executor: Executor) -> RunResult:
+    """Run every stage that is not done, each as soon as its inputs and its resources are there."""
+    graph, done = within(plan.graph, executor.capacity), plan.done
     executor.check(graph)
     schedule = plan_schedule(graph, executor.capacity, done)
     dispatcher = Dispatcher(graph, schedule, executor.capacity, done)
@@ -58,10 +42,9 @@ def run_graph(
         while True:
             for stage_id in dispatcher.next_stages()[: executor.max_starts]:
                 stage = graph.stages[stage_id]
-                input_digests = {role: digests[source] for role, source in stage.inputs.items()}
                 dispatcher.started(stage_id)
                 display.started(stage_id, store.progress_path(stage))
-                executor.submit(stage, store.run, digests[stage_id], input_digests)
+                executor.submit(stage, store.run, plan.keys[stage_id], resumes=plan.states[stage_id] == "resume")
                 n_running += 1
             if not n_running:
                 break

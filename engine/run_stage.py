@@ -23,7 +23,7 @@ from common.files import write_json
 from common.progress import Progress
 from common.settings import from_dict
 from engine.graph import Stage
-from engine.store import Store
+from engine.store import StageKey, Store
 from engine.workers import InlineWorkers, Workers, WorkerSpec
 
 T = TypeVar("T")
@@ -70,17 +70,18 @@ class Outcome:
 def execute_stage(
     stage: Stage,
     run: Path,
-    digest: str,
-    input_digests: Mapping[str, str],
+    key: StageKey,
     node: str,
     make_workers: MakeWorkers = InlineWorkers,
+    *,
+    resumes: bool = False,
 ) -> Outcome:
     """Run one stage to its manifest. Never raises for a failing stage: the outcome says why it failed."""
     store = Store(run)
     started = time.monotonic()
     log_path = store.log_path(stage)
     try:
-        folder = store.begin(stage, digest)
+        folder = store.begin(stage, key, resumes=resumes)
         with logging_to(log_path):
             context = StageContext(
                 stage,
@@ -93,7 +94,7 @@ def execute_stage(
             )
             set_threads(max(1, int(stage.worker_resources.cpus)))
             _function(stage.function)(context)
-        store.commit(stage, digest, input_digests, _run_info(context.device, started, node))
+        store.commit(stage, key, _run_info(context.device, started, node))
     except Exception as error:
         with log_path.open("a", encoding="utf-8") as stream:
             traceback.print_exc(file=stream)

@@ -1,29 +1,43 @@
-"""What is done and what is not: one folder per stage, one manifest per folder, written last.
+"""The folders of a run: one folder a stage, one manifest a folder, written last.
 
-A stage's digest covers its settings, its seed, the code it depends on and the digests of its inputs. The same digest
-means done; another one means that the stage and all below it are done again, after the old folder was moved aside
-(nothing finished is ever deleted, D19). A folder without a manifest is half written.
+A stage's manifest says what its result follows from (``StageKey``): its identity, which is its settings, its seed, the
+raw data and the identities of its inputs, and the code that it reached. A folder without a manifest is half written.
+What that makes of a stage, done or to do, is decided in ``engine.run_plan``. Nothing finished is ever deleted (D19).
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
 from common.files import read_json, sha256_of_file, sha256_of_json, write_json
-from engine.graph import Graph, Stage
+from engine.dependencies import describe_changes
+from engine.graph import Stage
 
 log = logging.getLogger(__name__)
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 VOLATILE = ("nnunet", "preprocessed", "hub", "card.json", "card.md", "tensorboard")
 """What a stage keeps but does not hash: nnU-Net's own, a hub's working state and a generator's card hold times."""
+
+
+@dataclass(frozen=True)
+class StageKey:
+    """What a stage's result follows from."""
+
+    identity: str  # of its settings, its seed, the raw data and its inputs' identities: whatever code makes it
+    code: Mapping[str, str]  # definition -> digest, of all that its function reaches
+    inputs: Mapping[str, str]  # role -> digest of the result that it reads
+
+    @cached_property
+    def digest(self) -> str:
+        """Two results of the same digest were made from the same, by the same code."""
+        return sha256_of_json({"identity": self.identity, "code": dict(self.code), "inputs": dict(self.inputs)})
 
 
 @dataclass(frozen=True)
@@ -58,50 +72,53 @@ class Store:
         path = self.manifest_path(stage)
         return read_json(path) if path.is_file() else None
 
-    def is_done(self, stage: Stage, digest: str) -> bool:
-        """Whether the stage finished with this digest and all its files are still there."""
-        manifest = self.manifest(stage)
-        if manifest is None or manifest["digest"] != digest:
-            return False
-        folder = self.folder(stage.id)
-        return all((folder / name).exists() for name in [*manifest["files"], *manifest["unhashed"]])
+    def is_whole(self, stage: Stage) -> bool:
+        """Whether the stage finished and all its files are still there."""
+        manifest, folder = self.manifest(stage), self.folder(stage.id)
+        return manifest is not None and all(
+            (folder / name).exists() for name in [*manifest["files"], *manifest["unhashed"]]
+        )
 
-    def state(self, stage: Stage, digest: str) -> str:
-        """``done``, ``resume`` (half written, with a checkpoint to go on from), ``redo`` or ``to do``."""
-        if self.is_done(stage, digest):
-            return "done"
-        if self._begun(stage) == digest and stage.is_training and self.folder(stage.id).is_dir():
-            return "resume"
-        return "redo" if self.manifest(stage) is not None else "to do"
+    def begun(self, stage: Stage) -> dict[str, Any] | None:
+        """What was noted when the stage began, if it began and did not finish."""
+        path = self._beside(stage, "begun.json")
+        return read_json(path) if path.is_file() and self.folder(stage.id).is_dir() else None
 
-    def begin(self, stage: Stage, digest: str) -> Path:
-        """Make the stage's folder ready: kept if it can resume, moved aside if finished, cleared if half written."""
-        folder, state = self.folder(stage.id), self.state(stage, digest)
-        if state == "redo":
+    def begin(self, stage: Stage, key: StageKey, *, resumes: bool) -> Path:
+        """Make the folder ready: kept where it resumes, moved aside where finished, cleared where half written."""
+        folder, begun = self.folder(stage.id), self.begun(stage)
+        if stage.is_training and begun and begun.get("identity") == key.identity and self.manifest(stage) is None:
+            resumes = True  # a second attempt after the death of a worker
+        if not resumes and (self.manifest(stage) is not None or (begun and "identity" not in begun)):
             self._move_aside(stage)
-        elif state == "to do" and folder.exists():
+        elif not resumes and folder.exists():
             shutil.rmtree(folder)
-        if state != "resume":
+        if not resumes:
             self.progress_path(stage).unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.rglob(".*"):  # half-written files of a killed attempt (common/files.py)
             leftover.unlink()
-        write_json(self._beside(stage, "begun.json"), {"digest": digest})
+        first_code = dict(begun["code"] if resumes and begun and "code" in begun else key.code)
+        write_json(self._beside(stage, "begun.json"), {"identity": key.identity, "code": first_code})
         return folder
 
-    def commit(self, stage: Stage, digest: str, inputs: Mapping[str, str], run_info: Mapping[str, Any]) -> None:
+    def commit(self, stage: Stage, key: StageKey, run_info: Mapping[str, Any]) -> None:
         """Write the manifest: the stage is done from this moment on."""
         folder = self.folder(stage.id)
+        first_code = (self.begun(stage) or {}).get("code", key.code)
         manifest = {
             "stage": stage.name,
             "site": stage.site,
             "part": stage.part,
             "fold": stage.fold,
-            "digest": digest,
+            "digest": key.digest,
+            "identity": key.identity,
             "seed": stage.seed,
             "private_to": stage.private_to,
             "settings": stage.settings,
-            "inputs": dict(inputs),
+            "inputs": dict(key.inputs),
+            "code": dict(key.code),
+            "begun_by_other_code": describe_changes(first_code, key.code),
             "files": {name: sha256_of_file(folder / name) for name in _files(stage, folder)},
             "unhashed": [name for name in VOLATILE if (folder / name).exists()],
             "run": dict(run_info),
@@ -114,52 +131,20 @@ class Store:
         logs = self.run / f"fold_{stage.fold}" / "logs"
         return logs / f"{'-'.join(stage.id.split('/')[1:])}.{name}"
 
-    def _begun(self, stage: Stage) -> str | None:
-        path = self._beside(stage, "begun.json")
-        return read_json(path)["digest"] if path.is_file() else None
+    def take_over(self, stage: Stage, identity: str) -> None:
+        """Note the identity of a result that an older version of the program made, in its manifest."""
+        write_json(self.manifest_path(stage), {**(self.manifest(stage) or {}), "identity": identity})
 
     def _move_aside(self, stage: Stage) -> None:
-        manifest = self.manifest(stage) or {}
-        aside = self.run / "superseded" / stage.id / manifest["digest"][:12]
-        log.warning("%s: settings, inputs or code changed; the old result moves to %s", stage.id, aside)
+        digest = (self.manifest(stage) or self.begun(stage) or {})["digest"]
+        aside = self.run / "superseded" / stage.id / digest[:12]
+        log.warning("%s: settings, data, inputs or code changed; the old result moves to %s", stage.id, aside)
         if aside.exists():
             shutil.rmtree(aside)
         aside.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(self.folder(stage.id), aside)
-        if stage.leaves_site:
+        if stage.leaves_site and self.manifest(stage) is not None:
             shutil.move(self.manifest_path(stage), aside.with_name(f"{aside.name}.stage.json"))
-
-
-def stage_digests(graph: Graph, data_digests: Mapping[str, str]) -> dict[str, str]:
-    """Digest of every stage, inputs before dependants.
-
-    Args:
-        data_digests: of the raw data, by site; it enters where a stage's settings name ``source_site``.
-    """
-    digests: dict[str, str] = {}
-    for stage_id in graph.topological_order():
-        stage = graph.stages[stage_id]
-        digests[stage_id] = sha256_of_json(
-            {
-                "stage": [stage.name, stage.fold, stage.site, stage.part, stage.function],
-                "settings": stage.settings,
-                "seed": stage.seed,
-                "code": code_digest(stage.code),
-                "inputs": {role: digests[source] for role, source in stage.inputs.items()},
-                "data": data_digests.get(stage.site) if "source" in stage.settings else None,
-            }
-        )
-    return digests
-
-
-@functools.cache
-def code_digest(packages: Collection[str]) -> str:
-    """SHA-256 over the Python sources of these packages or files of the repository."""
-    sources: list[Path] = []
-    for package in packages:
-        path = REPOSITORY / package
-        sources += [path] if path.suffix == ".py" else sorted(path.rglob("*.py"))
-    return sha256_of_json({str(path.relative_to(REPOSITORY)): sha256_of_file(path) for path in sources})
 
 
 def check_writable(folder: Path) -> None:

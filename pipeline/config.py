@@ -49,6 +49,7 @@ class GeneralConfig:
     exp_desc: str = ""
     seed_base: int = 71173
     ray_address: str | None = None
+    redo: str | tuple[str, ...] = ()  # finished trainings that other code made: changed_code for all, or stages' names
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.errors import InputError
 from common.settings import to_dict
-from engine.store import REPOSITORY
+from engine.dependencies import REPOSITORY
 from pipeline.config import ExperimentConfig, experiment_config
 
 

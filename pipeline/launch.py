@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from common.files import read_json, sha256_of_json, write_json
 from common.settings import to_dict
 from dataset.check import check_cases
 from dataset.source import Case, content_digest, load_cases
-from engine.run import RunPlan, RunResult, run_graph
-from engine.store import Store, check_writable, stage_digests
+from engine.run import RunResult, run_graph
+from engine.run_plan import RunPlan, plan_run
+from engine.store import Store, check_writable
 from features.embedders import check_embedder
 from pipeline.config import ExperimentConfig, Union, experiment_config
 from pipeline.experiment import build_graph, planned_sites
@@ -29,6 +31,8 @@ from sharing import Refusal, read_refusal
 
 log = logging.getLogger(__name__)
 
+BEGUN = "begun_by_other_code"  # in a manifest
+CHECKED_DATA, RUN_RECORD, OTHER_CODE = "checked_data.json", "run.json", "other_code.json"
 EXIT_FAILED_STAGE = 1
 EXIT_BAD_INPUT = 2
 EXIT_REFUSED = 3  # all stages are done, and a site's gates refused its export
@@ -53,14 +57,16 @@ def launch(config: ExperimentConfig) -> int:
     cases = read_cases(config)
     if config.dry_run:
         sites = planned_sites(config, sorted({case.site for case in cases}))
-        log.info("%s", format_plan(plan_run(config, store, cases), config, sites, cases))
+        log.info("%s", format_plan(plan_experiment(config, store, cases), config, sites, cases))
         return 0
     if config.evaluation.synthetic:
         check_embedder(config.memorization.embedder, config.memorization.weights)
     check_writable(config.run)
     with _only_one(config.run):
+        plan = plan_experiment(config, store, cases)
         _check_data(config, store, cases)
-        plan = plan_run(config, store, cases)
+        for stage_id, identity in plan.taken_over.items():
+            store.take_over(plan.graph.stages[stage_id], identity)
         _write_run_record(config)
         _write_unions(config, planned_sites(config, sorted({case.site for case in cases})))
         result = _run(config, plan, store)
@@ -80,25 +86,29 @@ def read_cases(config: ExperimentConfig) -> tuple[Case, ...]:
         return ()
 
 
-def plan_run(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -> RunPlan:
-    """All stages of the experiment, their digests, and which of them are done."""
+def plan_experiment(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -> RunPlan:
+    """All stages of the experiment, and which of them are done."""
     found = sorted({case.site for case in cases})
     graph = build_graph(config, planned_sites(config, found))
     data = {site: content_digest([case for case in cases if case.site == site]) for site in found}
-    digests = stage_digests(graph, data)
-    states = {stage_id: store.state(stage, digests[stage_id]) for stage_id, stage in graph.stages.items()}
+    plan = plan_run(
+        graph,
+        store,
+        data,
+        config.general.redo,
+        same_data=_is_checked(config, store, cases),
+        same_command=_is_the_last_command(config),
+    )
     skipped = skipped_stages(config.skip, graph)
     unmade = {stage_id for stage_id in skipped if store.manifest(graph.stages[stage_id]) is None}
     for stage_id in unmade:
         skipped |= set(graph.descendants(stage_id))
-    return RunPlan(graph, digests, states | dict.fromkeys(skipped, "skipped"))
+    return replace(plan, states={**plan.states, **dict.fromkeys(skipped, "skipped")})
 
 
 def _check_data(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -> None:
     """Decode everything once before anything is trained; data that passed is not decoded again."""
-    record = store.run / "checked_data.json"
-    identity = sha256_of_json([content_digest(cases), repr(config.source)])
-    if record.is_file() and read_json(record)["digest"] == identity:
+    if _is_checked(config, store, cases):
         return
     report = check_cases(cases, config.source)
     is_volumetric = any(len(shape) == 3 for shape in report.shapes_px)
@@ -110,7 +120,17 @@ def _check_data(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -
         )
     for warning in report.warnings:
         log.warning("%s", warning)
-    write_json(record, {"digest": identity})
+    write_json(store.run / CHECKED_DATA, {"digest": _identity_of_data(config, cases)})
+
+
+def _is_checked(config: ExperimentConfig, store: Store, cases: Sequence[Case]) -> bool:
+    """Whether the last run found these cases, and found them good."""
+    record = store.run / CHECKED_DATA
+    return record.is_file() and read_json(record)["digest"] == _identity_of_data(config, cases)
+
+
+def _identity_of_data(config: ExperimentConfig, cases: Sequence[Case]) -> str:
+    return sha256_of_json([content_digest(cases), repr(config.source)])
 
 
 def _run(config: ExperimentConfig, plan: RunPlan, store: Store) -> RunResult:
@@ -122,20 +142,34 @@ def _run(config: ExperimentConfig, plan: RunPlan, store: Store) -> RunResult:
         return RunResult((), (), ())
     executor = build_executor(config.cluster, config.general.ray_address)
     try:
-        return run_graph(plan.graph, store, plan.digests, plan.done, executor)
+        return run_graph(plan, store, executor)
     finally:
         executor.close()
 
 
+def _command() -> str:
+    return f"python {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}"
+
+
+def _is_the_last_command(config: ExperimentConfig) -> bool:
+    """Whether the last run of this experiment was started by these words; a dry run and a redo are the same run."""
+    records = [config.run / f"fold_{fold}" / RUN_RECORD for fold in config.folds]
+    commands = [read_json(record)["command"] for record in records if record.is_file()]
+    return bool(commands) and all(_words(command) == _words(_command()) for command in commands)
+
+
+def _words(command: str) -> list[str]:
+    return [word for word in shlex.split(command) if not word.startswith(("dry_run=", "general.redo="))]
+
+
 def _write_run_record(config: ExperimentConfig) -> None:
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     for fold in config.folds:
         record = {
-            "command": f"python {command}",
+            "command": _command(),
             "exp_name": config.general.exp_name,
             "exp_desc": config.general.exp_desc,
         }
-        write_json(config.run / f"fold_{fold}" / "run.json", {**record, "seed_base": config.general.seed_base})
+        write_json(config.run / f"fold_{fold}" / RUN_RECORD, {**record, "seed_base": config.general.seed_base})
 
 
 def _write_unions(config: ExperimentConfig, sites: Sequence[str]) -> None:
@@ -153,16 +187,27 @@ def _write_results(store: Store, plan: RunPlan, config: ExperimentConfig, fold: 
     folder = store.run / f"fold_{fold}"
     stages = [stage for stage in plan.graph.stages.values() if stage.fold == fold]
     manifests = {stage.id: store.manifest(stage) for stage in stages}
-    identity = sha256_of_json({name: manifest["digest"] for name, manifest in manifests.items() if manifest})
+    other_code = _made_by_other_code(plan, manifests)
+    identity = sha256_of_json(
+        [{name: manifest["digest"] for name, manifest in manifests.items() if manifest}, other_code]
+    )
     record = folder / "reported.json"
     table = folder / "summary.txt"
     if not (record.is_file() and read_json(record)["digest"] == identity and (folder / "report.html").is_file()):
         evaluated = [store.folder(stage.id) for stage in stages if stage.name == "evaluate" and manifests[stage.id]]
+        write_json(folder / OTHER_CODE, other_code)  # the report names them
         write_fold_results(store.run, fold, evaluated)
         write_json(record, {"digest": identity})
     if table.is_file():
         log.info("\n%s\n", table.read_text(encoding="utf-8").rstrip())
     log.info("report: %s", folder / "report.html")
+
+
+def _made_by_other_code(plan: RunPlan, manifests: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
+    """Finished stages that the present code did not make, or did not begin, and what changed since."""
+    begun = {name: f"begun by other code: {words}" for name, of in manifests.items() if of and (words := of.get(BEGUN))}
+    made = {name: words for name, words in plan.other_code.items() if name in manifests}
+    return begun | {name: f"made by other code: {words}" for name, words in made.items()}
 
 
 def _conclude(result: RunResult, store: Store, plan: RunPlan) -> int:

@@ -10,7 +10,7 @@ from common.seeds import derive_seed
 from dataset.folds import assign_folds
 from dataset.images import VOLUME_ENDINGS, file_ending
 from dataset.source import Case
-from engine.run import RunPlan
+from engine.run_plan import RunPlan
 from evaluation.report.page import write_report
 from evaluation.results import KEY_COLUMNS, format_table, read_results, summarise, write_table
 from pipeline.baselines import strategy_in_words
@@ -46,7 +46,15 @@ def format_plan(plan: RunPlan, config: ExperimentConfig, sites: Sequence[str], c
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     n_to_do = len(plan.graph.stages) - len(plan.done)
     total = f"{len(plan.graph.stages)} stages, {n_to_do} to do; nothing was run"
-    return "\n".join([*lines, "", *_facts(config, sites, cases), total])
+    return "\n".join([*lines, "", *_facts(config, sites, cases), *_kept(plan), total])
+
+
+def _kept(plan: RunPlan) -> list[str]:
+    """Finished trainings that stay although other code made them, and how to redo them."""
+    if not plan.other_code:
+        return []
+    named = [f"  {stage_id}: {changes}" for stage_id, changes in plan.other_code.items()]
+    return ["these trainings were made by other code and stay; general.redo=changed_code redoes them:", *named]
 
 
 def _facts(config: ExperimentConfig, sites: Sequence[str], cases: Sequence[Case]) -> list[str]:

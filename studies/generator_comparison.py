@@ -29,8 +29,8 @@ from common.files import read_json, write_json, write_text
 from common.image_set import load_image_set
 from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
+from engine.dependencies import REPOSITORY
 from engine.run_stage import set_threads
-from engine.store import REPOSITORY
 from evaluation.report.run import RunFiles, find_folds
 from generators.interface import SampleRequest
 from generators.registry import find_generator

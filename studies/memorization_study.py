@@ -34,7 +34,7 @@ from common.progress import Progress, shown_progress, silent
 from common.seeds import derive_seed
 from common.settings import to_dict
 from dataset.source import load_cases
-from engine.store import code_digest
+from engine.dependencies import code_of
 from gan.square import square_plan
 from gan.styles import sample_between, sample_truncated
 from generators.interface import SampleRequest, TrainRequest
@@ -245,7 +245,7 @@ def study_site(
     """
     content = {kind: sha256(images.tobytes()).hexdigest() for kind, images in made.items()}
     settings = [to_dict(config.memorization), to_dict(config.gates), seed]
-    asked = [content, settings, code_digest(("memorization", "pipeline")), len(site.own), len(site.unseen)]
+    asked = [content, settings, code_of(["studies.memorization_study:study_site"]), len(site.own), len(site.unseen)]
     digest, path = sha256_of_json(asked), out / PART.format(name=name)
     if path.is_file() and (known := read_json(path))["digest"] == digest:
         log.info("%s: judged before, see %s", name, path)

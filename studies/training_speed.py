@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -33,7 +33,7 @@ from engine.store import Store
 from generators.interface import TrainRequest
 from generators.registry import find_generator
 from pipeline.config import ExperimentConfig
-from pipeline.launch import plan_run, read_cases
+from pipeline.launch import plan_experiment, read_cases
 
 log = logging.getLogger(__name__)
 
@@ -125,12 +125,12 @@ def slices_of_sites(config: ExperimentConfig) -> list[tuple[Path, Path]]:
     from engine.executors import InlineExecutor
 
     store = Store(config.run)
-    plan = plan_run(config, store, read_cases(config))
+    plan = plan_experiment(config, store, read_cases(config))
     fold = config.folds[0]
     trainings = [stage for stage in plan.graph.stages.values() if stage.name == "generator" and stage.fold == fold]
     needed = set().union(*(plan.graph.ancestors(stage.id) for stage in trainings))
     graph = Graph({stage_id: stage for stage_id, stage in plan.graph.stages.items() if stage_id in needed})
-    result = run_graph(graph, store, plan.digests, plan.done & needed, InlineExecutor())
+    result = run_graph(replace(plan, graph=graph), store, InlineExecutor())
     for outcome in result.failed:
         raise InputError(str(outcome.error), where=outcome.log, fix="mend the cause and run the same command again")
     inputs = [training.inputs for training in trainings]

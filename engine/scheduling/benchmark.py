@@ -23,10 +23,11 @@ from engine.cluster import ClusterConfig
 from engine.executors import Executor, build_executor
 from engine.graph import Graph, Resources, Stage
 from engine.run import run_graph
+from engine.run_plan import plan_run
 from engine.run_stage import StageContext
 from engine.scheduling.scheduler import RELATIVE_TOLERANCE, Dispatcher, plan_schedule
 from engine.scheduling.simulate import barrier_makespan, longest_path_first, lower_bound, simulate, tight_lower_bound
-from engine.store import Store, stage_digests
+from engine.store import Store
 
 ALL = "all"
 SITES, GPUS, SKEWS = (2, 4, 8), (1, 2, 4, 8), (1.0, 3.0)
@@ -259,7 +260,7 @@ def executor_cost(kind: str, n_stages: int = 40) -> float:
 def _run_empty(run: Path, n_stages: int, executor: Executor) -> None:
     stages = [Stage("nothing", 0, str(i), f"{__name__}:nothing", {}, {}) for i in range(n_stages)]
     graph = Graph({stage.id: stage for stage in stages})
-    result = run_graph(graph, Store(run), stage_digests(graph, {}), (), executor)
+    result = run_graph(plan_run(graph, Store(run), {}), Store(run), executor)
     if result.failed:
         raise RuntimeError(f"an empty stage failed: {result.failed[0].error}")
 

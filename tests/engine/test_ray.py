@@ -13,8 +13,9 @@ from common.errors import InputError
 from engine.executors import RayExecutor, build_executor
 from engine.graph import Graph, Resources, Stage
 from engine.run import run_graph
+from engine.run_plan import plan_run
 from engine.run_stage import StageContext
-from engine.store import Store, stage_digests
+from engine.store import Store
 from pipeline.config import ClusterConfig
 
 
@@ -68,7 +69,7 @@ def test_a_dead_worker_is_retried_and_an_error_is_not(executor: RayExecutor, tmp
     dying = stage("dying", "die_once", tmp_path / "died")
     failing = stage("failing", "fail", tmp_path / "failed")
     graph = graph_of(dying, failing)
-    result = run_graph(graph, Store(tmp_path / "run"), stage_digests(graph, {}), (), executor)
+    result = run_graph(plan_run(graph, Store(tmp_path / "run"), {}), Store(tmp_path / "run"), executor)
     assert result.finished == (dying.id,)
     assert (tmp_path / "run" / dying.id / "result.txt").read_text() == "second attempt"
     (outcome,) = result.failed
@@ -80,7 +81,7 @@ def test_a_dead_worker_is_retried_and_an_error_is_not(executor: RayExecutor, tmp
 def test_a_gpu_that_no_node_has_is_refused_instead_of_waited_for(executor: RayExecutor, tmp_path: Path) -> None:
     graph = graph_of(stage("training", "fail", tmp_path, resources=Resources(1, 1)))
     with pytest.raises(InputError, match="asks for 1 GPU, and there are 0"):
-        run_graph(graph, Store(tmp_path), stage_digests(graph, {}), (), executor)
+        run_graph(plan_run(graph, Store(tmp_path), {}), Store(tmp_path), executor)
 
 
 def test_a_site_that_no_node_carries_is_refused(executor: RayExecutor, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ from support.tiny_experiment import deterministic, manifests, run_command, run_t
 
 from common.checkpoints import load_tensors
 from engine.graph import Graph, Resources, Stage, within
-from engine.store import stage_digests
+from engine.run_plan import plan_run
+from engine.store import Store
 from pipeline.config import ExperimentConfig, FederatedConfig, ScalingConfig
 from pipeline.experiment import build_graph
 
@@ -154,11 +155,12 @@ def config(*strategies: str, unions: tuple = ()) -> ExperimentConfig:
     return ExperimentConfig(federated=FederatedConfig(strategies=strategies), scaling=ScalingConfig(unions=unions))
 
 
-def test_a_scaling_study_repeats_nothing_that_the_main_experiment_did():
+def test_a_scaling_study_repeats_nothing_that_the_main_experiment_did(tmp_path):
     """The same stages with the same digests, and the new unions beside them."""
     sites = tuple("ABCDEFGH")
     main, scaling = build_graph(config(), sites), build_graph(config(unions=(2, 4, 8)), sites)
-    before, after = stage_digests(main, {}), stage_digests(scaling, {})
+    keys = [plan_run(graph, Store(tmp_path), {}).keys for graph in (main, scaling)]
+    before, after = ({name: key.digest for name, key in of.items()} for of in keys)
     assert before.items() <= after.items()
     added = {stage_id for stage_id in set(after) - set(before) if "evaluate" not in stage_id}
     unions = {f"fold_0/{name}/{union}" for name in ("merge", "segment_syn") for union in "24"}

@@ -71,7 +71,7 @@ def test_a_copier_is_dropped_and_refused_and_an_honest_generator_passes(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("studies.memorization_study.calibrate_site", None)  # what was judged is not judged again
         again = {name: study_site(name, site, {SAMPLES: images}, CONFIG, tmp_path, 0) for name, images in made.items()}
-        patch.setattr("studies.memorization_study.code_digest", lambda packages: "changed")
+        patch.setattr("studies.memorization_study.code_of", lambda roots: {"all": "changed"})
         with pytest.raises(TypeError):  # but by another filter it is
             study_site(WELL_TRAINED, site, {SAMPLES: made[WELL_TRAINED]}, CONFIG, tmp_path, 0)
     assert again == study["parts"]

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from common.errors import InputError
 from common.settings import to_dict
-from engine.dependencies import REPOSITORY
 from pipeline.config import ExperimentConfig, experiment_config
+from pipeline.experiments import NNUNET, Experiment
 
 
 class SharedGroups(SearchPathPlugin):
@@ -27,8 +27,15 @@ class SharedGroups(SearchPathPlugin):
         search_path.append("autoshare", "pkg://config")
 
 
-ConfigStore.instance().store(name="schema", node=to_dict(ExperimentConfig()))
 Plugins.instance().register(SharedGroups)
+
+
+def offer_schema(experiment: Experiment) -> None:
+    """Let the YAML files of an experiment start from ``/schema``: every key of its configuration, with its default."""
+    ConfigStore.instance().store(name="schema", node=to_dict(experiment.config_type()))
+
+
+offer_schema(NNUNET)
 
 
 def compose_experiment(name: str, overrides: Sequence[str]) -> ExperimentConfig:
@@ -38,22 +45,23 @@ def compose_experiment(name: str, overrides: Sequence[str]) -> ExperimentConfig:
         InputError: there is no such experiment, an override is none of its keys, or a value is not allowed.
     """
     try:
-        with hydra.initialize_config_dir(str(REPOSITORY / "config" / "nnunet"), version_base="1.3"):
+        with hydra.initialize_config_dir(str(NNUNET.config_folder), version_base="1.3"):
             composed = hydra.compose(name, overrides=list(overrides))
     except HydraException as error:
         raise InputError(str(error), where=name, fix="`python run_nnunet.py --cfg job` prints all keys") from error
     return experiment_config(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
 
 
-def start(experiments: str) -> None:
-    """Run the experiments that the command line names, from ``config/<experiments>``; ends the process."""
+def start(experiment: Experiment) -> None:
+    """Run what the command line names of the experiment's configurations; ends the process."""
     exit_codes: list[int] = []  # one a Hydra job: a failing fold of a multirun must not stop the others
+    offer_schema(experiment)
 
     def job(composed: DictConfig) -> None:
         from pipeline.launch import run_experiment
 
-        exit_codes.append(run_experiment(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
+        values = OmegaConf.to_container(composed, resolve=True)
+        exit_codes.append(run_experiment(experiment, values))  # type: ignore[arg-type]
 
-    folder = str(REPOSITORY / "config" / experiments)
-    hydra.main(version_base="1.3", config_path=folder, config_name="demo")(job)()
+    hydra.main(version_base="1.3", config_path=str(experiment.config_folder), config_name="demo")(job)()
     sys.exit(max(exit_codes, default=0))

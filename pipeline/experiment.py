@@ -260,8 +260,3 @@ def _finetune_name(union: Union) -> str:
 def _portable(source: dict[str, object]) -> dict[str, object]:
     """The source without its place on this machine, which is no part of a result's identity."""
     return {key: value for key, value in source.items() if key != "root"}
-
-
-def planned_sites(config: ExperimentConfig, found: Sequence[str]) -> tuple[str, ...]:
-    """The sites of the experiment: those the configuration names, or those found in the data."""
-    return tuple(config.data.sites or found)

@@ -14,8 +14,7 @@ from typing import Any
 from common.errors import InputError
 from common.files import read_json, write_json
 from common.settings import to_dict
-from engine.graph import Graph, Stage
-from engine.store import Store
+from engine.graph import Graph
 from evaluation.report.run import RunFiles
 from evaluation.report.sections import IMAGES, STANDARD, Section
 from features.embedders import check_embedder
@@ -42,8 +41,10 @@ class Experiment:
     check: Callable[[Any], Any] = lambda config: config  # Config -> Config; InputError on values that do not fit
     read_sites: Callable[[Any], SiteData] = lambda config: SiteData(())
     describe: Callable[[Any, SiteData], list[str]] = lambda config, data: []  # lines of the dry run
-    begin: Callable[[Any, Store, SiteData], None] = lambda config, store, data: None  # before the first stage
-    write_results: Callable[[Path, Mapping[Stage, Path]], None] = lambda folder, finished: None  # of a fold
+    begin: Callable[[Any, Path, SiteData], None] = lambda config, run, data: None  # before the first stage
+    write_results: Callable[[Path, Mapping[str, Path]], None] = lambda fold, finished: (
+        None
+    )  # finished: stage id -> folder
 
     def configure(self, values: Mapping[str, Any]) -> Any:
         """A composed configuration as ``config_type``, checked.
@@ -54,15 +55,15 @@ class Experiment:
         return self.check(read_config(self.config_type, values))
 
 
-def _begin(config: ExperimentConfig, store: Store, data: SiteData) -> None:
+def _begin(config: ExperimentConfig, run: Path, data: SiteData) -> None:
     """Check embedder and data, and write which sites stand behind the names in the tables of a scaling study."""
     if config.evaluation.synthetic:
         check_embedder(config.memorization.embedder, config.memorization.weights)
-    check_data(config, store, data)
+    check_data(config, run, data)
     unions = config.scaling.named_unions(data.sites)
     for fold in config.folds if unions else ():
         named = [to_dict(union) for union in (*unions, Union(ALL, data.sites))]
-        write_json(store.run / f"fold_{fold}" / "scaling.json", {"unions": named})
+        write_json(run / f"fold_{fold}" / "scaling.json", {"unions": named})
 
 
 def _generator_section(files: RunFiles) -> str | None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from common.errors import InputError
 from common.files import read_json, sha256_of_json, write_json
 from dataset.check import check_cases
 from dataset.source import Case, content_digest, load_cases
-from engine.store import Store
 from pipeline.config import ExperimentConfig
 
 log = logging.getLogger(__name__)
+
+
+CHECKED_DATA = "checked_data.json"  # in a run: what was found good
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,14 @@ class SiteData:
     """The sites of an experiment, and what tells the raw data of each from any other."""
 
     sites: tuple[str, ...]
+    digests: Mapping[str, str] = field(default_factory=dict)  # of the raw data of every site that was read
     cases: tuple[Case, ...] = ()
+    identity: str = ""  # of all the raw data and of how it is read
 
-    @cached_property
-    def digests(self) -> Mapping[str, str]:
-        """Of the raw data of every site that was read."""
-        found = sorted({case.site for case in self.cases})
-        return {site: content_digest([case for case in self.cases if case.site == site]) for site in found}
+    def is_checked(self, run: Path) -> bool:
+        """Whether the last run in this folder found this data, and found it good."""
+        record = run / CHECKED_DATA
+        return record.is_file() and read_json(record)["digest"] == self.identity
 
 
 def read_sites(config: ExperimentConfig) -> SiteData:
@@ -43,18 +46,19 @@ def read_sites(config: ExperimentConfig) -> SiteData:
             raise
         log.warning("data not read, so every stage counts as to do: %s", error)
         cases = ()
-    return SiteData(tuple(config.data.sites or sorted({case.site for case in cases})), cases)
+    found = sorted({case.site for case in cases})
+    digests = {site: content_digest([case for case in cases if case.site == site]) for site in found}
+    identity = sha256_of_json([content_digest(cases), repr(config.source)])
+    return SiteData(tuple(config.data.sites or found), digests, cases, identity)
 
 
-def check_data(config: ExperimentConfig, store: Store, data: SiteData) -> None:
+def check_data(config: ExperimentConfig, run: Path, data: SiteData) -> None:
     """Decode everything once before anything is trained; data that passed is not decoded again.
 
     Raises:
         InputError: a file that cannot be used, or that is not what the configuration says.
     """
-    record = store.run / "checked_data.json"
-    identity = sha256_of_json([content_digest(data.cases), repr(config.source)])
-    if record.is_file() and read_json(record)["digest"] == identity:
+    if data.is_checked(run):
         return
     report = check_cases(data.cases, config.source)
     is_volumetric = any(len(shape) == 3 for shape in report.shapes_px)
@@ -66,4 +70,4 @@ def check_data(config: ExperimentConfig, store: Store, data: SiteData) -> None:
         )
     for warning in report.warnings:
         log.warning("%s", warning)
-    write_json(record, {"digest": identity})
+    write_json(run / CHECKED_DATA, {"digest": data.identity})

@@ -33,7 +33,8 @@ from engine.store import Store
 from generators.interface import TrainRequest
 from generators.registry import find_generator
 from pipeline.config import ExperimentConfig
-from pipeline.launch import plan_experiment, read_cases
+from pipeline.launch import plan_experiment
+from pipeline.site_data import read_sites
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +126,7 @@ def slices_of_sites(config: ExperimentConfig) -> list[tuple[Path, Path]]:
     from engine.executors import InlineExecutor
 
     store = Store(config.run)
-    plan = plan_experiment(config, store, read_cases(config))
+    plan = plan_experiment(config, store, read_sites(config))
     fold = config.folds[0]
     trainings = [stage for stage in plan.graph.stages.values() if stage.name == "generator" and stage.fold == fold]
     needed = set().union(*(plan.graph.ancestors(stage.id) for stage in trainings))

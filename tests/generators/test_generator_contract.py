@@ -166,7 +166,7 @@ def test_what_it_does_not_learn_from_is_refused(adapter: str, given: str, tmp_pa
     images, generator = np.zeros((4, 1, 16, 16), np.uint8), find_generator(adapter)
     request = request_of(adapter, images, tmp_path)
     assert not generator.makes_masks(request.settings)
-    with pytest.raises(InputError, match="masks|label|domain"):
+    with pytest.raises(InputError, match=r"masks|label|domain"):
         generator.train(replace(request, **{given: images[:, 0]}))
 
 
@@ -192,6 +192,6 @@ def test_an_unknown_generator_is_refused_with_those_there_are() -> None:
     ],
 )
 def test_an_adapter_that_is_none_is_refused_by_its_name(adapter: str, words: str) -> None:
-    with pytest.raises(InputError, match="generator.adapter") as refused:
+    with pytest.raises(InputError, match=r"generator\.adapter") as refused:
         find_generator(adapter)
     assert adapter in str(refused.value) and words in str(refused.value)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+from common.exit_codes import ExitCode
+
+MAX_LISTED = 20  # of problems that are raised together
 
 
 class InputError(ValueError):
@@ -13,6 +18,8 @@ class InputError(ValueError):
         where: the file, table row or configuration key.
         fix: what the user can do.
     """
+
+    exit_code = ExitCode.BAD_INPUT  # of a command that ends with this error
 
     def __init__(self, problem: str, *, where: str | Path, fix: str) -> None:
         super().__init__(problem, where, fix)
@@ -26,5 +33,25 @@ class InputError(ValueError):
         return _rebuild_input_error, (self.problem, self.where, self.fix)
 
 
+class StoppedError(Exception):
+    """The work was stopped from outside, such as by the end of its Ray cluster; the same command goes on from here."""
+
+
 def _rebuild_input_error(problem: str, where: str, fix: str) -> InputError:
     return InputError(problem, where=where, fix=fix)
+
+
+def raise_all(problems: Sequence[InputError]) -> None:
+    """Raise the first problem, if there is one, with the others listed below it.
+
+    Raises:
+        InputError: there is one.
+    """
+    if not problems:
+        return
+    first, *others = problems
+    listed = [f"\n  - {error.where}: {error.problem}" for error in others[:MAX_LISTED]]
+    if len(others) > MAX_LISTED:
+        listed.append(f"\n  - and {len(others) - MAX_LISTED} more")
+    more = f"\n  and {len(others)} more:{''.join(listed)}" if others else ""
+    raise InputError(f"{first.problem}{more}", where=first.where, fix=first.fix)

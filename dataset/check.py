@@ -1,35 +1,43 @@
 """Everything wrong with a source, found before any training, and a sheet that shows what its masks outline.
 
-    python -m dataset.check root=/data/cxr image_column=file patient_column=patient_id site_column=projection \
+    python -m dataset.check root=/data/cxr image_column=file patient_column=patient_id site_column=projection \\
         mask_dir=lung_masks out=sheet.png
 
-The keys are the fields of ``SourceConfig`` (lists as ``a,b``, maps as ``lungs:1,heart:2``, the phantom's as
-``phantom.size_px=128``), ``data_dir`` and ``out``. Exit code 1 on bad data.
+Lists are written ``a,b``, maps ``lungs:1,heart:2``, the phantom's keys ``phantom.size_px=128``.
 """
 
 from __future__ import annotations
 
-import logging
+import argparse
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from common.errors import InputError
-from common.files import atomic_path, sha256_of_file
+from common.command import command
+from common.errors import InputError, raise_all
+from common.files import sha256_of_file
 from common.progress import Progress, silent
-from common.settings import from_dict
 from dataset.convert import channel_names, read_pair
 from dataset.folds import check_patient_count
+from dataset.images import write_png
+from dataset.key_values import add_settings, option, read_settings
 from dataset.source import Case, SourceConfig, check_labels, load_report
 
-_MAX_LISTED = 20
 _TILE_PX = 192
 _OUTLINES = ((255, 64, 64), (64, 200, 255), (255, 220, 0), (120, 255, 120), (255, 120, 255), (255, 160, 60))
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """Options of the command beside the source's keys."""
+
+    out: str = option("contact_sheet.png", "file to write")
+    data_dir: str = option(".", "what root is relative to")
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ def check_cases(cases: Sequence[Case], config: SourceConfig, progress: Progress 
     sites = _count_sites(cases)
     problems += [error for site, count in sites.items() for error in _patient_problems(site, count.n_patients)]
     problems += _mixed_kinds(cases, facts)
-    _raise_first(problems)
+    raise_all(problems)
     _, n_channels, dtype = next(iter(facts.values())).kind
     return CheckReport(
         sites=sites,
@@ -108,34 +116,24 @@ def write_contact_sheet(path: Path, cases: Sequence[Case], config: SourceConfig,
 
     Of a volume the slice with most foreground is shown.
     """
-    import PIL.Image
-
     rows = []
     for site in dict.fromkeys(case.site for case in cases):
         of_site = [case for case in cases if case.site == site]
         chosen = np.unique(np.linspace(0, len(of_site) - 1, min(n_per_site, len(of_site))).round().astype(int))
         tiles = [_tile(of_site[index], config) for index in chosen]
         rows.append(np.hstack(tiles + [np.zeros_like(tiles[0])] * (n_per_site - len(tiles))))
-    with atomic_path(path) as temporary:
-        PIL.Image.fromarray(np.vstack(rows)).save(temporary, format="PNG")
+    write_png(path, np.vstack(rows))
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Check a source named by ``key=value`` arguments; 0 when all is well, 1 on bad data."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        values = _parse_arguments(arguments)
-        out, data_dir = Path(values.pop("out", "contact_sheet.png")), Path(values.pop("data_dir", "."))
-        config = _config_of(values)
-        loaded = load_report(config, data_dir)
-        report = check_cases(loaded.cases, config)
-        write_contact_sheet(out, loaded.cases, config)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+@command(partial(add_settings, options=CheckOptions, source=SourceConfig))
+def main(chosen: argparse.Namespace) -> None:
+    """Check a source and draw its contact sheet."""
+    options, config = read_settings(chosen.settings, CheckOptions, SourceConfig)
+    loaded = load_report(config, Path(options.data_dir))
+    report = check_cases(loaded.cases, config)
+    write_contact_sheet(Path(options.out), loaded.cases, config)
     sys.stdout.write("".join(f"warning: {warning}\n" for warning in loaded.warnings))
-    sys.stdout.write(f"{report.text()}contact sheet: {out}\n")
-    return 0
+    sys.stdout.write(f"{report.text()}contact sheet: {options.out}\n")
 
 
 def _examine(case: Case, config: SourceConfig) -> _Facts:
@@ -186,19 +184,6 @@ def _kind_name(kind: tuple[bool, int, str]) -> str:
     return f"{'a volume' if is_volume else '2D'} of {n_channels} channels, {dtype}"
 
 
-def _raise_first(problems: Sequence[InputError]) -> None:
-    if not problems:
-        return
-    first = problems[0]
-    if len(problems) == 1:
-        raise first
-    others = "".join(f"\n  - {error.where}: {error.problem}" for error in problems[1:_MAX_LISTED])
-    unlisted = f"\n  - and {len(problems) - _MAX_LISTED} more" if len(problems) > _MAX_LISTED else ""
-    raise InputError(
-        f"{first.problem}\n  and {len(problems) - 1} more:{others}{unlisted}", where=first.where, fix=first.fix
-    )
-
-
 def _label_fractions(config: SourceConfig, facts: Iterable[_Facts]) -> dict[str, float]:
     n_pixels = np.sum([fact.n_pixels_of_label for fact in facts], axis=0)
     return {name: float(n_pixels[label] / n_pixels.sum()) for name, label in config.labels.items()}
@@ -225,6 +210,7 @@ def _tile(case: Case, config: SourceConfig) -> np.ndarray:
     """(_TILE_PX, _TILE_PX, 3) uint8: the image stretched to its 1st..99th percentile, outlines, the case id."""
     import PIL.Image
     import PIL.ImageDraw
+    from scipy.ndimage import binary_erosion
 
     image, mask = read_pair(case, config)
     pixels = image.array
@@ -237,7 +223,8 @@ def _tile(case: Case, config: SourceConfig) -> np.ndarray:
     picture = np.array(PIL.Image.fromarray(colours).resize(size, PIL.Image.Resampling.BILINEAR))
     enlarged = np.array(PIL.Image.fromarray(mask).resize(size, PIL.Image.Resampling.NEAREST))
     for label in range(1, len(config.labels) + 1):
-        picture[_outline(enlarged == label)] = _OUTLINES[(label - 1) % len(_OUTLINES)]
+        region = enlarged == label
+        picture[region & ~binary_erosion(region)] = _OUTLINES[(label - 1) % len(_OUTLINES)]
     tile = PIL.Image.new("RGB", (_TILE_PX, _TILE_PX))
     tile.paste(PIL.Image.fromarray(picture))
     text = f"{case.site}  {case.case_id}"[:30]
@@ -253,49 +240,5 @@ def _display_colours(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(np.moveaxis(grey, 0, -1), (*grey.shape[1:], 3)).astype(np.uint8))
 
 
-def _outline(region: np.ndarray) -> np.ndarray:
-    """Pixels of a region with a 4-neighbour outside it; the image's border counts as outside."""
-    padded = np.pad(region, 1)
-    inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    return region & ~inner
-
-
-def _parse_arguments(arguments: Sequence[str]) -> dict[str, str]:
-    values = {}
-    for argument in arguments:
-        key, separator, value = argument.partition("=")
-        if not separator:
-            raise InputError(f"argument {argument!r}", where="python -m dataset.check", fix="write it as key=value")
-        values[key] = value
-    return values
-
-
-def _config_of(texts: Mapping[str, str]) -> SourceConfig:
-    values: dict[str, Any] = {}
-    try:
-        for key, text in texts.items():
-            group, _, name = key.rpartition(".")
-            target = values.setdefault(group, {}) if group else values
-            target[name] = _parse_value(name, text)
-        return from_dict(SourceConfig, values)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            str(error), where="python -m dataset.check", fix="see the fields of dataset.source.SourceConfig"
-        ) from error
-
-
-def _parse_value(name: str, text: str) -> Any:
-    """Text as the named field takes it: whole numbers, ``a,b`` lists and ``a:1,b:2`` maps, else the text itself."""
-    if name in ("sites", "channel_names"):
-        return text.split(",")
-    if name in ("labels", "mask_values"):
-        return {key: int(label) for key, _, label in (item.partition(":") for item in text.split(","))}
-    if name == "images_per_patient":
-        return [int(part) for part in text.split(",")]
-    if name in ("max_size_px", "n_sites", "n_patients", "size_px", "seed"):
-        return int(text)
-    return text
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

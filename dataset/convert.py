@@ -11,7 +11,7 @@ from common.errors import InputError
 from common.files import write_json
 from common.progress import Progress, silent
 from dataset.folds import Split
-from dataset.images import Image, check_same_geometry, limit_size, read_image, read_mask, write_png, write_volume
+from dataset.images import Image, check_fits, limit_size, read_image, read_mask, write_png, write_volume
 from dataset.source import Case, SourceConfig
 
 _RGB = ("R", "G", "B")
@@ -59,14 +59,8 @@ def read_pair(case: Case, config: SourceConfig) -> tuple[Image, np.ndarray]:
     """
     image = read_image(case.image)
     mask = read_mask(case.mask, config.mask_values, config.labels)
-    if mask.shape != image.shape_px:
-        raise InputError(
-            f"the mask is {_size(mask.shape)} but its image {case.image} is {_size(image.shape_px)}",
-            where=case.mask,
-            fix="export image and mask at the same size, or correct the table",
-        )
+    check_fits(image, mask, case.image, case.mask)
     if image.is_volume:
-        check_same_geometry(case.image, case.mask)
         return image, mask
     pixels, mask = limit_size(image.array, mask, config.max_size_px)
     return Image(pixels, image.spacing_mm, is_volume=False), mask
@@ -116,10 +110,6 @@ def _volume_or_png(file: Path) -> str:
 
 def _ending(image: Image) -> str:
     return ".nii.gz" if image.is_volume else ".png"
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(length) for length in shape)
 
 
 def _write_image(folder: Path, case: Case, image: Image) -> None:

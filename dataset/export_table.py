@@ -1,30 +1,31 @@
 """The original's table of datasets and folds (``df_dataset_id.yaml``), for those who have scripts that read it.
 
-    python -m dataset.export_table root=data/qata patient_column=patient site_column=site_2 first_id=700 \
+    python -m dataset.export_table root=data/qata patient_column=patient site_column=site_2 first_id=700 \\
         descriptor=qata out=df_dataset_id.yaml
 
-Source keys are those of ``dataset.check``; the others are the fields of ``TableOptions``. Folds are those of an
-experiment with the same ``seed_base``. Columns and row order follow HyFree-S3's data scripts, for any sites.
+The folds are those of an experiment with the same ``seed_base``. Columns and row order follow HyFree-S3's data
+scripts, for any sites.
 """
 
 from __future__ import annotations
 
-import logging
+import argparse
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from common.command import command
 from common.errors import InputError
 from common.files import write_text
 from common.seeds import derive_seed
 from dataset.folds import N_FOLDS, Split, assign_folds
-from dataset.key_values import settings_from_text, split_arguments
+from dataset.key_values import add_settings, option, read_settings
 from dataset.source import Case, SourceConfig, load_report
 
 COLUMNS = ("dataset_id", "dataset_name", "hosp", "fold", "real", "train", "val", "test")
-_WHERE = "python -m dataset.export_table"
 _NO_CASES = Split((), (), ())
 
 
@@ -32,16 +33,14 @@ _NO_CASES = Split((), (), ())
 class TableOptions:
     """Options of the command beside the source's keys."""
 
-    first_id: int = field(default=700, metadata={"help": "id of the first row, at least 100"})
-    descriptor: str = field(default="case", metadata={"help": "the end of the datasets' names"})
-    seed_base: int = field(default=71173, metadata={"help": "general.seed_base of the experiment"})
-    out: str = field(default="df_dataset_id.yaml", metadata={"help": "file to write"})
-    data_dir: str = field(default=".", metadata={"help": "what root is relative to"})
-    scaling: tuple[int, ...] = field(
-        default=(), metadata={"help": "also write <out>_scaling.yaml: unions of the first 2, 4, ... sites"}
-    )
-    scaling_first_id: int = field(default=100, metadata={"help": "id of the first of its additional rows"})
-    federated: bool = field(default=False, metadata={"help": "also write <out>_federated.yaml, ids after the table's"})
+    first_id: int = option(700, "id of the first row, at least 100")
+    descriptor: str = option("case", "the end of the datasets' names")
+    seed_base: int = option(71173, "general.seed_base of the experiment")
+    out: str = option("df_dataset_id.yaml", "file to write")
+    data_dir: str = option(".", "what root is relative to")
+    scaling: tuple[int, ...] = option((), "also write <out>_scaling.yaml: unions of the first 2, 4, ... sites")
+    scaling_first_id: int = option(100, "id of the first of its additional rows")
+    federated: bool = option(False, "also write <out>_federated.yaml, ids after the table's")
 
 
 @dataclass(frozen=True)
@@ -114,22 +113,14 @@ def as_columns(rows: Sequence[Row]) -> dict[str, dict[int, Any]]:
     return {column: {index: row[column] for index, row in enumerate(rows)} for column in COLUMNS}
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Write the tables; 0 when all is well, 1 on bad input."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        texts = split_arguments(arguments, _WHERE)
-        own = {item.name for item in fields(TableOptions)}
-        options = settings_from_text(TableOptions, _chosen(texts, own), _WHERE)
-        config = settings_from_text(SourceConfig, _chosen(texts, set(texts) - own), _WHERE)
-        report = load_report(config, Path(options.data_dir))
-        written = _write_tables(report.cases, options)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+@command(partial(add_settings, options=TableOptions, source=SourceConfig))
+def main(chosen: argparse.Namespace) -> None:
+    """Write the tables."""
+    options, config = read_settings(chosen.settings, TableOptions, SourceConfig)
+    report = load_report(config, Path(options.data_dir))
+    written = _write_tables(report.cases, options)
     sys.stdout.write("".join(f"warning: {warning}\n" for warning in report.warnings))
     sys.stdout.write("".join(f"{path}: {n_rows} rows\n" for path, n_rows in written.items()))
-    return 0
 
 
 def _write_tables(cases: Sequence[Case], options: TableOptions) -> dict[Path, int]:
@@ -158,10 +149,6 @@ def _check_ids(ids: Sequence[int]) -> None:
         )
 
 
-def _chosen(texts: Mapping[str, str], keys: set[str]) -> dict[str, str]:
-    return {key: text for key, text in texts.items() if key in keys}
-
-
 def _joined(sites: Iterable[tuple[Split, ...]]) -> tuple[Split, ...]:
     """Fold i of a union: the sites' folds i, one after the other."""
     of_sites = list(sites)
@@ -187,4 +174,4 @@ def _rows(groups: Sequence[_Group], first_id: int, descriptor: str) -> list[Row]
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -5,6 +5,7 @@ Pixels stay in the dtype of the file: alpha is dropped, palettes are expanded, n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,16 @@ def file_ending(path: Path) -> str:
 def stem(path: Path) -> str:
     """The file name without its ending."""
     return path.name[: -len(file_ending(path))]
+
+
+def safe_name(text: str) -> str:
+    """Letters, digits, ``_`` and ``-``: what else the text has becomes ``-`` (it may become empty)."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", text).strip("-_")
+
+
+def size_text(shape: tuple[int, ...]) -> str:
+    """A size for a message, as ``12 x 9``."""
+    return " x ".join(str(length) for length in shape)
 
 
 def read_image(path: Path) -> Image:
@@ -136,6 +147,22 @@ def write_png(path: Path, pixels: np.ndarray) -> None:
 
     with atomic_path(path) as temporary:
         PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG")
+
+
+def check_fits(image: Image, mask: np.ndarray, image_file: Path, mask_file: Path) -> None:
+    """Refuse a mask whose size or, for volumes, place in space is not that of its image.
+
+    Raises:
+        InputError: it is not.
+    """
+    if mask.shape != image.shape_px:
+        raise InputError(
+            f"the mask is {size_text(mask.shape)} but its image {image_file} is {size_text(image.shape_px)}",
+            where=mask_file,
+            fix="export image and mask at the same size, or leave both out",
+        )
+    if image.is_volume:
+        check_same_geometry(image_file, mask_file)
 
 
 def check_same_geometry(image: Path, mask: Path) -> None:

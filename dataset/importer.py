@@ -1,8 +1,8 @@
-"""What a dataset of the outside world must say of itself, so that ``python -m dataset.prepare`` can convert it.
+"""What an importer is: two functions that let ``python -m dataset.prepare`` convert a data set.
 
-An importer is two functions: ``find`` lists the cases of a raw download without decoding an image, ``convert`` writes
-one of them. Running them in parallel, skipping what is done, the table and the report are the same for all
-(``dataset/prepare.py``); a dataset of the user's own is one more file with these two functions.
+``find`` lists the cases of a raw download without decoding an image, ``convert`` writes one of them. Parallel work,
+skipping what is done, the table and the report are the same for all importers (``dataset/preparation.py``). A data set
+of the user's own is one file with these two functions.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 class RawCase:
     """One case of a raw download.
 
-    ``name`` becomes the stem of its files: unique, safe as a file name, the same for any listing order. ``files`` are
-    all files it is made of: their contents decide whether it must be converted again. ``columns`` is its row in
-    ``metadata.csv`` beside ``image``: always ``patient`` (where the download tells them apart) and ``site``, and
-    whatever else describes it without identifying anyone. ``recipe`` is what ``convert`` needs to know besides,
-    JSON-able; a case whose files, recipe and converting code are unchanged is not converted again.
+    ``name`` becomes the stem of its files: it is unique, safe as a file name, and the same for any order of listing.
+    ``files`` are all files that the case is made of. ``columns`` is its row in ``metadata.csv`` beside ``image``: it
+    always has ``site``, it has ``patient`` where the download tells patients apart, and it may have whatever else
+    describes the case without identifying anyone. ``recipe`` is what else ``convert`` needs, as JSON can hold it. A
+    case is converted again only where its files, its recipe or the converting code changed.
     """
 
     name: str
@@ -40,9 +40,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Found:
-    """What ``find`` saw. ``labels`` is the label map (name: id from 1) that experiments need; empty without masks.
+    """What ``find`` saw.
 
-    ``channel_names``: nnU-Net's, where the download says them (``CT`` chooses the normalisation).
+    ``labels`` is the label map (name: id from 1) that experiments need; it is empty without masks. ``channel_names``
+    are nnU-Net's, where the download has them (``CT`` chooses the normalisation).
     """
 
     cases: tuple[RawCase, ...]
@@ -52,8 +53,8 @@ class Found:
     channel_names: tuple[str, ...] = ()
 
 
-class Unusable(ValueError):  # noqa: N818 - said of a case, not an error of ours
-    """Raised by ``convert`` for a case to be left out and reported; its text is the reason."""
+class Unusable(ValueError):  # noqa: N818 - it says what a case is; it is no error of the program
+    """``convert`` raises it for a case that is to be left out and reported; its text is the reason."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Importer:
     ``find(raw, options)`` raises ``InputError`` where the layout is not what it must be; ``convert(case, out)`` writes
     ``out/images/<name>.<ending>`` and, with labels, ``out/masks/<name>.<ending>`` atomically and in several threads at
     once, raises ``InputError`` for data that must not be used without a decision, and ``Unusable`` to leave a case out.
-    ``options`` is the frozen dataclass that ``find`` takes; its fields are the command's ``key=value`` arguments, a
-    field's metadata ``help`` is its line in the command's help.
+    ``options`` is the frozen dataclass that ``find`` takes; its fields are the command's ``key=value`` arguments
+    (``option`` gives them a line in the command's help).
     """
 
     name: str

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from common.errors import InputError
 from common.settings import from_dict
 
 T = TypeVar("T")
+U = TypeVar("U")
+
+WHERE = "command line"
 
 _TRUTH = {"true": True, "false": False}
+
+
+def option(default: Any, help_text: str) -> Any:
+    """A field of a command's options: its default, and its line in the help."""
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata={"help": help_text})
+    return field(default=default, metadata={"help": help_text})
 
 
 def split_arguments(arguments: Sequence[str], where: str) -> dict[str, str]:
@@ -25,7 +36,7 @@ def split_arguments(arguments: Sequence[str], where: str) -> dict[str, str]:
     for argument in arguments:
         key, separator, value = argument.partition("=")
         if not separator:
-            raise InputError(f"argument {argument!r}", where=where, fix="write it as key=value")
+            raise InputError(f"the argument {argument!r} has no '='", where=where, fix="write it as key=value")
         values[key] = value
     return values
 
@@ -50,13 +61,36 @@ def settings_from_text(cls: type[T], texts: Mapping[str, str], where: str) -> T:
         raise InputError(str(error), where=where, fix=f"the keys are {known or 'none'}") from error
 
 
-def describe_fields(cls: type) -> list[str]:
+def read_settings(arguments: Sequence[str], options: type[T], source: type[U]) -> tuple[T, U]:
+    """``key=value`` arguments of a command: the keys of ``options``, a dataclass, and all others for ``source``.
+
+    Raises:
+        InputError: see ``split_arguments`` and ``settings_from_text``.
+    """
+    texts = split_arguments(arguments, WHERE)
+    own = {key: texts.pop(key) for key in list(texts) if key in _hints(options)}
+    return settings_from_text(options, own, WHERE), settings_from_text(source, texts, WHERE)
+
+
+def add_settings(parser: argparse.ArgumentParser, options: type, source: type) -> None:
+    """The arguments that ``read_settings`` reads; the help lists all keys."""
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="the keys below")
+    lines = []
+    for title, cls in (("options", options), ("keys of the source (docs/data.md)", source)):
+        lines += [f"{title} and their default values:", *(f"  {line}" for line in describe_fields(cls)), ""]
+    parser.epilog = "\n".join(lines)
+
+
+def describe_fields(cls: type, prefix: str = "") -> list[str]:
     """One line a field: ``key=default  what it is`` (from the field's metadata ``help``)."""
     lines = []
     for item in fields(cls):
         default = item.default_factory() if item.default_factory is not MISSING else item.default
+        if is_dataclass(default):
+            lines += describe_fields(type(default), f"{prefix}{item.name}.")
+            continue
         text = "required" if default is MISSING else _write(default)
-        lines.append(f"{item.name}={text}  {item.metadata.get('help', '')}".rstrip())
+        lines.append(f"{prefix}{item.name}={text}  {item.metadata.get('help', '')}".rstrip())
     return lines
 
 

@@ -1,4 +1,6 @@
-"""Slices of the MNI152 brain as PNG files, a hard set of images for a filter: ``python -m dataset.mni_slices``.
+"""Slices of the MNI152 brain as PNG files, a hard set of images for a filter.
+
+    python -m dataset.mni_slices --wheel nilearn-0.11.1-py3-none-any.whl --out slices
 
 The ICBM 152 non-linear 2009 T1 template comes with nilearn (``pip download --no-deps nilearn``). Slices along the three
 axes through the middle 70 % of the volume: neighbours differ by what 4 mm of one brain differ by.
@@ -10,37 +12,35 @@ import argparse
 import gzip
 import sys
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from common.command import command
 from common.errors import InputError
-from common.files import atomic_path
+from dataset.images import write_png
 
 TEMPLATE = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 FIRST, LAST = 0.15, 0.85  # of each axis
 WHITE = 0.999  # quantile of the volume
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the slices; 1 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m dataset.mni_slices", description=__doc__)
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wheel", type=Path, required=True, help="nilearn-*.whl")
-    parser.add_argument("--every-mm", type=int, default=4)
-    parser.add_argument("--out", type=Path, required=True)
-    chosen = parser.parse_args(arguments)
-    try:
-        volume = read_template(chosen.wheel)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    parser.add_argument("--every-mm", type=int, default=4, help="distance of neighbouring slices")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Write the slices."""
+    volume = read_template(chosen.wheel)
     n_written = 0
     for name, image in slices_of(volume, chosen.every_mm):
-        _write(chosen.out / f"{name}.png", image)
+        write_png(chosen.out / f"{name}.png", image)
         n_written += 1
     sys.stdout.write(f"{chosen.out}: {n_written} slices\n")
-    return 0
 
 
 def read_template(wheel: Path) -> np.ndarray:
@@ -52,11 +52,11 @@ def read_template(wheel: Path) -> np.ndarray:
     import nibabel
 
     if not wheel.is_file():
-        raise InputError("no such file", where=wheel, fix="pip download --no-deps nilearn")
+        raise InputError("there is no such file", where=wheel, fix="pip download --no-deps nilearn")
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if name.endswith(TEMPLATE)]
         if not names:
-            raise InputError(f"no {TEMPLATE} inside", where=wheel, fix="give the wheel of nilearn")
+            raise InputError(f"it holds no {TEMPLATE}", where=wheel, fix="give the wheel of nilearn")
         image = nibabel.Nifti1Image.from_bytes(gzip.decompress(archive.read(names[0])))
     volume = image.get_fdata(dtype=np.float32)
     return np.rint(volume / np.quantile(volume, WHITE) * 255).clip(0, 255).astype(np.uint8)
@@ -70,14 +70,6 @@ def slices_of(volume: np.ndarray, every_mm: int) -> Iterator[tuple[str, np.ndarr
             side = max(image.shape)
             margins = [((side - size) // 2, side - size - (side - size) // 2) for size in image.shape]
             yield f"{'xyz'[axis]}{position:03d}", np.pad(image, margins)
-
-
-def _write(path: Path, image: np.ndarray) -> None:
-    from PIL import Image
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as temporary:
-        Image.fromarray(image).save(temporary, format="PNG")
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
 """The offline phantom: chest-X-ray-like images of two (or more) sites, drawn from a few anatomical curves.
 
-A patient is a set of lengths and angles, an image of a patient is his anatomy in a slightly different pose, and a site
-is an acquisition style (exposure, noise, sharpness, field of view, collimation, marker). The mask is the lungs without
-the heart. Coordinates: ``u`` to the image's right (the patient's left), ``v`` downwards, about -1..1 across a film.
+A patient is a set of lengths and angles, an image of a patient is their anatomy in a slightly different pose, and a
+site is an acquisition style (exposure, noise, sharpness, field of view, collimation, marker). The mask is the lungs
+without the heart. Coordinates: ``u`` to the image's right (the patient's left), ``v`` downwards, about -1..1 across a
+film.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import InputError
-from common.files import atomic_path, write_text
+from common.files import write_text
 from common.seeds import derive_seed
+from dataset.images import write_png
 
 DRAWING_VERSION = 1  # part of the stored phantom's name: raise it when the drawing changes
 _SUPERSAMPLING = 2
@@ -58,7 +58,7 @@ class Anatomy:
 
 @dataclass(frozen=True)
 class Pose:
-    """One image of a patient: how he stands before the detector and how deeply he breathes in."""
+    """One image of a patient: how they stand before the detector and how deeply they breathe in."""
 
     rotation_rad: float
     zoom: float
@@ -93,6 +93,8 @@ def write_phantom(config: PhantomConfig, folder: Path) -> None:
     Raises:
         InputError: a count or size that nothing can be drawn from.
     """
+    import pandas
+
     _check(config)
     rows = []
     for site_index in range(config.n_sites):
@@ -103,12 +105,11 @@ def write_phantom(config: PhantomConfig, folder: Path) -> None:
             for image_index, pose in enumerate(poses):
                 image, mask = render(anatomy, pose, style, config.size_px)
                 name = f"{patient}_{image_index}.png"
-                _save_png(folder / "images" / name, image)
-                _save_png(folder / "masks" / name, mask)
+                write_png(folder / "images" / name, image)
+                write_png(folder / "masks" / name, mask)
                 rows.append((name, patient, site))
-    stream = io.StringIO()
-    csv.writer(stream, lineterminator="\n").writerows([("file", "patient_id", "site"), *rows])
-    write_text(folder / "metadata.csv", stream.getvalue())
+    table = pandas.DataFrame(rows, columns=["file", "patient_id", "site"])
+    write_text(folder / "metadata.csv", table.to_csv(index=False, lineterminator="\n"))
 
 
 def site_name(index: int) -> str:
@@ -341,10 +342,3 @@ def _stamp(levels: np.ndarray, style: SiteStyle) -> None:
     top = border + n_px // 16
     left = n_px - top - letter.shape[1] if style.marker == "L" else top
     levels[top : top + letter.shape[0], left : left + letter.shape[1]][letter] = 0.97
-
-
-def _save_png(path: Path, pixels: np.ndarray) -> None:
-    from PIL import Image
-
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels).save(temporary, format="PNG")

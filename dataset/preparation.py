@@ -1,4 +1,4 @@
-"""A raw download as a source that experiments read: in parallel, resumable, the same for any order of files.
+"""A raw download becomes a source that experiments read: in parallel, resumable, the same for any order of files.
 
 Every case has a digest of its files' contents, its recipe and the code that converts it. A second run converts only
 cases whose digest changed or whose output is not what was written; what left the download leaves the source.
@@ -7,20 +7,18 @@ cases whose digest changed or whose output is not what was written; what left th
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from common.errors import InputError
+from common.errors import InputError, raise_all
 from common.files import read_json, sha256_of_file, sha256_of_json, write_json, write_text
 from common.progress import Progress, silent
 from dataset.about import About
@@ -28,6 +26,9 @@ from dataset.images import ENDINGS
 from dataset.importer import Found, Importer, LeftOut, RawCase, Unusable
 from dataset.preparation_report import Report, build_report
 from dataset.source import SourceConfig
+
+if TYPE_CHECKING:
+    import pandas
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,7 +38,6 @@ _OUTPUTS = (TABLE, STATE, SOURCE, "preparation.json", "preparation.txt")
 _TEMPORARY = re.compile(r"\.[a-z0-9_]{8}\..+")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?")
 _STATE_INTERVAL_S = 2.0  # a killed run converts again at most what it did in this time
-_MAX_LISTED = 20
 
 
 @dataclass(frozen=True)
@@ -46,14 +46,6 @@ class Prepared:
 
     report: Report
     n_converted: int
-
-
-@dataclass
-class _State:
-    """What is known of cases converted so far: name -> digest and either the files' SHA-256 or why it is left out."""
-
-    importer: str
-    cases: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def prepare_source(
@@ -77,18 +69,47 @@ def prepare_source(
     checksums = _verify_checksums(raw, about.sha256)
     found = importer.find(raw, options)
     cases = _checked(found, raw)
-    state = _load_state(root, importer)
+    converted = _load_state(root, importer)  # case -> its digest, and the files' SHA-256 or why it is left out
     with ThreadPoolExecutor(max(1, n_workers)) as executor:
-        digests, done = _examine(executor, cases, importer, state, root, progress)
+        # a case is done where its files, recipe and code are those of its last conversion, and its output is there
+        code = sorted(sha256_of_file(file) for file in _code_behind(importer.convert))
+        digests: dict[str, str] = {}
+        done = set()
+        for case, digest in _in_parallel(executor, partial(_digest, code), cases):
+            digests[case.name] = digest
+            progress(len(digests), len(cases), "case checked")
+        for case, is_done in _in_parallel(executor, lambda case: _is_done(converted, case, digests, root), cases):
+            done |= {case.name} if is_done else set()
         pending = [case for case in cases if case.name not in done]
-        gone = sorted(set(state.cases) - {case.name for case in cases})
+
+        # what left the download leaves the source; without its table, the folder is not whole
+        gone = sorted(set(converted) - set(digests))
         if pending or gone:
             (root / TABLE).unlink(missing_ok=True)
         for name in gone:
             _remove_outputs(root, name)
-            del state.cases[name]
-        _convert_all(executor, pending, digests, importer, found, root, state, progress)
-    return _finish(importer, options, about, found, cases, state, root, checksums, len(pending))
+            del converted[name]
+
+        # convert: problems of cases are collected, and what could be converted is kept
+        problems: dict[str, InputError] = {}
+        saved = time.monotonic()
+        try:
+            outcomes = _in_parallel(executor, partial(_convert, importer, root, bool(found.labels)), pending)
+            for n_done, (case, outcome) in enumerate(outcomes, start=1):
+                converted.pop(case.name, None)
+                if isinstance(outcome, InputError):
+                    problems[case.name] = outcome
+                else:
+                    converted[case.name] = {"digest": digests[case.name], **outcome}
+                progress(n_done, len(pending), "case converted")
+                if time.monotonic() - saved > _STATE_INTERVAL_S:
+                    _save_state(root, importer, converted)
+                    saved = time.monotonic()
+        finally:
+            _save_state(root, importer, converted)
+        raise_all([problems[name] for name in sorted(problems)])
+    report = _describe(importer, options, about, found, cases, converted, root, checksums)
+    return Prepared(report, len(pending))
 
 
 def source_config(root: Path) -> SourceConfig:
@@ -103,19 +124,20 @@ def source_config(root: Path) -> SourceConfig:
 
     path = root / SOURCE
     if not path.is_file():
-        raise InputError("no prepared source here", where=path, fix="run python -m dataset.prepare")
+        raise InputError("there is no prepared source here", where=path, fix="run python -m dataset.prepare")
     return from_dict(SourceConfig, {**yaml.safe_load(path.read_text(encoding="utf-8")), "root": str(root.resolve())})
 
 
 def _check_places(raw: Path, root: Path) -> None:
     if not raw.is_dir():
         raise InputError("there is no such folder", where=raw, fix="give the unpacked download as --raw")
+    problem = ""
     if root.resolve().is_relative_to(raw.resolve()):
-        raise InputError(f"the output lies in the raw folder {raw}", where=root, fix="choose another folder as --out")
-    if (root / TABLE).is_file() and not (root / STATE).is_file():
-        raise InputError(
-            f"there is a {TABLE} that this command did not write", where=root, fix="choose another folder as --out"
-        )
+        problem = f"the output lies in the raw folder {raw}"
+    elif (root / TABLE).is_file() and not (root / STATE).is_file():
+        problem = f"there is a {TABLE} that this command did not write"
+    if problem:
+        raise InputError(problem, where=root, fix="choose another folder as --out")
 
 
 def _remove_leftovers(root: Path) -> None:
@@ -135,7 +157,7 @@ def _verify_checksums(raw: Path, published: Mapping[str, str]) -> dict[str, str]
         result[name] = "verified" if file.is_file() else "not there"
         if file.is_file() and (actual := sha256_of_file(file)) != expected.lower():
             raise InputError(
-                f"SHA-256 {actual}, but {expected} is published", where=file, fix="download the file again"
+                f"its SHA-256 is {actual}, but {expected} is published", where=file, fix="download the file again"
             )
     return result
 
@@ -146,26 +168,26 @@ def _checked(found: Found, raw: Path) -> list[RawCase]:
     if not cases:
         reasons = "; ".join(sorted({item.reason for item in found.left_out})) or "nothing was found"
         raise InputError(f"no case can be used: {reasons}", where=raw, fix="see docs/data.md for the expected layout")
-    lower = Counter(case.name.lower() for case in cases)
+    count = Counter(case.name.lower() for case in cases)
+    have_patients = any(case.columns.get("patient") for case in cases)
     for case in cases:
-        if not _SAFE_NAME.fullmatch(case.name) or lower[case.name.lower()] > 1:
-            what = "occurs twice (upper and lower case count as one)" if lower[case.name.lower()] > 1 else "is not safe"
-            raise InputError(
-                f"the case name {case.name!r} {what}", where=case.files[0], fix="rename the raw file (A-Z a-z 0-9 _ -)"
-            )
-        if not case.columns.get("site"):
-            raise InputError(f"case {case.name!r} has no site", where=case.files[0], fix="correct the table of sites")
-    without = [case for case in cases if not case.columns.get("patient")]
-    if without and len(without) < len(cases):
-        raise InputError(
-            f"case {without[0].name!r} has no patient, others do", where=without[0].files[0], fix="leave it out"
-        )
+        problem, fix = "", "rename the raw file (A-Z a-z 0-9 _ -)"
+        if count[case.name.lower()] > 1:
+            problem = "occurs twice (upper and lower case count as one)"
+        elif not _SAFE_NAME.fullmatch(case.name):
+            problem = "is not safe as a file name"
+        elif not case.columns.get("site"):
+            problem, fix = "has no site", "correct the table of sites"
+        elif have_patients and not case.columns.get("patient"):
+            problem, fix = "has no patient, others do", "leave it out"
+        if problem:
+            raise InputError(f"case {case.name!r} {problem}", where=case.files[0], fix=fix)
     return cases
 
 
-def _load_state(root: Path, importer: Importer) -> _State:
+def _load_state(root: Path, importer: Importer) -> dict[str, dict[str, Any]]:
     if not (root / STATE).is_file():
-        return _State(importer.name)
+        return {}
     stored = read_json(root / STATE)
     if stored["importer"] != importer.name:
         raise InputError(
@@ -173,29 +195,12 @@ def _load_state(root: Path, importer: Importer) -> _State:
             where=root,
             fix="choose another folder as --out",
         )
-    return _State(importer.name, stored["cases"])
+    cases: dict[str, dict[str, Any]] = stored["cases"]
+    return cases
 
 
-def _save_state(root: Path, state: _State) -> None:
-    write_json(root / STATE, {"importer": state.importer, "cases": state.cases})
-
-
-def _examine(
-    executor: Executor, cases: Sequence[RawCase], importer: Importer, state: _State, root: Path, progress: Progress
-) -> tuple[dict[str, str], set[str]]:
-    """Every case's digest, and the names of those whose output is already there."""
-    of_code = sorted(sha256_of_file(file) for file in _code_behind(importer.convert))
-
-    def look(case: RawCase) -> tuple[str, bool]:
-        digest = _digest(of_code, case)
-        return digest, _is_done(state.cases.get(case.name), digest, root)
-
-    digests, done = {}, set()
-    for case, (digest, is_done) in _in_parallel(executor, look, cases):
-        digests[case.name] = digest
-        done |= {case.name} if is_done else set()
-        progress(len(digests), len(cases), "case checked")
-    return digests, done
+def _save_state(root: Path, importer: Importer, converted: Mapping[str, Any]) -> None:
+    write_json(root / STATE, {"importer": importer.name, "cases": converted})
 
 
 def _code_behind(function: Callable[..., object]) -> set[Path]:
@@ -210,16 +215,17 @@ def _code_behind(function: Callable[..., object]) -> set[Path]:
     return {Path(str(sys.modules[name].__file__)) for name in seen}
 
 
-def _digest(of_code: Sequence[str], case: RawCase) -> str:
+def _digest(code: Sequence[str], case: RawCase) -> str:
     missing = [file for file in case.files if not file.is_file()]
     if missing:
         raise InputError(f"case {case.name!r} needs this file", where=missing[0], fix="unpack the download again")
     of_files = [(file.name, sha256_of_file(file)) for file in case.files]
-    return sha256_of_json([case.name, of_files, case.recipe, of_code])
+    return sha256_of_json([case.name, of_files, case.recipe, code])
 
 
-def _is_done(entry: Mapping[str, Any] | None, digest: str, root: Path) -> bool:
-    if entry is None or entry["digest"] != digest:
+def _is_done(converted: Mapping[str, Any], case: RawCase, digests: Mapping[str, str], root: Path) -> bool:
+    entry = converted.get(case.name)
+    if entry is None or entry["digest"] != digests[case.name]:
         return False
     files: Mapping[str, str] = entry.get("files", {})
     return all((root / name).is_file() and sha256_of_file(root / name) == sha for name, sha in files.items())
@@ -227,7 +233,7 @@ def _is_done(entry: Mapping[str, Any] | None, digest: str, root: Path) -> bool:
 
 def _in_parallel(
     executor: Executor, function: Callable[[Item], Result], items: Iterable[Item]
-) -> Iterable[tuple[Item, Result]]:
+) -> Iterator[tuple[Item, Result]]:
     """Pairs of item and result as they come; after an error, or when nobody wants more, nothing new is begun."""
     futures = {executor.submit(function, item): item for item in items}
     try:
@@ -238,57 +244,23 @@ def _in_parallel(
             future.cancel()
 
 
-def _convert_all(
-    executor: Executor,
-    pending: Sequence[RawCase],
-    digests: Mapping[str, str],
-    importer: Importer,
-    found: Found,
-    root: Path,
-    state: _State,
-    progress: Progress,
-) -> None:
-    """Convert what is pending; problems of cases are collected, and what could be converted is kept."""
-    problems: dict[str, InputError] = {}
-    saved = time.monotonic()
-    try:
-        converted = _in_parallel(executor, partial(_convert, importer, root, bool(found.labels)), pending)
-        for done, (case, outcome) in enumerate(converted):
-            if isinstance(outcome, InputError):
-                problems[case.name] = outcome
-                state.cases.pop(case.name, None)
-            else:
-                state.cases[case.name] = {"digest": digests[case.name], **outcome}
-            progress(done + 1, len(pending), "case converted")
-            if time.monotonic() - saved > _STATE_INTERVAL_S:
-                _save_state(root, state)
-                saved = time.monotonic()
-    finally:
-        _save_state(root, state)
-    _raise_first([problems[name] for name in sorted(problems)])
-
-
 def _convert(importer: Importer, root: Path, has_masks: bool, case: RawCase) -> dict[str, Any] | InputError:
+    """The SHA-256 of the files that were written, why the case is left out, or the problem that stops the command."""
     _remove_outputs(root, case.name)
     try:
         importer.convert(case, root)
         files = _outputs(root, case.name)
-        _check_outputs(files, has_masks, importer, case)
+        folders, expected = [file.parent.name for file in files], ["images", "masks"] if has_masks else ["images"]
+        if folders != expected:
+            raise InputError(
+                f"the importer {importer.name!r} wrote {folders or 'nothing'} for {case.name!r}, not {expected}",
+                where=case.files[0],
+                fix="correct its convert: images/<name>.<ending> and, with labels, masks/<name>.<ending>",
+            )
     except (Unusable, InputError) as error:
         _remove_outputs(root, case.name)
         return error if isinstance(error, InputError) else {"left_out": str(error)}
     return {"files": {file.relative_to(root).as_posix(): sha256_of_file(file) for file in files}}
-
-
-def _check_outputs(files: Sequence[Path], has_masks: bool, importer: Importer, case: RawCase) -> None:
-    folders = [file.parent.name for file in files]
-    expected = ["images", "masks"] if has_masks else ["images"]
-    if folders != expected:
-        raise InputError(
-            f"the importer {importer.name!r} wrote {folders or 'nothing'} for {case.name!r}, not {expected}",
-            where=case.files[0],
-            fix="correct its convert: images/<name>.<ending> and, with labels, masks/<name>.<ending>",
-        )
 
 
 def _outputs(root: Path, name: str) -> list[Path]:
@@ -301,84 +273,69 @@ def _remove_outputs(root: Path, name: str) -> None:
         file.unlink()
 
 
-def _raise_first(problems: Sequence[InputError]) -> None:
-    if not problems:
-        return
-    first, others = problems[0], problems[1:]
-    listed = "".join(f"\n  - {error.where}: {error.problem}" for error in others[:_MAX_LISTED])
-    unlisted = f"\n  - and {len(others) - _MAX_LISTED} more" if len(others) > _MAX_LISTED else ""
-    more = f"\n  and {len(others)} more:{listed}{unlisted}" if others else ""
-    raise InputError(f"{first.problem}{more}", where=first.where, fix=first.fix)
-
-
-def _finish(
+def _describe(
     importer: Importer,
     options: Any,
     about: About,
     found: Found,
     cases: Sequence[RawCase],
-    state: _State,
+    converted: Mapping[str, Mapping[str, Any]],
     root: Path,
     checksums: Mapping[str, str],
-    n_converted: int,
-) -> Prepared:
+) -> Report:
     """Write what describes the source, its table last."""
-    kept = [case for case in cases if "files" in state.cases[case.name]]
+    kept = [case for case in cases if "files" in converted[case.name]]
     unusable = [
-        LeftOut(case.name, state.cases[case.name]["left_out"]) for case in cases if "left_out" in state.cases[case.name]
+        LeftOut(case.name, converted[case.name]["left_out"]) for case in cases if "left_out" in converted[case.name]
     ]
     if not kept:
         raise InputError(f"no case can be used: {unusable[0].reason}", where=unusable[0].name, fix="correct the data")
-    report = build_report(
-        importer.name, options, about, found, kept, [*found.left_out, *unusable], _equal_images(kept, state), checksums
-    )
-    _write_if_changed(root / "preparation.json", report.json_text())
-    _write_if_changed(root / "preparation.txt", report.text())
-    if found.labels:
-        _write_if_changed(root / SOURCE, _source_text(found, kept))
-    _write_if_changed(root / TABLE, _table_text(kept, state))
-    return Prepared(report, n_converted)
-
-
-def _equal_images(kept: Sequence[RawCase], state: _State) -> list[tuple[str, ...]]:
-    """Names of images that are equal: all were decoded and written anew the same way, so their bytes tell."""
-    names: dict[str, list[str]] = defaultdict(list)
+    files, same = (
+        {},
+        defaultdict(list),
+    )  # all images are decoded and written the same way, so equal ones have one digest
     for case in kept:
-        names[_image_of(case, state)[1]].append(case.name)
-    return sorted(tuple(group) for group in names.values() if len(group) > 1)
+        written: Mapping[str, str] = converted[case.name]["files"]
+        files[case.name], digest = next((name, sha) for name, sha in written.items() if name.startswith("images/"))
+        same[digest].append(case.name)
+    table = _table(kept, files)
+    report = build_report(
+        importer=importer.name,
+        options=options,
+        about=about,
+        found=found,
+        table=table,
+        left_out=[*found.left_out, *unusable],
+        equal_images=sorted(tuple(names) for names in same.values() if len(names) > 1),
+        checksums=checksums,
+    )
+    texts = {"preparation.json": report.json_text(), "preparation.txt": report.text()}
+    if found.labels:
+        texts[SOURCE] = _source_text(found, has_patients="patient" in table)
+    texts[TABLE] = table.to_csv(index=False, lineterminator="\n")
+    for name, text in texts.items():
+        if not (root / name).is_file() or (root / name).read_text(encoding="utf-8") != text:
+            write_text(root / name, text)
+    return report
 
 
-def _image_of(case: RawCase, state: _State) -> tuple[str, str]:
-    files: Mapping[str, str] = state.cases[case.name]["files"]
-    return next((name, digest) for name, digest in files.items() if name.startswith("images/"))
+def _table(kept: Sequence[RawCase], files: Mapping[str, str]) -> pandas.DataFrame:
+    """One row a case, sorted by name; image, patient and site first, then the other columns in alphabetical order."""
+    import pandas
+
+    rows = [{**case.columns, "image": files[case.name].removeprefix("images/")} for case in kept]
+    table = pandas.DataFrame(rows, dtype=object).fillna("")
+    first = ["image", "patient", "site"] if "patient" in table and table["patient"].any() else ["image", "site"]
+    return table[[*first, *sorted(set(table.columns) - {"image", "patient", "site"})]]
 
 
-def _source_text(found: Found, kept: Sequence[RawCase]) -> str:
+def _source_text(found: Found, *, has_patients: bool) -> str:
     import yaml
 
     values: dict[str, Any] = {"kind": "folder", "table": TABLE, "image_column": "image", "site_column": "site"}
-    if kept[0].columns.get("patient"):
+    if has_patients:
         values["patient_column"] = "patient"
     values |= {"image_dir": "images", "mask_dir": "masks", "labels": dict(found.labels)}
     if found.channel_names:
         values["channel_names"] = list(found.channel_names)
     return str(yaml.safe_dump(values, sort_keys=False))
-
-
-def _table_text(kept: Sequence[RawCase], state: _State) -> str:
-    """One row a case, sorted by name; patient and site first, then the other columns in alphabetical order."""
-    present = {column for case in kept for column, value in case.columns.items() if column != "patient" or value}
-    first = [column for column in ("patient", "site") if column in present]
-    columns = [*first, *sorted(present - set(first))]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", *columns])
-    for case in kept:
-        image = _image_of(case, state)[0].removeprefix("images/")
-        writer.writerow([image, *(case.columns.get(column, "") for column in columns)])
-    return text.getvalue()
-
-
-def _write_if_changed(path: Path, text: str) -> None:
-    if not path.is_file() or path.read_text(encoding="utf-8") != text:
-        write_text(path, text)

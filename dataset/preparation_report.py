@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from common.settings import to_dict
 from dataset.about import About
-from dataset.importer import Found, LeftOut, RawCase
+from dataset.importer import Found, LeftOut
 from dataset.key_values import as_text
+
+if TYPE_CHECKING:
+    import pandas
 
 _MAX_NAMES = 8  # in the text; the JSON has them all
 
@@ -54,30 +57,52 @@ class Report:
 
 
 def build_report(
+    *,
     importer: str,
     options: Any,
     about: About,
     found: Found,
-    kept: Sequence[RawCase],
+    table: pandas.DataFrame,
     left_out: Sequence[LeftOut],
     equal_images: Sequence[tuple[str, ...]],
     checksums: Mapping[str, str],
 ) -> Report:
-    """Count and compare; nothing in it depends on when, where or in how many steps the data were converted."""
+    """Count and compare; nothing in it depends on when, where or in how many steps the data were converted.
+
+    Args:
+        table: the kept images as in ``metadata.csv``.
+        equal_images: names of images whose pixels are the same.
+    """
     by_reason: dict[str, list[str]] = defaultdict(list)
     for item in left_out:
         by_reason[item.reason].append(item.name)
-    patients = {case.columns["patient"] for case in kept if case.columns.get("patient")}
-    sites = _count_sites(kept)
-    warnings = [*found.warnings, *_count_warnings(about, sites, len(kept), len(patients)), *_shared_patients(kept)]
-    warnings += [f"the same image is stored as {', '.join(names)}" for names in equal_images]
+    has_patients = "patient" in table
+    sites = {
+        str(site): (len(rows), rows["patient"].nunique() if has_patients else 0)
+        for site, rows in table.groupby("site", sort=True)
+    }
+    n_patients = table["patient"].nunique() if has_patients else 0
+
+    expected = {"images": (about.n_images, len(table)), "patients": (about.n_patients, n_patients)}
+    for site, n_expected in about.n_images_of_site.items():
+        expected[f"images of site {site}"] = (n_expected, sites.get(site, (0, 0))[0])
+    warnings = [
+        *found.warnings,
+        *(
+            f"{actual} {what} are kept, {published} are expected: is the download whole, and its version this one?"
+            for what, (published, actual) in expected.items()
+            if published not in (0, actual)
+        ),
+        *(_shared_patients(table) if has_patients else []),
+        *(f"the same image is stored as {', '.join(names)}" for names in equal_images),
+    ]
     return Report(
         importer=importer,
         options=as_text(options),
         about=about,
         n_found=len(found.cases) + len(found.left_out),
-        n_kept=len(kept),
-        n_patients=len(patients),
+        n_kept=len(table),
+        n_patients=n_patients,
         sites=sites,
         labels=dict(found.labels),
         left_out={reason: tuple(sorted(names)) for reason, names in sorted(by_reason.items())},
@@ -86,41 +111,17 @@ def build_report(
     )
 
 
-def _count_sites(kept: Sequence[RawCase]) -> dict[str, tuple[int, int]]:
-    n_images: dict[str, int] = defaultdict(int)
-    patients: dict[str, set[str]] = defaultdict(set)
-    for case in kept:
-        n_images[case.columns["site"]] += 1
-        patients[case.columns["site"]].update([case.columns["patient"]] if case.columns.get("patient") else [])
-    return {site: (n_images[site], len(patients[site])) for site in sorted(n_images)}
-
-
-def _count_warnings(about: About, sites: Mapping[str, tuple[int, int]], n_images: int, n_patients: int) -> list[str]:
-    expected = {"images": (about.n_images, n_images), "patients": (about.n_patients, n_patients)}
-    for site, n_expected in about.n_images_of_site.items():
-        expected[f"images of site {site}"] = (n_expected, sites.get(site, (0, 0))[0])
-    return [
-        f"{actual} {what} are kept, {published} are expected: is the download whole, and its version this one?"
-        for what, (published, actual) in expected.items()
-        if published not in (0, actual)
-    ]
-
-
-def _shared_patients(kept: Sequence[RawCase]) -> list[str]:
+def _shared_patients(table: pandas.DataFrame) -> list[str]:
     """A patient at two sites would leak between them; experiments resolve it as ``dataset.source`` says."""
-    counts: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-    for case in kept:
-        if case.columns.get("patient"):
-            counts[case.columns["patient"]][case.columns["site"]] += 1
-    return [
-        f"patient {patient} is at several sites ({_listed(of)}): experiments keep him where most of his are"
-        for patient, of in sorted(counts.items())
-        if len(of) > 1
-    ]
-
-
-def _listed(n_images_at: Mapping[str, int]) -> str:
-    return ", ".join(f"{site}: {n_images} images" for site, n_images in sorted(n_images_at.items()))
+    n_sites = table.groupby("patient", sort=True)["site"].nunique()
+    warnings = []
+    for patient in n_sites.index[n_sites > 1]:
+        at_sites = sorted(Counter(table["site"][table["patient"] == patient]).items())
+        counts = ", ".join(f"{site}: {n_images} images" for site, n_images in at_sites)
+        warnings.append(
+            f"patient {patient} is at several sites ({counts}): experiments keep the patient where most images are"
+        )
+    return warnings
 
 
 def _patients(n_patients: int) -> str:

@@ -1,13 +1,13 @@
-"""What importers have in common: looking for folders, reading grey levels, writing a case's image and mask.
+"""What importers share: they look for folders, read grey levels, and write a case's image and mask.
 
 Images are decoded and written anew, so that no text, EXIF or header field of a download travels with the pixels.
 """
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,12 @@ from common.files import atomic_path, sha256_of_file
 from dataset.images import (
     VOLUME_ENDINGS,
     Image,
+    check_fits,
     check_same_geometry,
     file_ending,
     read_image,
     read_mask,
+    size_text,
     write_png,
     write_volume,
 )
@@ -32,18 +34,17 @@ SITE_SEED = 42  # of the original's assignments
 
 
 def find_folders(raw: Path, fits: Callable[[Path], bool]) -> list[Path]:
-    """Folders at or below ``raw`` (at most four levels) that ``fits`` accepts, shallowest first, then by name.
-
-    Raises:
-        InputError: ``raw`` is no folder.
-    """
-    if not raw.is_dir():
-        raise InputError("there is no such folder", where=raw, fix="give the unpacked download as --raw")
+    """Folders at or below ``raw`` (at most four levels) that ``fits`` accepts, shallowest first, then by name."""
     found, level = [], [raw]
     for _ in range(_SEARCH_DEPTH + 1):
         found += [folder for folder in level if fits(folder)]
         level = sorted(child for folder in level for child in folder.iterdir() if _is_visible_folder(child))
     return found
+
+
+def holds(*patterns: str) -> Callable[[Path], bool]:
+    """Whether a folder has something for each of the patterns of ``Path.glob``."""
+    return lambda folder: all(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def the_folder(raw: Path, fits: Callable[[Path], bool], looked_for: str) -> Path:
@@ -61,24 +62,6 @@ def the_folder(raw: Path, fits: Callable[[Path], bool], looked_for: str) -> Path
             fix=f"give the unpacked download as --raw, with one folder that contains {looked_for}",
         )
     return found[0]
-
-
-def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a .csv or .tsv table as text.
-
-    Raises:
-        InputError: no such file, or one of ``columns`` is missing.
-    """
-    if not path.is_file():
-        raise InputError("there is no such table", where=path, fix="unpack the whole download, or correct the name")
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        rows = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
-        present = list(reader.fieldnames or ())
-    missing = [column for column in columns if column not in present]
-    if missing:
-        raise InputError(f"no column {missing[0]!r}; the columns are {present}", where=path, fix="correct the table")
-    return rows
 
 
 def grey_levels(path: Path) -> np.ndarray:
@@ -130,37 +113,44 @@ def nearest_label(path: Path, mask_values: Mapping[int, int], tolerance: int) ->
     return np.array([mask_values[int(value)] for value in nearest], np.uint8)[levels]
 
 
-def in_colours(pixels: np.ndarray, n_channels: int) -> np.ndarray:
-    """(C, H, W) as one grey channel (luminance) or three equal ones, whichever ``n_channels`` asks for; same dtype."""
+def in_colours(image: Image, n_channels: int) -> Image:
+    """A 2D image as one grey channel (luminance) or as three equal ones; its dtype stays."""
+    pixels = image.array
     if len(pixels) == n_channels:
-        return pixels
+        return image
     if n_channels == 3:
-        return np.repeat(pixels, 3, axis=0)
-    if np.array_equal(pixels[0], pixels[1]) and np.array_equal(pixels[0], pixels[2]):
-        return pixels[:1]
-    return np.rint(np.tensordot(_LUMINANCE, pixels, 1))[None].astype(pixels.dtype)
+        pixels = np.repeat(pixels, 3, axis=0)
+    elif np.array_equal(pixels[0], pixels[1]) and np.array_equal(pixels[0], pixels[2]):
+        pixels = pixels[:1]
+    else:
+        pixels = np.rint(np.tensordot(_LUMINANCE, pixels, 1))[None].astype(pixels.dtype)
+    return replace(image, array=pixels)
 
 
-def write_image(path_of_stem: Path, image: Image, like: Path) -> Path:
+def write_image(path_of_stem: Path, image: Image, like: Path) -> None:
     """Write an image as ``<stem>.png`` (16-bit colour: ``.tif``; volumes: ``.nii.gz`` with the geometry of ``like``).
 
     Raises:
         InputError: a 2D image that is neither grey nor RGB.
     """
+    folder, name, pixels = path_of_stem.parent, path_of_stem.name, image.array
     if image.is_volume:
-        path = path_of_stem.with_name(path_of_stem.name + ".nii.gz")
-        _write_channels(path, image.array, like)
-        return path
-    if len(image.array) not in (1, 3):
+        _write_channels(folder / f"{name}.nii.gz", pixels, like)
+    elif len(pixels) == 1:
+        write_png(folder / f"{name}.png", pixels[0])
+    elif len(pixels) != 3:
         raise InputError(
-            f"a 2D image of {len(image.array)} channels", where=like, fix="keep one channel or three, or use volumes"
+            f"a 2D image has {len(pixels)} channels", where=like, fix="keep one channel or three, or use volumes"
         )
-    pixels = image.array[0] if len(image.array) == 1 else np.moveaxis(image.array, 0, -1)
-    if pixels.ndim == 3 and pixels.dtype == np.uint16:
-        return _write_tiff(path_of_stem.with_name(path_of_stem.name + ".tif"), pixels)
-    path = path_of_stem.with_name(path_of_stem.name + ".png")
-    write_png(path, pixels)
-    return path
+    elif pixels.dtype == np.uint16:
+        import tifffile
+
+        with atomic_path(folder / f"{name}.tif") as temporary:
+            tifffile.imwrite(
+                temporary, np.moveaxis(pixels, 0, -1), photometric="rgb", metadata=None, compression="zlib"
+            )
+    else:
+        write_png(folder / f"{name}.png", np.moveaxis(pixels, 0, -1))
 
 
 def write_pair(name: str, out: Path, image: Image, mask: np.ndarray, image_file: Path, mask_file: Path) -> None:
@@ -169,14 +159,7 @@ def write_pair(name: str, out: Path, image: Image, mask: np.ndarray, image_file:
     Raises:
         InputError: the mask's size, or a volume's place in space, is not that of its image.
     """
-    if mask.shape != image.shape_px:
-        raise InputError(
-            f"the mask is {_size(mask.shape)} but its image {image_file} is {_size(image.shape_px)}",
-            where=mask_file,
-            fix="export image and mask at the same size, or remove both from the raw folder",
-        )
-    if image.is_volume:
-        check_same_geometry(image_file, mask_file)
+    check_fits(image, mask, image_file, mask_file)
     write_image(out / "images" / name, image, image_file)
     write_image(out / "masks" / name, Image(mask[None], image.spacing_mm, image.is_volume), image_file)
 
@@ -193,8 +176,8 @@ def read_channels(files: Sequence[Path]) -> Image:
         kinds = [(part.is_volume, part.array.dtype, part.shape_px) for part in (first, image)]
         if kinds[0] != kinds[1]:
             raise InputError(
-                f"this channel is {image.array.dtype}, {_size(image.shape_px)}, "
-                f"the first one {first.array.dtype}, {_size(first.shape_px)}",
+                f"this channel is {image.array.dtype}, {size_text(image.shape_px)}, "
+                f"the first one {first.array.dtype}, {size_text(first.shape_px)}",
                 where=file,
                 fix="export all channels of a case with one size and bit depth",
             )
@@ -235,18 +218,6 @@ def equal_files(files: Iterable[Path]) -> list[list[Path]]:
 
 def _is_visible_folder(path: Path) -> bool:
     return path.is_dir() and not path.name.startswith((".", "__MACOSX"))
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(length) for length in shape)
-
-
-def _write_tiff(path: Path, pixels: np.ndarray) -> Path:
-    import tifffile
-
-    with atomic_path(path) as temporary:
-        tifffile.imwrite(temporary, pixels, photometric="rgb", metadata=None, compression="zlib")
-    return path
 
 
 def _write_channels(path: Path, channels: np.ndarray, like: Path) -> None:

@@ -7,7 +7,7 @@ them back (``common.image_set.Intensity``), so that generated pixels return to t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,28 +47,29 @@ def build_slices(
     *,
     space: str = "source",
     volumetric: bool = False,
-    window: tuple[Sequence[float], Sequence[float]] | None = None,
     min_slice_distance_mm: float = 4.0,
     progress: Progress = silent,
 ) -> ImageSet:
     """All slices of a site, at least ``min_slice_distance_mm`` apart, fitted to ``plan.patch_size_px``.
 
     ``cases`` is a sequence, or a callable that gives a fresh iterator: it is gone through twice (sizes and window, then
-    pixels) and one case is held at a time. ``window``: (low, high) by channel, for example the plan's clipping range of
-    a CT; by default 0..255 for uint8, the site's range for uint16 and its 0.1 and 99.9 percentiles for floats.
-    ``space`` is what the pixel values are in: ``source`` units or nnU-Net's ``normalised`` ones.
+    pixels) and one case is held at a time. The window of each channel is 0..255 for uint8, the site's range for uint16
+    and its 0.1 and 99.9 percentiles for floats. ``space`` is what the pixel values are in: ``source`` units or
+    nnU-Net's ``normalised`` ones.
 
     Raises:
         ValueError: no cases, or cases of different channels or dtypes.
     """
-    survey = _survey(_iterate(cases), min_slice_distance_mm)
-    low, high = window if window is not None else survey.window()
-    intensity = Intensity(space, tuple(float(x) for x in low), tuple(float(x) for x in high))
+    # first pass: the site's sizes and window
+    survey = _survey(cases() if callable(cases) else cases, min_slice_distance_mm)
+    intensity = Intensity(space, *survey.window())
     dtype = np.dtype(np.uint8) if survey.dtype == np.uint8 else np.dtype(np.uint16)
     scale = site_scale(survey.shapes_px, plan.patch_size_px)
+
+    # second pass: pixels, fitted to the patch and stored as integers of the window
     images = np.empty((survey.n_slices, survey.n_channels, *plan.patch_size_px), dtype)
     entries: list[ImageEntry] = []
-    for case in _iterate(cases):
+    for case in cases() if callable(cases) else cases:
         for index in thin_indices(case.array.shape[1], case.through_plane_spacing_mm, min_slice_distance_mm):
             pixels = fit_to_patch(_slice_values(case, index, intensity), plan.patch_size_px, scale)
             images[len(entries)] = encode(pixels, intensity, dtype)
@@ -215,10 +216,6 @@ def _slice_values(case: SliceCase, index: int, intensity: Intensity) -> np.ndarr
         return values
     low, _ = _channel_window(intensity)
     return np.where(case.outside[index], low, values)
-
-
-def _iterate(cases: CaseSource) -> Iterator[SliceCase]:
-    return iter(cases() if callable(cases) else cases)
 
 
 def _channel_window(intensity: Intensity) -> tuple[np.ndarray, np.ndarray]:

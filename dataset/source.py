@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from common.errors import InputError
 from common.files import sha256_of_file, sha256_of_json
 from common.settings import to_dict
-from dataset.images import ENDINGS, stem
+from dataset.images import ENDINGS, safe_name, stem
 from dataset.phantom import DRAWING_VERSION, PhantomConfig, write_phantom
+from dataset.table import read_table
 
 if TYPE_CHECKING:
     import pandas
@@ -40,7 +41,7 @@ class SourceConfig:
     site_column: str | None = None
     site_rule: str | None = None  # a pandas expression over the columns; True is site A, False is site B
     sites: tuple[str, ...] | None = None  # only these, in this order
-    cross_site_patients: str = "keep_at_one"  # with most of his images; or "refuse"
+    cross_site_patients: str = "keep_at_one"  # where most of their images are; or "refuse"
     image_dir: str = "images"
     mask_dir: str = "masks"
     labels: dict[str, int] = field(default_factory=lambda: {"foreground": 1})
@@ -63,7 +64,7 @@ class Case:
 
 @dataclass(frozen=True)
 class CrossSitePatient:
-    """A patient seen at several sites: kept at one, his images elsewhere left out."""
+    """A patient who appears at several sites: kept at one of them, their images at the others are left out."""
 
     patient: str
     kept_site: str
@@ -106,7 +107,7 @@ def load_report(config: SourceConfig, data_dir: Path) -> LoadReport:
     Raises:
         InputError: no or an empty table, a missing column, value or file, an image listed twice or at two sites, a site
             that does not exist, labels that are not 1..n, settings that contradict each other, or a patient at two
-            sites where the configuration refuses him.
+            sites where the configuration refuses that.
     """
     check_labels(config)
     folder = _as_folder(config, data_dir)
@@ -133,7 +134,7 @@ def content_digest(cases: Iterable[Case]) -> str:
 
 
 def check_labels(config: SourceConfig) -> None:
-    """Refuse label ids that nnU-Net cannot train on and mask values that lead nowhere.
+    """Refuse label ids that nnU-Net cannot train on, and mask values without a label.
 
     Raises:
         InputError: ids other than 1..n, or a mask value mapped to an id that is not declared.
@@ -141,12 +142,14 @@ def check_labels(config: SourceConfig) -> None:
     ids = sorted(config.labels.values())
     if not ids or ids != list(range(1, len(ids) + 1)):
         raise InputError(
-            f"label ids {ids}", where="labels", fix="number the labels 1, 2, ... without gaps; 0 is the background"
+            f"the label ids {ids} are not 1, 2, ...",
+            where="labels",
+            fix="number the labels without gaps; 0 is the background",
         )
     for value, label in (config.mask_values or {}).items():
         if label not in (0, *ids):
             raise InputError(
-                f"pixel value {value} is mapped to label id {label}, which is none of {ids} or 0",
+                f"pixel value {value} is mapped to label id {label}, which is not in {ids} and not 0",
                 where="mask_values",
                 fix="add the label to 'labels' or map the value to an existing id",
             )
@@ -157,7 +160,7 @@ def _as_folder(config: SourceConfig, data_dir: Path) -> SourceConfig:
     if config.kind == "folder":
         return config
     if config.kind != "phantom":
-        raise InputError(f"kind {config.kind!r}", where="kind", fix="use 'folder' or 'phantom'")
+        raise InputError(f"the kind {config.kind!r} is not known", where="kind", fix="use 'folder' or 'phantom'")
     digest = sha256_of_json([DRAWING_VERSION, to_dict(config.phantom)])[:12]
     folder = data_dir / f"phantom-{digest}"
     if not folder.is_dir():
@@ -189,82 +192,58 @@ def _draw_phantom(config: PhantomConfig, folder: Path) -> None:
 
 
 def _read_folder(config: SourceConfig, data_dir: Path) -> list[Case]:
-    root = _root(config, data_dir)
-    text, typed = _read_table(root / config.table)
-    _check_columns(config, text, root / config.table)
-    sites = _site_of_rows(config, text, typed, root / config.table)
-    images = [value.strip() for value in text[config.image_column]]
-    ids = _case_ids(images)
-    patients = [ids[image] for image in images] if config.patient_column is None else text[config.patient_column]
-    cases = []
-    for index, (image, patient, site) in enumerate(zip(images, patients, sites, strict=True)):
-        mask = None if config.mask_column is None else text[config.mask_column].iloc[index].strip()
-        files = _find_files(config, root, image, mask, line=f"{root / config.table}, line {index + 2}")
-        cases.append(Case(ids[image], *files, patient.strip(), site))
-    _check_unique(cases, root / config.table)
-    return cases
-
-
-def _root(config: SourceConfig, data_dir: Path) -> Path:
+    """The cases in the order of the table."""
     if config.root is None:
         raise InputError(
-            "no folder given", where="root", fix="set root to the folder that holds the table and the images"
+            "no folder is given", where="root", fix="set root to the folder that holds the table and the images"
         )
     root = data_dir / Path(config.root).expanduser()
     if not root.is_dir():
         raise InputError(
             "there is no such folder", where=root, fix="correct root (it is relative to the data directory)"
         )
-    return root
+    path = root / config.table
+    table = _read_filled_table(config, path)
+    sites = _site_of_rows(config, table, path)
+    images = [value.strip() for value in table[config.image_column]]
+    ids = _case_ids(images)
+    patients = [ids[image] for image in images] if config.patient_column is None else table[config.patient_column]
+    cases = []
+    for index, (image, patient, site) in enumerate(zip(images, patients, sites, strict=True)):
+        mask = None if config.mask_column is None else table[config.mask_column].iloc[index].strip()
+        files = _find_files(config, root, image, mask, line=f"{path}, line {index + 2}")
+        cases.append(Case(ids[image], *files, patient.strip(), site))
+    _check_unique(cases, path)
+    return cases
 
 
-def _read_table(path: Path) -> tuple[pandas.DataFrame, pandas.DataFrame]:
-    """The table twice: as text (identifiers keep their zeros) and with inferred types (for ``site_rule``)."""
-    import pandas
-
-    if not path.is_file():
-        raise InputError("there is no such table", where=path, fix="set table to a .csv or .tsv file relative to root")
-    separator = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        text = pandas.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-        typed = pandas.read_csv(path, sep=separator, encoding="utf-8-sig")
-    except (pandas.errors.EmptyDataError, pandas.errors.ParserError, UnicodeDecodeError) as error:
-        raise InputError(f"not a readable table ({error})", where=path, fix="save it as UTF-8 .csv or .tsv") from error
-    if text.empty:
-        raise InputError("the table has no rows", where=path, fix="list one image a row")
-    return text, typed
-
-
-def _check_columns(config: SourceConfig, table: pandas.DataFrame, path: Path) -> None:
+def _read_filled_table(config: SourceConfig, path: Path) -> pandas.DataFrame:
+    """The table as text; the columns that the configuration names are there and have no empty cell."""
     if (config.site_column is None) == (config.site_rule is None):
         raise InputError(
-            f"site_column={config.site_column!r} and site_rule={config.site_rule!r}",
+            f"site_column={config.site_column!r} and site_rule={config.site_rule!r} contradict each other",
             where="site_column, site_rule",
             fix="set exactly one of the two",
         )
-    named = {name: getattr(config, name) for name in ("image_column", "mask_column", "patient_column", "site_column")}
-    for setting, column in named.items():
-        if column is None:
-            continue
-        if column not in table.columns:
-            raise InputError(
-                f"no column {column!r}; the columns are {list(table.columns)}", where=path, fix=f"correct {setting}"
-            )
-        empty = [index for index, value in enumerate(table[column]) if not value.strip()]
-        if empty:
+    named = (config.image_column, config.mask_column, config.patient_column, config.site_column)
+    columns = [column for column in named if column is not None]
+    table = read_table(path, columns)
+    for column in columns:
+        empty = table.index[table[column].str.strip() == ""]
+        if len(empty):
             raise InputError(
                 f"column {column!r} is empty in {len(empty)} rows, first in line {empty[0] + 2}",
                 where=path,
                 fix="fill it in or remove the rows",
             )
+    return table
 
 
-def _site_of_rows(config: SourceConfig, text: pandas.DataFrame, typed: pandas.DataFrame, path: Path) -> list[str]:
-    if config.site_column is not None:
-        sites = [value.strip() for value in text[config.site_column]]
+def _site_of_rows(config: SourceConfig, table: pandas.DataFrame, path: Path) -> list[str]:
+    if config.site_rule is not None:
+        sites = _apply_rule(config.site_rule, read_table(path, as_text=False), path)
     else:
-        assert config.site_rule is not None
-        sites = _apply_rule(config.site_rule, typed, path)
+        sites = [value.strip() for value in table[config.site_column]]
     for site in sites:
         if not _SAFE_SITE.fullmatch(site) or site == "all":
             raise InputError(
@@ -287,14 +266,7 @@ def _apply_rule(rule: str, table: pandas.DataFrame, path: Path) -> list[str]:
             )
     try:
         values = table.eval(rule, engine="python")
-    except (
-        pandas.errors.UndefinedVariableError,
-        SyntaxError,
-        TypeError,
-        ValueError,
-        KeyError,
-        AttributeError,
-    ) as error:
+    except (NameError, SyntaxError, TypeError, ValueError, KeyError, AttributeError) as error:
         raise InputError(
             f"the rule {rule!r} fails ({error}); the columns are {list(table.columns)}",
             where="site_rule",
@@ -352,7 +324,7 @@ def _keep_sites(config: SourceConfig, cases: list[Case]) -> list[Case]:
 
 
 def _resolve_cross_site(cases: Sequence[Case]) -> tuple[list[Case], tuple[CrossSitePatient, ...]]:
-    """Keep each patient at the site with most of his images (a tie: the first by name), so that no fold leaks."""
+    """Keep each patient at the site with most of their images (a tie: the first by name), so that no fold leaks."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for case in cases:
         counts[case.patient][case.site] += 1
@@ -370,19 +342,19 @@ def _resolve_cross_site(cases: Sequence[Case]) -> tuple[list[Case], tuple[CrossS
 def _check_cross_site(decision: str, found: Sequence[CrossSitePatient], table: str) -> None:
     where = "cross_site_patients"
     if decision not in CROSS_SITE_DECISIONS:
-        raise InputError(f"{decision!r} is no decision", where=where, fix=f"use one of {CROSS_SITE_DECISIONS}")
+        raise InputError(f"{decision!r} is not a choice", where=where, fix=f"use one of {CROSS_SITE_DECISIONS}")
     if decision == "refuse" and found:
         raise InputError(
             f"{len(found)} patients at two sites would be in the training and the test of one experiment, the first: "
             f"{found[0]}",
             where=table,
-            fix=f"correct the patients or sites of the table, or accept what is said above: {where}=keep_at_one",
+            fix=f"correct the patients or sites of the table, or keep each at one site: {where}=keep_at_one",
         )
 
 
 def _case_ids(images: Iterable[str]) -> dict[str, str]:
     """Safe names from the file stems; those that fall together get a part of their path's hash."""
-    slugs = {image: re.sub(r"[^A-Za-z0-9_-]+", "-", stem(Path(image))).strip("-_") or "image" for image in images}
+    slugs = {image: safe_name(stem(Path(image))) or "image" for image in images}
     counts = Counter(slug.lower() for slug in slugs.values())
     return {
         image: slug if counts[slug.lower()] == 1 else f"{slug}-{sha256_of_json(Path(image).as_posix())[:8]}"

@@ -48,13 +48,12 @@ class DenoisingDiffusion(GeneratorBackend):
         """Derive everything from the plan, the data and the machine, then train."""
         import torch
 
-        from common.spatial_plan import spatial_plan_from_2d
         from diffusion.data import ImageData
         from diffusion.planning import derive_on
         from diffusion.train import n_processes_for, train
 
         refuse_unused(request, self, ("masks",))
-        config, shape = from_dict(DiffusionConfig, request.settings), spatial_plan_from_2d(request.plan)
+        config = from_dict(DiffusionConfig, request.settings)
         images, masks, n_mask_labels = request.images, request.masks, 0
         if config.with_labels != (masks is not None):
             there = "no label maps" if masks is None else "label maps"
@@ -66,7 +65,7 @@ class DenoisingDiffusion(GeneratorBackend):
         derived = derive_on(
             request.out,
             request.device,
-            shape,
+            request.plan,
             len(images),
             images.shape[1],
             request.kimg,

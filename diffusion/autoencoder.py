@@ -35,10 +35,10 @@ class Autoencoder(nn.Module):
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the latents; for VQ the latter is the smallest there is."""
-        said = self.encoder(images)
+        moments = self.encoder(images)
         if self.settings.kind == "vq":
-            return said, torch.full_like(said, LOG_VARIANCE_LIMITS[0])
-        mean, log_variance = said.chunk(2, dim=1)
+            return moments, torch.full_like(moments, LOG_VARIANCE_LIMITS[0])
+        mean, log_variance = moments.chunk(2, dim=1)
         return mean, log_variance.clamp(*LOG_VARIANCE_LIMITS)
 
     def decode(self, latents: Tensor) -> Tensor:

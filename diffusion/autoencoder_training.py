@@ -11,20 +11,20 @@ from torch import Tensor, nn
 
 from common.checkpoints import load_tensors, save_tensors
 from common.seeds import derive_seed
-from common.settings import to_dict
 from diffusion.autoencoder import Autoencoder
 from diffusion.data import Data
-from diffusion.loss import AdversarialLoss, build_discriminator
+from diffusion.loss import build_discriminator, critic_loss, generator_loss
 from diffusion.perceptual import build_perceptual, perceptual_distance
 from diffusion.pictures import write_reconstructions
 from diffusion.settings import AutoencoderSettings, DiffusionSettings
-from diffusion.training import Training, check_same_run
+from diffusion.training import Training
 from training.batch_shard import SINGLE_PROCESS, BatchShard
+from training.training_state import check_same_run
 
 RESULT = "autoencoder.safetensors"
 LARGEST_CRITIC = 64  # feature maps of its first layer
 MOST_SCALE_BATCHES = 64  # over which the latents' mean and deviation are estimated
-PICTURES = 5  # reconstructions over the training
+N_PICTURES = 5  # reconstructions over the training
 ADAM_BETAS = 0.5, 0.9
 
 
@@ -56,80 +56,72 @@ class AutoencoderTraining(Training):
         }
         network = build_perceptual(self.own.perceptual) if self.own.perceptual_weight > 0 else None
         self.perceptual = None if network is None else network.to(device)
-        self.adversarial = AdversarialLoss()
         self.fixed = data.fixed()
 
     def update(self) -> Mapping[str, Tensor]:
-        """Autoencoder, then the critic once it has joined."""
-        batch = self.data.at(self.step, self.batch_size)
-        noise = torch.randn(len(batch), *self._latent_shape(), generator=self.draws("latent"))
-        has_critic = "critic" in self.modules and self.step >= self.own.adversarial_from_step
+        """One step of the autoencoder, then one of the critic once it has joined (Rombach et al. 2022, appendix G).
+
+        The loss of the autoencoder is L1 + perceptual + adversarial + order of the latents (KL or VQ), each weighted.
+        """
+        own, critic = self.own, self.modules.get("critic")
+        if self.step < own.adversarial_from_step:
+            critic = None
+        # 1. Whole batches of images and of noise for the latents, the same on every process and in any parts.
+        images = self.data.at(self.step, self.batch_size)
+        latent_shape = (own.latent_channels, *self.settings.denoised_size)
+        noise = torch.randn(len(images), *latent_shape, generator=self.draws("latent"))
+        # 2. This process's share, part by part: reconstruct, weigh the terms, collect the gradient.
         measured: dict[str, Tensor] = {}
-        made: list[tuple[float, Tensor, Tensor]] = []
-        for weight, (real, drawn) in self.parts(batch, noise):
+        pairs: list[tuple[float, Tensor, Tensor]] = []  # weight, reconstruction, image: for the critic
+        for weight, (real, drawn) in self.parts(images, noise):
             with self.low_precision():
-                reconstructed, order = self.autoencoder(real, drawn)
-                terms = self._terms(reconstructed.float(), real, order.float(), has_critic)
+                made, order = self.autoencoder(real, drawn)
+                made, order = made.float(), order.float()
+                terms = {"loss_l1": (made - real).abs().mean()}
+                terms["loss_latent"] = own.kl_weight * order if own.kind == "kl" else order
+                if self.perceptual is not None:
+                    distance = perceptual_distance(self.perceptual, made, real, self.draws("slices"), own.checkpointing)
+                    terms["loss_perceptual"] = own.perceptual_weight * distance
+                if critic is not None:
+                    terms["loss_adversarial"] = own.adversarial_weight * generator_loss(critic, made)
             (weight * torch.stack(list(terms.values())).sum()).backward()
             for name, value in terms.items():
                 measured[name] = measured.get(name, torch.zeros((), device=self.device)) + weight * value.detach()
-            made.append((weight, reconstructed.detach().float(), real))
-        if has_critic:  # the autoencoder's loss went through it
+            pairs.append((weight, made.detach(), real))
+        # 3. One step of Adam; the gradient that the loss left in the critic is not the critic's.
+        if critic is not None:
             self.optimizers["critic"].zero_grad(set_to_none=True)
-        measured["gradient_norm"] = self.apply_gradients("autoencoder", self.autoencoder, self.own.learning_rate)
-        if has_critic:
-            measured["loss_critic"] = self._update_critic(made)
+        measured["gradient_norm"] = self.apply_gradients("autoencoder", self.autoencoder, own.learning_rate)
+        # 4. The critic learns to tell the same reconstructions from their images.
+        if critic is not None:
+            total = torch.zeros((), device=self.device)
+            for weight, made, real in pairs:
+                with self.low_precision():
+                    loss = weight * critic_loss(critic, made, real).float()
+                loss.backward()
+                total += loss.detach()
+            self.apply_gradients("critic", critic, own.learning_rate)
+            measured["loss_critic"] = total
         return measured
-
-    def _terms(self, made: Tensor, real: Tensor, order: Tensor, has_critic: bool) -> dict[str, Tensor]:
-        """Weighted parts of the loss."""
-        own = self.own
-        terms = {"loss_l1": (made - real).abs().mean(), "loss_latent": order}
-        if own.kind == "kl":
-            terms["loss_latent"] = own.kl_weight * order
-        if self.perceptual is not None:
-            draws = self.draws("slices")
-            distance = perceptual_distance(self.perceptual, made, real, draws, own.checkpointing)
-            terms["loss_perceptual"] = own.perceptual_weight * distance
-        if has_critic:
-            terms["loss_adversarial"] = own.adversarial_weight * self.adversarial.of_generator(
-                self.modules["critic"], made
-            )
-        return terms
-
-    def _update_critic(self, made: list[tuple[float, Tensor, Tensor]]) -> Tensor:
-        critic, total = self.modules["critic"], torch.zeros((), device=self.device)
-        for weight, fake, real in made:
-            with self.low_precision():
-                loss = weight * self.adversarial.of_critic(critic, fake, real).float()
-            loss.backward()
-            total += loss.detach()
-        self.apply_gradients("critic", critic, self.own.learning_rate)
-        return total
-
-    def _latent_shape(self) -> tuple[int, ...]:
-        return (self.own.latent_channels, *self.settings.denoised_size)
 
     @torch.no_grad()
     def on_epoch_end(self, out: Path) -> Mapping[str, float]:
         """Mean absolute error on the fixed crops, from the latents' means."""
-        n_at_once = max(1, self.batch_size // self.n_accumulated)
-        made = torch.cat([self._reconstructed(crops) for crops in self.fixed.split(n_at_once)])
-        every = math.ceil(self.n_epochs / PICTURES)
-        if (self.n_epochs - self.epoch) % every == 0:
+        parts = []
+        for crops in self.fixed.split(max(1, self.batch_size // self.n_accumulated)):
+            with self.low_precision():
+                mean, _ = self.autoencoder.moments(crops.to(self.device))
+                parts.append(self.autoencoder.decode(mean).float().cpu())
+        made = torch.cat(parts)
+        if (self.n_epochs - self.epoch) % math.ceil(self.n_epochs / N_PICTURES) == 0:
             write_reconstructions(out, self.fixed, made, self.kimg)
         return {"val_l1": float((made - self.fixed).abs().mean())}
-
-    def _reconstructed(self, crops: Tensor) -> Tensor:
-        with self.low_precision():
-            return self.autoencoder.decode(self.autoencoder.moments(crops.to(self.device))[0]).float().cpu()
 
     def finish(self, out: Path) -> None:
         """The weights, and the mean and deviation of the latents, estimated over the set; the state goes."""
         mean, std = latent_statistics(self.autoencoder, self.data, self.settings)
         tensors = {**self.autoencoder.state_dict(), "latent_mean": mean, "latent_std": std}
-        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "facts": dict(self.data.facts)}
-        save_tensors(out / RESULT, tensors, metadata)
+        save_tensors(out / RESULT, tensors, self.metadata())
         (out / self.checkpoint).unlink(missing_ok=True)
 
 
@@ -178,11 +170,3 @@ def latent_statistics(autoencoder: Autoencoder, data: Data, settings: DiffusionS
     std = (squared - mean.square()).clamp(min=1e-12).sqrt()
     shape = (1, own.latent_channels, *[1] * settings.n_axes)
     return mean.float().reshape(shape), std.float().reshape(shape)
-
-
-def latents_of(autoencoder: Autoencoder, statistics: tuple[Tensor, Tensor], images: Tensor, noise: Tensor) -> Tensor:
-    """A draw of each image's latents, of mean 0 and deviation 1 over the set."""
-    mean, log_variance = autoencoder.moments(images)
-    centre, std = statistics
-    drawn: Tensor = (mean + torch.exp(log_variance / 2) * noise - centre) / std
-    return drawn

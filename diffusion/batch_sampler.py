@@ -53,8 +53,8 @@ class BatchSampler:
         """
         for start in range(0, len(seeds), self.n_images):
             wanted = seeds[start : start + self.n_images]
-            beside = None if context is None else self._filled(context[start : start + len(wanted)])
-            yield self._pass(wanted, asked, beside)[: len(wanted)].float().cpu()
+            part_context = None if context is None else self._filled(context[start : start + len(wanted)])
+            yield self._pass(wanted, asked, part_context)[: len(wanted)].float().cpu()
 
     @torch.inference_mode()
     def _pass(self, seeds: Sequence[int], asked: Callable[[int], None] | None, context: Tensor | None) -> Tensor:
@@ -71,16 +71,16 @@ class BatchSampler:
 
         def denoise(noisy: Tensor, time: int) -> Tensor:
             nonlocal n_asked
-            times = model.process.shown(torch.full((self.n_images,), time, device=model.device))
-            said: Tensor = model.denoiser(noisy, times, context=context)
+            times = model.noise_schedule.network_timesteps(torch.full((self.n_images,), time, device=model.device))
+            prediction: Tensor = model.denoiser(noisy, times, context=context)
             n_asked += 1
             if asked is not None:
                 asked(n_asked)
-            return said.float()
+            return prediction.float()
 
         with autocast(model.device, model.settings.precision):
             is_clipped = model.settings.autoencoder is None
-            arguments = (self.sampler, model.process, denoise, draw(), self.n_evaluations, draw, is_clipped)
+            arguments = (self.sampler, model.noise_schedule, denoise, draw(), self.n_evaluations, draw, is_clipped)
             return model.images(run_sampler(*arguments))
 
     def _filled(self, context: Tensor) -> Tensor:

@@ -20,8 +20,7 @@ import numpy as np
 import torch
 
 from common.machine import Machine
-from common.plan import Plan
-from common.spatial_plan import spatial_plan_from_2d
+from common.plan import square_plan
 from diffusion.batch_sampler import BatchSampler
 from diffusion.model import Model
 from diffusion.planning import derive_settings
@@ -71,15 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def build_model(config: DiffusionConfig, size_px: int, device: str) -> Model:
     """A model of square grey images with the widths that are derived for the device."""
     machine = Machine("cuda" if device.startswith("cuda") else "cpu", 8.0, False)
-    settings = derive_settings(spatial_plan_from_2d(_square_plan(size_px)), 1000, 1, None, config, machine)
+    settings = derive_settings(square_plan(size_px), 1000, 1, None, config, machine)
     torch.manual_seed(0)
     return Model(settings).eval().requires_grad_(False).to(torch.device(device))
-
-
-def _square_plan(size_px: int) -> Plan:
-    """nnU-Net's for square images of 64 px and more: 3 x 3 kernels, halved four times."""
-    strides = ((1, 1), *[(2, 2)] * 4)
-    return Plan((size_px, size_px), strides, ((3, 3),) * 5, (1.0, 1.0), (0, 1, 2), ("ZScore",), (False,), ({},), 12)
 
 
 def measure_overhead(model: Model, sampler: str, n_evaluations: int, n_repeats: int) -> Overhead:

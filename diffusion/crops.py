@@ -19,10 +19,10 @@ from nnunetv2_mod.case_splits import split_cases
 from nnunetv2_mod.case_survey import Survey, SurveyedCase, window_of
 from nnunetv2_mod.cases import CaseFolder, Voxel
 from nnunetv2_mod.output_spec import SOURCE, to_network
-from nnunetv2_mod.source_spec import check_dataset_json, facts_of, source_of
+from nnunetv2_mod.source_spec import check_dataset_json, output_spec_of, source_of
 
 if TYPE_CHECKING:
-    from common.spatial_plan import SpatialPlan
+    from common.plan import Plan
     from nnunetv2_mod.nnunet_folder import NnunetDataset
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class CropData:
     def __init__(
         self,
         dataset: NnunetDataset,
-        plan: SpatialPlan,
+        plan: Plan,
         settings: DiffusionSettings,
         fold: int | str,
         seed: int,
@@ -76,13 +76,13 @@ class CropData:
         self._cases, values = self._survey.of(train, max(1, min(N_VALUES // len(train), MOST_VALUES)))
         held_out = {case.name: case for case in [*self._cases, *self._survey.of(others)[0]]}
         self._watched = [held_out[name] for name in self.split.validate]
-        self._facts = facts_of(dataset, plan, source, window_of(values), chosen)
+        self._output_spec = output_spec_of(dataset, plan, source, window_of(values), chosen)
         log.info("%s, fold %s: %d cases to train on, %d held out", dataset.name, fold, len(train), len(others))
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        """``nnunetv2_mod.output_spec.Facts`` as JSON-able values."""
-        return to_dict(self._facts)
+    def output_spec(self) -> Mapping[str, Any]:
+        """``nnunetv2_mod.output_spec.OutputSpec`` as JSON-able values."""
+        return to_dict(self._output_spec)
 
     @property
     def n_items(self) -> int:
@@ -159,7 +159,7 @@ class CropData:
         n_images, n_labels = self.settings.n_channels, self.settings.n_label_channels
         values, labels = self._survey.read(case, start, stop, with_labels=n_labels > 0)
         shown = crop if self.settings.n_axes == 3 else crop[:, None]
-        shown[:n_images] = torch.from_numpy(to_network(values, self._facts.channels))
+        shown[:n_images] = torch.from_numpy(to_network(values, self._output_spec.channels))
         if labels is not None:
             shown[n_images:] = labels_as_channels(labels[None], n_labels)[0]
 

@@ -20,7 +20,7 @@ class Data(Protocol):
     """Images, or crops of volumes; labels follow the image's channels, one for each, -1 outside and 1 inside."""
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def output_spec(self) -> Mapping[str, Any]:
         """JSON-able: what samples are written with (type, intensities, geometry); stored in the checkpoint."""
 
     @property
@@ -55,7 +55,7 @@ class ImageData:
         self.images, self.labels, self.settings, self.seed = images, labels, settings, seed
 
     @property
-    def facts(self) -> Mapping[str, Any]:
+    def output_spec(self) -> Mapping[str, Any]:
         """The integer type of the images."""
         return {"dtype": str(self.images.dtype)}
 

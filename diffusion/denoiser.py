@@ -1,7 +1,7 @@
-"""The denoiser: a U-Net told of the time, on a plan's strides and kernels (Ho et al. 2020; Rombach et al. 2022).
+"""The denoiser: a U-Net conditioned on the time, with a plan's strides and kernels (Ho et al. 2020).
 
-It can also be told of a class (one more stands for none, for guidance: Ho and Salimans 2022), be given masks or images
-of its own size beside the noise, and be told how a training image was augmented (Karras et al. 2022, appendix F.2).
+It can also be conditioned on a class (one more class stands for none, for guidance: Ho and Salimans 2022), and on masks
+or images of its own size.
 """
 
 from __future__ import annotations
@@ -36,8 +36,6 @@ class Denoiser(nn.Module):
         self.embed_time = nn.Sequential(nn.Linear(widths[0], n_embedded), nn.SiLU(), nn.Linear(n_embedded, n_embedded))
         if settings.n_classes:
             self.embed_class = nn.Embedding(settings.n_classes + 1, n_embedded)
-        if settings.n_augment:
-            self.embed_augment = nn.Linear(settings.n_augment, n_embedded, bias=False)
         n_in = settings.n_channels + settings.n_context_channels
         self.first = convolution(n_in, widths[0], settings.first_kernel)
         kept = [widths[0]]  # widths of what the way down leaves for the way up
@@ -76,17 +74,15 @@ class Denoiser(nn.Module):
         times: Tensor,
         classes: Tensor | None = None,
         context: Tensor | None = None,
-        augmented: Tensor | None = None,
     ) -> Tensor:
         """What is asked of ``noisy``.
 
         Args:
-            times: (b,) from 0 to 1000, as ``Process.shown`` gives them.
+            times: (b,) from 0 to 1000, as ``NoiseSchedule.network_timesteps`` gives them.
             classes: (b,) whole numbers below ``n_classes``; None: no class.
             context: (b, ``n_context_channels``, ...) in the size of ``noisy``; None: zeros.
-            augmented: (b, ``n_augment``) how the images were changed; None: not at all.
         """
-        told = self._told(noisy, times, classes, augmented)
+        conditioning = self._conditioning(noisy, times, classes)
         is_checkpointed = self.settings.checkpointing
         if self.settings.n_context_channels:
             if context is None:
@@ -96,31 +92,29 @@ class Denoiser(nn.Module):
         kept = [x]
         for level in range(len(self.down)):
             for block in _blocks_of(self.down[level]):
-                x = maybe_checkpointed(block, is_checkpointed, x, told)
+                x = maybe_checkpointed(block, is_checkpointed, x, conditioning)
                 kept.append(x)
             if level < len(self.smaller):
                 x = self.smaller[level](x)
                 kept.append(x)
         for block in self.middle:
-            x = maybe_checkpointed(block, is_checkpointed, x, told)
+            x = maybe_checkpointed(block, is_checkpointed, x, conditioning)
         for level in range(len(self.up)):
             for block in _blocks_of(self.up[level]):
-                x = maybe_checkpointed(block, is_checkpointed, torch.cat([x, kept.pop()], 1), told)
+                x = maybe_checkpointed(block, is_checkpointed, torch.cat([x, kept.pop()], 1), conditioning)
             if level < len(self.larger):
                 x = self.larger[level](x)
         made: Tensor = self.last(x)
         return made
 
-    def _told(self, noisy: Tensor, times: Tensor, classes: Tensor | None, augmented: Tensor | None) -> Tensor:
-        """(b, n) of time, class and augmentation together."""
+    def _conditioning(self, noisy: Tensor, times: Tensor, classes: Tensor | None) -> Tensor:
+        """(b, n) of time and class together."""
         settings = self.settings
-        told: Tensor = self.embed_time(get_timestep_embedding(times, settings.channels[0]).to(noisy.dtype))
+        conditioning: Tensor = self.embed_time(get_timestep_embedding(times, settings.channels[0]).to(noisy.dtype))
         if settings.n_classes:
             none = torch.full((len(noisy),), settings.n_classes, device=noisy.device)
-            told = told + self.embed_class(none if classes is None else classes)
-        if settings.n_augment and augmented is not None:
-            told = told + self.embed_augment(augmented)
-        return told
+            conditioning = conditioning + self.embed_class(none if classes is None else classes)
+        return conditioning
 
 
 def _blocks_of(level: nn.Module) -> Iterator[nn.Module]:
@@ -129,13 +123,13 @@ def _blocks_of(level: nn.Module) -> Iterator[nn.Module]:
 
 
 class _Block(nn.Module):
-    """A residual block told of the time, and attention where the level has it."""
+    """A residual block conditioned on the time, and attention where the level has it."""
 
     def __init__(self, n_axes: int, n_in: int, n_out: int, n_embedded: int, groups: int, has_attention: bool) -> None:
         super().__init__()
         self.residual = DiffusionUNetResnetBlock(n_axes, n_in, n_embedded, n_out, False, False, groups, NORM_EPS)
         self.attention = attention(n_axes, n_out, groups) if has_attention else nn.Identity()
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        made: Tensor = self.attention(self.residual(x, told))
+    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+        made: Tensor = self.attention(self.residual(x, conditioning))
         return made

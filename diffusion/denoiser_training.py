@@ -15,16 +15,15 @@ from torch import Tensor, nn
 from common.checkpoints import save_tensors
 from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
-from diffusion.augment import augment
-from diffusion.autoencoder_training import latents_of, load_trained
+from diffusion.autoencoder_training import load_trained
 from diffusion.batch_sampler import BatchSampler
 from diffusion.data import Data
-from diffusion.loss import denoising_errors
 from diffusion.model import RESULT, Model, in_fast_order
+from diffusion.noise_schedule import NoiseSchedule
 from diffusion.pictures import write_samples
 from diffusion.schedule import SampleSchedule, derive_schedule
 from diffusion.settings import DiffusionSettings
-from diffusion.training import Training, autocast
+from diffusion.training import Training
 from training.batch_shard import SINGLE_PROCESS, BatchShard
 from training.monitor import Monitor
 from training.pictures import images_to_integers
@@ -42,7 +41,7 @@ log = logging.getLogger(__name__)
 
 N_VALIDATION_PAIRS = {2: 32, 3: 8}  # of a fixed crop and a time of a fixed grid, by the number of axes
 VALIDATION = "val_loss"
-N_SHOWN = 16  # samples on a sheet; four of volumes
+N_SHOWN = {2: 16, 3: 4}  # samples on a sheet, by the number of axes
 CHECKPOINT_SAMPLER, CHECKPOINT_EVALUATIONS = "multistep", 10
 
 
@@ -83,123 +82,106 @@ class DenoiserTraining(Training):
             log.info("%g kimg are too short for a monitor: none, and the last snapshot is taken", settings.kimg)
 
     def update(self) -> Mapping[str, Tensor]:
-        """Noise at a random time, what the denoiser says of it, one step, and the average of the weights."""
-        settings, process = self.settings, self.model.process
-        batch, told = self._augmented(self.data.at(self.step, self.batch_size))
-        n_images = len(batch)
-        draws = self.draws("denoiser")
-        # one time out of each of n equal parts of the schedule: as random, and steadier than n independent ones
+        """One step: noise images, predict the noise or v, follow the gradient (Ho et al. 2020, algorithm 1)."""
+        settings, schedule = self.settings, self.model.noise_schedule
+        # 1. Whole batches of images and random numbers, the same on every process and in any number of parts. Each
+        #    image has its time t from one of n equal intervals, which varies less than n independent times.
+        images = self.data.at(self.step, self.batch_size)
+        n_images, draws = len(images), self.draws("denoiser")
         places = (torch.randperm(n_images, generator=draws) + torch.rand(n_images, generator=draws)) / n_images
-        times = (places * process.n_times).long().clamp_max(process.n_times - 1)
+        times = (places * schedule.n_times).long().clamp_max(schedule.n_times - 1)
         noise = torch.randn(n_images, *self.model.noise_shape, generator=draws)
-        latent_noise = self._latent_noise(n_images)
+        latent_noise = torch.zeros(n_images, 0)
+        if settings.autoencoder is not None:
+            latent_noise = torch.randn(n_images, *self.model.noise_shape, generator=self.draws("latent"))
+        # 2. This process's share, part by part: the loss is the mean of |prediction - target|^2.
         total = torch.zeros((), device=self.device)
-        for weight, (images, part_told, part_times, added, drawn) in self.parts(
-            batch, told, times, noise, latent_noise
-        ):
+        for weight, (part, t, e, latent_e) in self.parts(images, times, noise, latent_noise):
             with self.low_precision():
-                clean = self._denoised(images, drawn)
-                noisy = process.noised(clean, added, part_times)
-                said = self.denoiser(noisy, process.shown(part_times), augmented=part_told)
-                loss = weight * denoising_errors(process, said, clean, added, part_times).mean()
+                clean = self.clean_target(part, latent_e)
+                noisy = schedule.noised(clean, e, t)  # x_t = alpha_t x_0 + sigma_t e
+                prediction = self.denoiser(noisy, schedule.network_timesteps(t))
+                loss = weight * denoising_errors(schedule, prediction, clean, e, t).mean()
             loss.backward()
             total += loss.detach()
+        # 3. One step of AdamW on the mean gradient of all processes.
         norm = self.apply_gradients("denoiser", self.denoiser, settings.learning_rate)
-        self._average_weights()
+        # 4. The averaged weights are those that sample: half-life ema_kimg, less while there is little to average.
+        half_life = min(settings.ema_kimg * 1000, 0.1 * (self.step + 1) * self.batch_size)
+        kept = 0.5 ** (self.batch_size / max(half_life, 1e-8))
+        with torch.no_grad():
+            for averaged, weight_now in zip(self.average.parameters(), self.denoiser.parameters(), strict=True):
+                averaged.lerp_(weight_now, 1 - kept)
         return {"loss": total, "gradient_norm": norm}
 
-    def _augmented(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        names = self.settings.config.augment
-        if not names:
-            return batch, torch.zeros(len(batch), 0)
-        return augment(batch, names, self.settings.n_channels, self.draws("augment"))
-
-    def _latent_noise(self, n_images: int) -> Tensor:
-        if self.settings.autoencoder is None:
-            return torch.zeros(n_images, 0)
-        return torch.randn(n_images, *self.model.noise_shape, generator=self.draws("latent"))
-
-    def _denoised(self, images: Tensor, latent_noise: Tensor) -> Tensor:
-        """What is denoised of ``images``: themselves, or a draw of their latents."""
+    def clean_target(self, images: Tensor, latent_noise: Tensor) -> Tensor:
+        """x_0: the images, or a draw of their latents with mean 0 and deviation 1 over the set."""
         if self.settings.autoencoder is None:
             return images
         with torch.no_grad():
-            statistics = self.model.latent_mean, self.model.latent_std
-            return latents_of(self.model.autoencoder, statistics, images, latent_noise).float()
-
-    @torch.no_grad()
-    def _average_weights(self) -> None:
-        """Half-life of ``ema_kimg``, shorter in the beginning, when there is little to average."""
-        half_life = min(self.settings.ema_kimg * 1000, 0.1 * (self.step + 1) * self.batch_size)
-        kept = 0.5 ** (self.batch_size / max(half_life, 1e-8))
-        for averaged, weight in zip(self.average.parameters(), self.denoiser.parameters(), strict=True):
-            averaged.lerp_(weight, 1 - kept)
+            mean, log_variance = self.model.autoencoder.moments(images)
+            drawn = mean + torch.exp(log_variance / 2) * latent_noise
+            return ((drawn - self.model.latent_mean) / self.model.latent_std).float()
 
     def on_epoch_end(self, out: Path) -> Mapping[str, float]:
         """Validation at every epoch; samples, for the sheet and the monitor, at some."""
         scores = {VALIDATION: self._validation_loss()}
         if self.schedule.is_due(self.n_epochs - self.epoch):
-            samples = self._fixed_samples()
-            shown = samples[: N_SHOWN if self.settings.n_axes == 2 else 4]
-            write_samples(out, shown, self.settings.n_channels, self.kimg)
+            samples = self._write_fixed_samples(out, self.kimg)
             if self.monitor is not None and self.schedule.n_references:
-                integers = images_to_integers(
-                    samples[:, : self.settings.n_channels], np.dtype(self.data.facts["dtype"])
-                )
-                scores |= self.monitor.measure(integers, self.schedule.n_references)
-        self._consider(Candidate(self.step, self.kimg, scores), out)
+                images = images_to_integers(samples, np.dtype(self.data.output_spec["dtype"]))
+                scores |= self.monitor.measure(images, self.schedule.n_references)
+        # keep the averaged weights of this epoch while they may still be chosen
+        candidate = Candidate(self.step, self.kimg, scores)
+        if self._chooses_by_loss:
+            best = self.candidates[0].scores[VALIDATION] if self.candidates else float("inf")
+            if self.data.has_heldout and scores[VALIDATION] < best:
+                self.candidates = [candidate]
+        else:
+            self.candidates = still_eligible([*self.candidates, candidate], self.settings.config.snapshot)
+        if candidate in self.candidates:
+            save_candidate(candidate, self.average.state_dict(), out)
+        remove_candidates(out, but=self.candidates)
         return scores
+
+    @property
+    def _chooses_by_loss(self) -> bool:
+        """Without a monitor, held-out cases choose the snapshot by their denoising loss."""
+        return self.monitor is None and self.settings.config.snapshot == "heldout"
 
     @torch.no_grad()
     def _validation_loss(self) -> float:
-        """Of the averaged weights, on fixed crops, at a fixed grid of times, with fixed noise."""
-        process, crops = self.model.process, self.data.fixed()
+        """Loss of the averaged weights on fixed crops, at a fixed grid of times, with fixed noise."""
+        schedule, crops = self.model.noise_schedule, self.data.fixed()
         n_pairs = N_VALIDATION_PAIRS[self.settings.n_axes]
         pairs = torch.arange(n_pairs)
         draws = torch.Generator().manual_seed(derive_seed(self.seed, "validation"))
         noise = torch.randn(n_pairs, *self.model.noise_shape, generator=draws)
-        latent_noise = torch.zeros_like(noise)
-        times = (pairs + 0.5) / n_pairs * process.n_times
+        times = (pairs + 0.5) / n_pairs * schedule.n_times
         times = times.long()[torch.randperm(n_pairs, generator=draws)]
         errors = []
         for part in pairs.split(max(1, self.batch_size // self.n_accumulated)):
-            images = crops[part % len(crops)].to(self.device)
-            added, when = noise[part].to(self.device), times[part].to(self.device)
-            with autocast(self.device, self.settings.precision):
-                clean = self._denoised(images, latent_noise[part].to(self.device))
-                said = self.average(process.noised(clean, added, when), process.shown(when))
-            errors.append(denoising_errors(process, said, clean, added, when))
+            images, e, t = (x.to(self.device) for x in (crops[part % len(crops)], noise[part], times[part]))
+            with self.low_precision():
+                clean = self.clean_target(images, torch.zeros_like(e))
+                prediction = self.average(schedule.noised(clean, e, t), schedule.network_timesteps(t))
+            errors.append(denoising_errors(schedule, prediction, clean, e, t))
         return float(torch.cat(errors).mean())
 
-    def _fixed_samples(self) -> Tensor:
-        """(n, data channels, *size) of seeds that are the same at every snapshot."""
-        sampling = self._with_average()
-        passes = BatchSampler(sampling, None, CHECKPOINT_SAMPLER, min(CHECKPOINT_EVALUATIONS, sampling.process.n_times))
+    def _write_fixed_samples(self, out: Path, kimg: float) -> Tensor:
+        """Images (n, channels, *size) of seeds that are the same at every snapshot; some of them go on a sheet."""
+        n_evaluations = min(CHECKPOINT_EVALUATIONS, self.model.noise_schedule.n_times)
+        sampler = BatchSampler(self._with_average(), None, CHECKPOINT_SAMPLER, n_evaluations)
         seeds = [derive_seed(self.seed, "fixed samples", index) for index in range(self.schedule.n_samples)]
-        return torch.cat(list(passes(seeds)))
+        samples = torch.cat(list(sampler(seeds)))
+        write_samples(out, samples[: N_SHOWN[self.settings.n_axes]], self.settings.n_channels, kimg)
+        return samples[:, : self.settings.n_channels]
 
     def _with_average(self) -> Model:
         """The model with the averaged denoiser; nothing is copied."""
         sampling = copy.copy(self.model)
         sampling._modules = {**self.model._modules, "denoiser": self.average}
         return sampling
-
-    def _consider(self, candidate: Candidate, out: Path) -> None:
-        """Keep the epoch's averaged weights while they may still be chosen."""
-        if self.monitor is None and self.settings.config.snapshot == "heldout":
-            best = self.candidates[0].scores[VALIDATION] if self.candidates else float("inf")
-            self.candidates = (
-                [candidate] if self._is_validated and candidate.scores[VALIDATION] < best else (self.candidates)
-            )
-        else:
-            self.candidates = still_eligible([*self.candidates, candidate], self.settings.config.snapshot)
-        if candidate in self.candidates:
-            save_candidate(candidate, self.average.state_dict(), out)
-        remove_candidates(out, but=self.candidates)
-
-    @property
-    def _is_validated(self) -> bool:
-        return self.data.has_heldout
 
     def more_state(self) -> dict[str, Any]:
         """The snapshots that may still be chosen, and when there are samples."""
@@ -214,17 +196,20 @@ class DenoiserTraining(Training):
         """Write the chosen snapshot as ``generator.safetensors``; returns which it is and why. The state goes."""
         rule, last = self.settings.config.snapshot, Candidate(self.step, self.kimg)
         candidate, reason = choose(self.candidates, rule)
-        if self.monitor is None and rule == "heldout" and self.candidates:
+        if self._chooses_by_loss and self.candidates:
             candidate, reason = self.candidates[0], "the lowest denoising loss on held-out cases"
         if candidate is not None and candidate.step != self.step:
             self.average.load_state_dict(load_candidate(candidate, out))
             if self.schedule.n_samples:
-                samples = self._fixed_samples()[: N_SHOWN if self.settings.n_axes == 2 else 4]
-                write_samples(out, samples, self.settings.n_channels, candidate.kimg)
+                self._write_fixed_samples(out, candidate.kimg)
         chosen = chosen_as_metadata(candidate, last, rule, reason)
         log.info("chose the snapshot at %g of %g kimg: %s; %s", chosen["kimg"], last.kimg, reason, chosen["scores"])
-        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "facts": dict(self.data.facts)}
-        save_tensors(out / RESULT, self._with_average().state_dict(), {**metadata, "snapshot": chosen})
+        save_tensors(out / RESULT, self._with_average().state_dict(), {**self.metadata(), "snapshot": chosen})
         (out / self.checkpoint).unlink(missing_ok=True)
         remove_candidates(out)
         return chosen
+
+
+def denoising_errors(schedule: NoiseSchedule, prediction: Tensor, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """(b,) mean squared error of each prediction against ``NoiseSchedule.target``."""
+    return (prediction.float() - schedule.target(clean, noise, t)).square().flatten(1).mean(1)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.errors import InputError
-from common.spatial_plan import SpatialPlan
+from common.plan import Plan
 from diffusion.settings import AUTO, AutoencoderConfig, DiffusionConfig, Size
 
 EDGES = (32, 48, 56, 64, 96, 112, 128, 192, 224, 256, 384, 448, 512)  # voxels, spec 4.1
@@ -46,7 +46,7 @@ def shrunk(size: Size, strides: Sequence[Size]) -> Size:
     return size
 
 
-def layout_of(plan: SpatialPlan, config: DiffusionConfig) -> Layout:
+def layout_of(plan: Plan, config: DiffusionConfig) -> Layout:
     """Size, strides and kernels; widths that are given say how many levels there are.
 
     Raises:
@@ -88,7 +88,7 @@ def _product(strides: Sequence[Size], n_axes: int) -> Size:
     return tuple(math.prod(stride[axis] for stride in strides) for axis in range(n_axes))
 
 
-def _n_downsamplings(plan: SpatialPlan, config: AutoencoderConfig, size: Size) -> int:
+def _n_downsamplings(plan: Plan, config: AutoencoderConfig, size: Size) -> int:
     """Of the autoencoder."""
     strides = plan.strides[1:]
     given = config.n_downsamplings
@@ -111,7 +111,7 @@ def _n_downsamplings(plan: SpatialPlan, config: AutoencoderConfig, size: Size) -
     return n_down
 
 
-def _n_denoiser_strides(plan: SpatialPlan, config: DiffusionConfig, size: Size, n_down: int) -> int:
+def _n_denoiser_strides(plan: Plan, config: DiffusionConfig, size: Size, n_down: int) -> int:
     if not isinstance(config.channels, str):
         n_more = len(config.channels) - 1
         _check_strides(plan, size, n_down + n_more, f"{WHERE}.channels")
@@ -137,7 +137,7 @@ def _n_usable(edges: Sequence[float], strides: Sequence[Size], is_exact: bool, l
     return len(strides)
 
 
-def _check_strides(plan: SpatialPlan, size: Size, n_used: int, where: str) -> None:
+def _check_strides(plan: Plan, size: Size, n_used: int, where: str) -> None:
     """InputError unless the plan has ``n_used`` strides and a fixed size is divisible by them."""
     n_there = len(plan.strides) - 1
     if n_used > n_there:

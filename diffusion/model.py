@@ -16,7 +16,7 @@ from common.machine import checked_device
 from common.settings import from_dict
 from diffusion.autoencoder import Autoencoder
 from diffusion.denoiser import Denoiser
-from diffusion.noise_schedule import Process
+from diffusion.noise_schedule import NoiseSchedule
 from diffusion.settings import DiffusionSettings
 
 RESULT = "generator.safetensors"
@@ -31,7 +31,9 @@ class Model(nn.Module):
     def __init__(self, settings: DiffusionSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.process = Process(settings.config.schedule, settings.config.prediction, settings.config.n_times)
+        self.noise_schedule = NoiseSchedule(
+            settings.config.schedule, settings.config.prediction, settings.config.n_times
+        )
         self.denoiser = Denoiser(settings.denoiser)
         if settings.autoencoder is not None:
             shape = (1, settings.autoencoder.latent_channels, *[1] * settings.n_axes)
@@ -61,7 +63,7 @@ class Opened:
     """A model from a file, what its samples are written with, and how long it has been trained."""
 
     model: Model
-    facts: Mapping[str, Any]
+    output_spec: Mapping[str, Any]
     kimg: float
 
 

@@ -1,8 +1,8 @@
 """How noise is added: x_t = alpha_t x_0 + sigma_t e, with e of N(0, 1), for the times 0 (clean) to n - 1 (noise).
 
 Schedules: ``scaled_linear`` (Rombach et al. 2022; the numbers of the specification), ``cosine`` (Nichol and Dhariwal
-2021, equation 17), ``rectified_flow`` (Liu et al. 2022: a straight line from image to noise). What the network says of
-x_t is e, or v = alpha e - sigma x_0 (Salimans and Ho 2022), which for a rectified flow is the velocity e - x_0.
+2021, equation 17), ``rectified_flow`` (Liu et al. 2022: a straight line from image to noise). The network predicts e
+or v = alpha e - sigma x_0 (Salimans and Ho 2022); for a rectified flow v is the velocity e - x_0.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 
 SCALED_LINEAR = 0.0015, 0.0205  # first and last beta
-N_TABLE = 1000  # times these two are for
+N_TABLE = 1000  # number of times that these two belong to
 COSINE_OFFSET, LARGEST_BETA = 0.008, 0.999
-TIME_SCALE = 1000.0  # times are shown to the network as 0 to 1000, however many there are
+TIME_SCALE = 1000.0  # the network sees times from 0 to 1000, however many there are
 
 
-class Process:
+class NoiseSchedule:
     """The tables of a schedule in double precision; every time is an index into them."""
 
-    def __init__(self, schedule: str, prediction: str, n_times: int) -> None:
-        self.schedule, self.prediction, self.n_times = schedule, prediction, n_times
+    def __init__(self, schedule: str, prediction_type: str, n_times: int) -> None:
+        self.schedule, self.prediction_type, self.n_times = schedule, prediction_type, n_times
         if schedule == "rectified_flow":
-            # never quite noise: at alpha 0 nothing could be said of x_0
+            # alpha never becomes 0: x_0 could not be computed there
             self.sigma = (torch.arange(n_times, dtype=torch.float64) + 0.5) / n_times
             self.alpha = 1 - self.sigma
         else:
@@ -36,24 +36,24 @@ class Process:
         return self.at(self.alpha, times, clean) * clean + self.at(self.sigma, times, clean) * noise
 
     def target(self, clean: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """What the network should say."""
-        if self.prediction == "epsilon":
+        """What the network should predict."""
+        if self.prediction_type == "epsilon":
             return noise
         if self.schedule == "rectified_flow":
             return noise - clean
         return self.at(self.alpha, times, clean) * noise - self.at(self.sigma, times, clean) * clean
 
-    def clean_and_noise(self, said: Tensor, noisy: Tensor, time: int) -> tuple[Tensor, Tensor]:
-        """x_0 and e that follow from what the network said at one ``time``."""
+    def clean_and_noise(self, prediction: Tensor, noisy: Tensor, time: int) -> tuple[Tensor, Tensor]:
+        """x_0 and e that follow from the prediction at one ``time``."""
         alpha, sigma = float(self.alpha[time]), float(self.sigma[time])
-        if self.prediction == "epsilon":
-            return (noisy - sigma * said) / alpha, said
+        if self.prediction_type == "epsilon":
+            return (noisy - sigma * prediction) / alpha, prediction
         if self.schedule == "rectified_flow":
-            return noisy - sigma * said, noisy + alpha * said
-        return alpha * noisy - sigma * said, sigma * noisy + alpha * said
+            return noisy - sigma * prediction, noisy + alpha * prediction
+        return alpha * noisy - sigma * prediction, sigma * noisy + alpha * prediction
 
-    def shown(self, times: Tensor) -> Tensor:
-        """``times`` as the network is told them, float."""
+    def network_timesteps(self, times: Tensor) -> Tensor:
+        """``times`` as the network takes them, float from 0 to 1000."""
         return times.float() * (TIME_SCALE / self.n_times)
 
     def at(self, table: Tensor, times: Tensor, like: Tensor) -> Tensor:

@@ -1,20 +1,17 @@
 """How different two images look to a network trained on photographs: without a download, for any number of channels.
 
 ``efficientnet_lite0``: the weights come with the installation; features of its first blocks are compared as LPIPS
-compares them (Zhang et al. 2018: unit length at each position, mean squared difference) but for its learned weights.
-``lpips_alex``: LPIPS itself through MONAI, for those who have its package and weights. Both take RGB: three channels go
-in as they are, others one by one, each repeated. Of volumes, slices along every axis (the spec's fake 3D).
+compares them (Zhang et al. 2018: unit length at each position, mean squared difference), without its learned weights.
+It takes RGB: three channels go in as they are, other numbers one by one, each repeated. Of volumes it compares slices
+along every axis (the specification's fake 3D).
 """
 
 from __future__ import annotations
-
-import importlib.util
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.errors import InputError
 from diffusion.blocks import maybe_checkpointed
 from features.efficientnet import IMAGENET_MEAN, IMAGENET_STD, load_efficientnet_lite0
 
@@ -24,28 +21,9 @@ SLICE_SHARE = 0.2  # of a volume's slices along each axis
 EPS = 1e-8
 
 
-def check_perceptual(name: str) -> None:
-    """InputError, before any training, for a network that is not to be had here."""
-    if name == "lpips_alex" and importlib.util.find_spec("lpips") is None:
-        raise InputError(
-            "the package lpips is not installed",
-            where="autoencoder.perceptual",
-            fix="pip install lpips where its weights can be downloaded, or use efficientnet_lite0, which is here",
-        )
-
-
 def build_perceptual(name: str) -> nn.Module | None:
     """The network ``name``, frozen; None for ``none``."""
-    check_perceptual(name)
-    if name == "none":
-        return None
-    if name == "lpips_alex":
-        from monai.losses import PerceptualLoss
-
-        network: nn.Module = PerceptualLoss(2, "alex")
-    else:
-        network = _EarlyFeatures()
-    return network.eval().requires_grad_(False)
+    return None if name == "none" else _EarlyFeatures().eval().requires_grad_(False)
 
 
 def perceptual_distance(

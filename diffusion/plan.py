@@ -21,10 +21,10 @@ import yaml
 from common.errors import InputError
 from common.files import write_text
 from common.machine import Machine, describe_machine
+from common.plan import Plan, plan_from_json
 from common.settings import from_dict, to_dict
-from common.spatial_plan import SpatialPlan, spatial_plan_from_json
 from diffusion.layout import shrunk
-from diffusion.planning import derive_settings, estimated_bytes, with_length
+from diffusion.planning import derive_settings, with_length
 from diffusion.settings import AutoencoderConfig, DiffusionConfig, DiffusionSettings, Size, check_config
 from nnunetv2_mod.nnunet_folder import DATASET_JSON, NnunetDataset, find_dataset
 
@@ -135,7 +135,7 @@ def plan_text(
     where = f"{dataset.preprocessed / plans_name}.json"
     n_cases = _n_cases(dataset)
     wanted = {name: key for name, key in CONFIGURATIONS.items() if key in dataset.plans.get("configurations", {})}
-    plans = {name: spatial_plan_from_json(dataset.plans, key, where) for name, key in wanted.items()}
+    plans = {name: plan_from_json(dataset.plans, key, where) for name, key in wanted.items()}
     for name in CONFIGURATIONS.keys() - plans.keys():
         log.info("%s: left out, the plans have no configuration %s", name, CONFIGURATIONS[name])
     if not plans:
@@ -159,7 +159,7 @@ def plan_text(
 
 def _models(
     name: str,
-    plan: SpatialPlan,
+    plan: Plan,
     n_cases: int,
     n_images: int,
     n_channels: tuple[int, int],
@@ -179,6 +179,8 @@ def _models(
             log.info("%s %s: left out: %s", name, model, error)
             refusals.append(error)
             continue
+        from diffusion.cost import estimated_bytes
+
         settings = with_epochs(derived)
         estimates = {key: round(needed / 2**30, 2) for key, needed in estimated_bytes(settings).items()}
         block = _block({MEMORY: estimates, **to_dict(settings)}, indent=4)
@@ -309,7 +311,7 @@ def _checked_channels(channels: list[int] | None, n_there: int) -> list[int]:
     return channels
 
 
-def _about_plan(plan: SpatialPlan) -> str:
+def _about_plan(plan: Plan) -> str:
     kind = "images" if plan.n_axes == 2 else "volumes"
     size, patch = (" x ".join(str(n) for n in numbers) for numbers in (plan.median_image_size, plan.patch_size))
     spacing = " x ".join(f"{mm:g}" for mm in plan.spacing_mm)

@@ -42,8 +42,8 @@ from pathlib import Path
 from common.errors import InputError
 from common.files import read_json, write_json
 from common.machine import Machine, describe_machine
+from common.plan import Plan
 from common.settings import from_dict, to_dict
-from common.spatial_plan import SpatialPlan
 from diffusion.layout import WHERE, Layout, layout_of, sizes_of_levels
 from diffusion.settings import (
     AUTO,
@@ -56,26 +56,52 @@ from diffusion.settings import (
 )
 
 MACHINE = "machine.json"
-MOST_ATTENDED = {"cpu": 256, "cuda": 4096}  # positions
+MAX_ATTENDED = {"cpu": 256, "cuda": 4096}  # positions
 GPU_AUTOENCODER = {2: (64, 128, 256, 256), 3: (32, 64, 128, 128)}
 GPU_LATENT, GPU_PIXELS = (256, 512, 768), (64, 128, 256, 256)
 CPU_BASES = (8, 16, 24, 32, 48, 64)
 CPU_MULTIPLES, CPU_LATENT_MULTIPLES = (1, 2, 4, 4), (1, 2, 2)
 SMALLEST_BASE = 8
-MOST_CPU_FLOP_PER_IMAGE = 1.25e9  # of a forward pass
+MAX_CPU_FLOP_PER_IMAGE = 1.25e9  # of a forward pass
 CPU_FLOP = 1.5e14  # two hours of two cores at 20 GFLOP/s
-TRAINING_OVER_FORWARD = 3
 CPU_BATCH, GPU_BATCH_SHARE, GPU_AUTOENCODER_BATCH, GPU_DENOISER_BATCH = 8, 0.75, 2, 4
-DIVISIBLE_BATCH = 4  # larger ones are multiples of it, so that they have parts
-BUDGET_SHARE = 0.8  # of the memory there is
-LARGEST_RATE, DENOISER_RATE, AUTOENCODER_RATE = 1e-3, 0.025, 0.032
+DIVISIBLE_BATCH = 4  # larger batches are multiples of it, so that they have parts
+BUDGET_SHARE = 0.8  # of the memory of the machine
+MAX_RATE, DENOISER_RATE, AUTOENCODER_RATE = 1e-3, 0.025, 0.032
 PERCEPTUAL_WEIGHT = {2: 0.5, 3: 0.125}
-SHORTEST_KIMG, SHORTEST_CPU_KIMG = 1.0, 3.0
+MIN_KIMG, MIN_CPU_KIMG = 1.0, 3.0
 MAX_EMA_KIMG, EMA_SHARE = 10.0, 0.05
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What the settings follow from."""
+
+    plan: Plan
+    layout: Layout
+    config: DiffusionConfig
+    machine: Machine
+    precision: str
+    n_images: int
+    n_data_channels: int  # of images and labels
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """What may change so that a training fits into the memory."""
+
+    channels: tuple[int, ...]
+    batch_size: int
+    n_accumulated: int
+    checkpointing: bool
+
+    @property
+    def n_at_once(self) -> int:
+        return math.ceil(self.batch_size / self.n_accumulated)
+
+
 def derive_settings(
-    plan: SpatialPlan,
+    plan: Plan,
     n_images: int,
     n_channels: int,
     kimg: float | None,
@@ -83,10 +109,10 @@ def derive_settings(
     machine: Machine,
     n_label_channels: int = 0,
 ) -> DiffusionSettings:
-    """The table at the top.
+    """Apply the table at the top.
 
     Args:
-        n_images: of the training, or cases.
+        n_images: training images, or cases.
         n_channels: of an image; labels that are generated with it come on top.
         kimg: thousand images shown, in both trainings together; None: auto.
 
@@ -94,14 +120,13 @@ def derive_settings(
         InputError: settings no training can use, a plan too short for them, or nothing fits into the memory.
     """
     check_config(config)
+    precision = config.precision
+    if precision == AUTO:
+        precision = "bf16" if machine.kind == "cuda" and machine.has_bf16 else "fp32"
     layout = layout_of(plan, config)
-    precision = config.precision if config.precision != AUTO else _precision(machine)
-    n_data_channels = n_channels + n_label_channels
-    autoencoder = None
-    if config.autoencoder is not None:
-        autoencoder = _autoencoder(layout, plan, config, config.autoencoder, machine, n_images, n_data_channels)
-        autoencoder = _fitted_autoencoder(autoencoder, config, layout, precision, machine)
-    denoiser, fit = _fitted_denoiser(layout, plan, config, machine, n_images, n_data_channels, precision, autoencoder)
+    given = _Given(plan, layout, config, machine, precision, n_images, n_channels + n_label_channels)
+    autoencoder = None if config.autoencoder is None else _autoencoder(given, config.autoencoder)
+    denoiser, fit = _denoiser(given, autoencoder)
     settings = DiffusionSettings(
         config=config,
         image_size=layout.image_size,
@@ -118,13 +143,20 @@ def derive_settings(
         n_epochs=0,
         steps_per_epoch=0,
     )
-    return with_length(settings, kimg if kimg is not None else _auto_kimg(settings, n_images, machine))
+    if kimg is None and machine.kind == "cuda":
+        kimg = max(MIN_KIMG, float(n_images))
+    elif kimg is None:
+        from diffusion.cost import training_flop
+
+        affordable = float(math.floor(CPU_FLOP / training_flop(settings) / 1000))
+        kimg = max(MIN_CPU_KIMG, min(float(n_images), affordable))
+    return with_length(settings, kimg)
 
 
 def derive_on(
     out: Path,
     device: str,
-    plan: SpatialPlan,
+    plan: Plan,
     n_images: int,
     n_channels: int,
     kimg: float | None,
@@ -161,25 +193,8 @@ def with_length(settings: DiffusionSettings, kimg: float) -> DiffusionSettings:
     )
 
 
-def estimated_bytes(settings: DiffusionSettings) -> dict[str, float]:
-    """Peak memory of each training: ``denoiser`` and, if there is one, ``autoencoder``."""
-    from diffusion.memory import autoencoder_bytes, denoiser_bytes
-
-    own, size, precision = settings.autoencoder, settings.image_size, settings.precision
-    part = math.ceil(settings.batch_size / settings.n_accumulated)
-    needed = denoiser_bytes(settings.denoiser, settings.denoised_size, precision, part, own, size)
-    if own is None:
-        return {"denoiser": needed}
-    part = math.ceil(own.batch_size / own.n_accumulated)
-    return {"autoencoder": autoencoder_bytes(own, size, precision, part), "denoiser": needed}
-
-
-def _precision(machine: Machine) -> str:
-    return "bf16" if machine.kind == "cuda" and machine.has_bf16 else "fp32"
-
-
 def _rate(given: float | str, over_width: float, channels: Sequence[int]) -> float:
-    return min(LARGEST_RATE, over_width / channels[0]) if isinstance(given, str) else float(given)
+    return min(MAX_RATE, over_width / channels[0]) if isinstance(given, str) else float(given)
 
 
 def _epochs(kimg: float, batch_size: int, n_snapshots: int) -> tuple[int, int]:
@@ -188,56 +203,29 @@ def _epochs(kimg: float, batch_size: int, n_snapshots: int) -> tuple[int, int]:
     return n_snapshots, max(1, math.ceil(n_steps / n_snapshots))
 
 
-def _auto_kimg(settings: DiffusionSettings, n_images: int, machine: Machine) -> float:
-    if machine.kind == "cuda":
-        return max(SHORTEST_KIMG, float(n_images))
-    affordable = float(math.floor(CPU_FLOP / training_flop(settings) / 1000))
-    return max(SHORTEST_CPU_KIMG, min(float(n_images), affordable))
-
-
-def training_flop(settings: DiffusionSettings) -> float:
-    """Operations for one image of a training, both networks by their shares; a denoiser's latents are encoded first."""
-    from diffusion.cost import autoencoder_flop, denoiser_flop
-
-    of_denoiser = TRAINING_OVER_FORWARD * denoiser_flop(settings.denoiser, settings.denoised_size)
-    if settings.autoencoder is None or settings.config.autoencoder is None:
-        return of_denoiser
-    share, both_ways = (
-        settings.config.autoencoder.kimg_share,
-        autoencoder_flop(settings.autoencoder, settings.image_size),
-    )
-    return share * TRAINING_OVER_FORWARD * both_ways + (1 - share) * (of_denoiser + both_ways / 2)
-
-
 def _widths(multiples: Sequence[int], n_levels: int, base: int = 1) -> tuple[int, ...]:
-    """``n_levels`` of them, the last one repeated if need be."""
+    """``n_levels`` widths, the last one repeated if need be."""
     return tuple(base * multiples[min(level, len(multiples) - 1)] for level in range(n_levels))
 
 
 def _affordable(multiples: Sequence[int], n_levels: int, flop: Callable[[tuple[int, ...]], float]) -> tuple[int, ...]:
     """The widest of CPU_BASES at which an image costs little enough for a CPU, else the narrowest."""
     costs_little = bisect.bisect_right(
-        CPU_BASES, MOST_CPU_FLOP_PER_IMAGE, key=lambda base: flop(_widths(multiples, n_levels, base))
+        CPU_BASES, MAX_CPU_FLOP_PER_IMAGE, key=lambda base: flop(_widths(multiples, n_levels, base))
     )
     return _widths(multiples, n_levels, CPU_BASES[max(0, costs_little - 1)])
 
 
-def _autoencoder(
-    layout: Layout,
-    plan: SpatialPlan,
-    config: DiffusionConfig,
-    own: AutoencoderConfig,
-    machine: Machine,
-    n_images: int,
-    n_channels: int,
-) -> AutoencoderSettings:
-    """As wide as the machine computes it; memory and length come later."""
-    n_levels, n_axes = len(layout.autoencoder_strides) + 1, plan.n_axes
-    weight = own.perceptual_weight
+def _autoencoder(given: _Given, own: AutoencoderConfig) -> AutoencoderSettings:
+    """As wide as the machine can compute, then as its memory allows; its length comes later."""
+    from diffusion.cost import autoencoder_bytes, autoencoder_flop
+
+    layout, n_axes = given.layout, given.plan.n_axes
+    n_levels = len(layout.autoencoder_strides) + 1
     settings = AutoencoderSettings(
         kind=own.kind,
-        n_channels=n_channels,
-        channels=_widths(GPU_AUTOENCODER[n_axes], n_levels),
+        n_channels=given.n_data_channels,
+        channels=_widths(GPU_AUTOENCODER[n_axes], n_levels) if isinstance(own.channels, str) else own.channels,
         latent_channels=own.latent_channels,
         n_res_blocks=own.n_res_blocks,
         codebook_size=own.codebook_size,
@@ -245,141 +233,104 @@ def _autoencoder(
         strides=layout.autoencoder_strides,
         kernel_sizes=layout.autoencoder_kernels,
         perceptual=own.perceptual,
-        perceptual_weight=PERCEPTUAL_WEIGHT[n_axes] if isinstance(weight, str) else float(weight),
+        perceptual_weight=(
+            PERCEPTUAL_WEIGHT[n_axes] if isinstance(own.perceptual_weight, str) else float(own.perceptual_weight)
+        ),
         adversarial_weight=own.adversarial_weight,
         kl_weight=own.kl_weight,
         learning_rate=0.0,
-        batch_size=_batch(config, plan, machine, n_images, GPU_AUTOENCODER_BATCH),
+        batch_size=_batch(given, GPU_AUTOENCODER_BATCH),
         n_accumulated=1,
         checkpointing=False,
         n_epochs=0,
         steps_per_epoch=0,
         adversarial_from_step=0,
     )
-    if not isinstance(own.channels, str):
-        return replace(settings, channels=own.channels)
-    if machine.kind == "cuda":
-        return settings
-    from diffusion.cost import autoencoder_flop
+    if isinstance(own.channels, str) and given.machine.kind == "cpu":
 
-    def flop(widths: tuple[int, ...]) -> float:
-        return autoencoder_flop(replace(settings, channels=widths), layout.image_size)
+        def flop(widths: tuple[int, ...]) -> float:
+            return autoencoder_flop(replace(settings, channels=widths), layout.image_size)
 
-    return replace(settings, channels=_affordable(CPU_MULTIPLES, n_levels, flop))
-
-
-def _fitted_autoencoder(
-    settings: AutoencoderSettings, config: DiffusionConfig, layout: Layout, precision: str, machine: Machine
-) -> AutoencoderSettings:
-    from diffusion.memory import autoencoder_bytes
-
-    assert config.autoencoder is not None
+        channels = _affordable(CPU_MULTIPLES, n_levels, flop)
+    else:
+        channels = settings.channels
 
     def n_bytes(fit: _Fit) -> float:
         tried = replace(settings, channels=fit.channels, checkpointing=fit.checkpointing)
-        return autoencoder_bytes(tried, layout.image_size, precision, fit.n_at_once)
+        return autoencoder_bytes(tried, layout.image_size, given.precision, fit.n_at_once)
 
-    is_given = not isinstance(config.autoencoder.channels, str)
-    fit = _fit(config, settings.batch_size, settings.channels, is_given, n_bytes, layout, machine)
+    fit = _fit(given, settings.batch_size, channels, not isinstance(own.channels, str), n_bytes)
     return replace(
         settings,
         channels=fit.channels,
         checkpointing=fit.checkpointing,
         batch_size=fit.batch_size,
         n_accumulated=fit.n_accumulated,
-        learning_rate=_rate(config.autoencoder.learning_rate, AUTOENCODER_RATE, fit.channels),
+        learning_rate=_rate(own.learning_rate, AUTOENCODER_RATE, fit.channels),
     )
 
 
-def _fitted_denoiser(
-    layout: Layout,
-    plan: SpatialPlan,
-    config: DiffusionConfig,
-    machine: Machine,
-    n_images: int,
-    n_data_channels: int,
-    precision: str,
-    autoencoder: AutoencoderSettings | None,
-) -> tuple[DenoiserSettings, _Fit]:
-    from diffusion.augment import n_augment_numbers
-    from diffusion.cost import denoiser_flop
-    from diffusion.memory import denoiser_bytes
+def _denoiser(given: _Given, autoencoder: AutoencoderSettings | None) -> tuple[DenoiserSettings, _Fit]:
+    """The same for the denoiser, whose batch belongs to the settings of the whole training."""
+    from diffusion.cost import denoiser_bytes, denoiser_flop
 
-    latent, size = config.autoencoder, layout.denoised_size
+    config, layout, latent = given.config, given.layout, given.config.autoencoder
+    size = layout.denoised_size
     levels = sizes_of_levels(size, layout.denoiser_strides)
-    most = MOST_ATTENDED[machine.kind]
+    max_attended = MAX_ATTENDED[given.machine.kind]
+    widths = _widths(GPU_PIXELS if latent is None else GPU_LATENT, len(levels))
     settings = DenoiserSettings(
-        n_channels=n_data_channels if latent is None else latent.latent_channels,
-        channels=_widths(GPU_PIXELS if latent is None else GPU_LATENT, len(levels)),
+        n_channels=given.n_data_channels if latent is None else latent.latent_channels,
+        channels=widths if isinstance(config.channels, str) else config.channels,
         n_res_blocks=config.n_res_blocks,
         first_kernel=layout.denoiser_first_kernel,
         strides=layout.denoiser_strides,
         kernel_sizes=layout.denoiser_kernels,
-        attention=tuple(level > 0 and math.prod(edges) <= most for level, edges in enumerate(levels)),
-        n_augment=n_augment_numbers(config.augment, plan.n_axes),
+        attention=tuple(level > 0 and math.prod(edges) <= max_attended for level, edges in enumerate(levels)),
     )
-    if not isinstance(config.channels, str):
-        settings = replace(settings, channels=config.channels)
-    elif machine.kind == "cpu":
+    channels = settings.channels
+    if isinstance(config.channels, str) and given.machine.kind == "cpu":
         multiples = CPU_MULTIPLES if latent is None else CPU_LATENT_MULTIPLES
-        asked = settings
-        widths = _affordable(multiples, len(levels), lambda w: denoiser_flop(replace(asked, channels=w), size))
-        settings = replace(settings, channels=widths)
+        channels = _affordable(multiples, len(levels), lambda w: denoiser_flop(replace(settings, channels=w), size))
 
     def n_bytes(fit: _Fit) -> float:
         tried = replace(settings, channels=fit.channels, checkpointing=fit.checkpointing)
-        return denoiser_bytes(tried, size, precision, fit.n_at_once, autoencoder, layout.image_size)
+        return denoiser_bytes(tried, size, given.precision, fit.n_at_once, autoencoder, layout.image_size)
 
-    batch_size = _batch(config, plan, machine, n_images, GPU_DENOISER_BATCH)
-    is_given = not isinstance(config.channels, str)
-    fit = _fit(config, batch_size, settings.channels, is_given, n_bytes, layout, machine)
+    batch_size = _batch(given, GPU_DENOISER_BATCH)
+    fit = _fit(given, batch_size, channels, not isinstance(config.channels, str), n_bytes)
     return replace(settings, channels=fit.channels, checkpointing=fit.checkpointing), fit
 
 
-def _batch(config: DiffusionConfig, plan: SpatialPlan, machine: Machine, n_images: int, of_volumes: int) -> int:
-    given, n_parts = config.batch_size, config.n_accumulated
-    if not isinstance(given, str):
-        if not isinstance(n_parts, str) and given % n_parts:
-            problem = f"a batch of {given} has no {n_parts} equal parts"
+def _batch(given: _Given, of_volumes: int) -> int:
+    asked, n_parts = given.config.batch_size, given.config.n_accumulated
+    if not isinstance(asked, str):
+        if not isinstance(n_parts, str) and asked % n_parts:
+            problem = f"a batch of {asked} has no {n_parts} equal parts"
             raise InputError(problem, where=f"{WHERE}.n_accumulated", fix="give a divisor of batch_size, or auto")
-        return int(given)
-    if machine.kind == "cpu":
+        return int(asked)
+    if given.machine.kind == "cpu":
         wanted = CPU_BATCH
     else:
-        wanted = int(GPU_BATCH_SHARE * plan.batch_size) if plan.n_axes == 2 else of_volumes
-    batch_size = max(2, min(wanted, n_images))
+        wanted = int(GPU_BATCH_SHARE * given.plan.batch_size) if given.plan.n_axes == 2 else of_volumes
+    batch_size = max(2, min(wanted, given.n_images))
     if batch_size > DIVISIBLE_BATCH:
         batch_size -= batch_size % DIVISIBLE_BATCH
     return batch_size if isinstance(n_parts, str) else math.ceil(batch_size / n_parts) * int(n_parts)
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """What may change so that a training fits into the memory."""
-
-    channels: tuple[int, ...]
-    batch_size: int
-    n_accumulated: int
-    checkpointing: bool
-
-    @property
-    def n_at_once(self) -> int:
-        return math.ceil(self.batch_size / self.n_accumulated)
-
-
 def _fit(
-    config: DiffusionConfig,
+    given: _Given,
     batch_size: int,
     channels: tuple[int, ...],
     are_widths_given: bool,
     n_bytes: Callable[[_Fit], float],
-    layout: Layout,
-    machine: Machine,
 ) -> _Fit:
     """The first that fits, of the widest widths at which any does."""
-    budget, needed = BUDGET_SHARE * machine.memory_gib * 2**30, math.inf
+    memory_gib = given.machine.memory_gib
+    budget, needed = BUDGET_SHARE * memory_gib * 2**30, math.inf
     for widths in [channels] if are_widths_given else _halvings(channels):
-        candidates = _candidates(config, batch_size, widths)
+        candidates = _candidates(given.config, batch_size, widths)
         if widths != channels and (needed := n_bytes(candidates[-1])) > budget:
             continue  # nothing of these widths fits: measuring the rest would take its time
         for tried in candidates:
@@ -387,40 +338,29 @@ def _fit(
             if needed <= budget:
                 return tried
     problem = (
-        f"images of {layout.image_size} with widths {widths} need {needed / 2**30:.1f} GiB, "
-        f"and {BUDGET_SHARE:g} of the {machine.memory_gib:g} GiB here are {budget / 2**30:.1f}"
+        f"images of {given.layout.image_size} with widths {widths} need {needed / 2**30:.1f} GiB, "
+        f"and {BUDGET_SHARE:g} of the {memory_gib:g} GiB here are {budget / 2**30:.1f}"
     )
     raise InputError(problem, where=WHERE, fix="use a machine with more memory, or leave more of them on auto")
 
 
 def _candidates(config: DiffusionConfig, batch_size: int, channels: tuple[int, ...]) -> list[_Fit]:
-    """Ever less memory."""
+    """Ways to compute a batch with these widths, each with less memory than the one before."""
     checkpointing = [False, True] if isinstance(config.checkpointing, str) else [config.checkpointing]
     if isinstance(config.n_accumulated, str):
-        parts = _more_parts(batch_size)
-        found = [_Fit(channels, batch_size, parts[0], kept) for kept in checkpointing]
+        parts = [1]  # divisors of the batch, each at least twice the one before
+        while parts[-1] < batch_size:
+            parts.append(next(n for n in range(2 * parts[-1], batch_size + 1) if batch_size % n == 0))
+        found = [_Fit(channels, batch_size, 1, kept) for kept in checkpointing]
         return found + [replace(found[-1], n_accumulated=n) for n in parts[1:]]
     n_parts, batches = int(config.n_accumulated), [batch_size]
-    while isinstance(config.batch_size, str) and _is_batch(batches[-1] / 2, n_parts):
+    while isinstance(config.batch_size, str) and batches[-1] >= 4 and batches[-1] / 2 % n_parts == 0:
         batches.append(batches[-1] // 2)
     return [_Fit(channels, n, n_parts, kept) for n in batches for kept in checkpointing]
 
 
-def _is_batch(n: float, n_parts: int) -> bool:
-    return n >= 2 and n % n_parts == 0
-
-
 def _halvings(channels: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    while True:
-        yield channels
-        if channels[0] % 2 or channels[0] // 2 < SMALLEST_BASE:
-            return
+    yield channels
+    while channels[0] % 2 == 0 and channels[0] // 2 >= SMALLEST_BASE:
         channels = tuple(n // 2 for n in channels)
-
-
-def _more_parts(batch_size: int) -> list[int]:
-    """Divisors, each at least twice the one before, from 1 to the batch itself."""
-    found = [1]
-    while found[-1] < batch_size:
-        found.append(next(n for n in range(2 * found[-1], batch_size + 1) if batch_size % n == 0))
-    return found
+        yield channels

@@ -25,8 +25,7 @@ from diffusion.data import channels_as_labels
 from diffusion.model import RESULT, Opened, open_model
 from diffusion.pictures import write_samples
 from diffusion.settings import SAMPLERS
-from training.pictures import images_to_integers
-from training.single_images import write_image
+from training.pictures import images_to_integers, write_image
 
 MOST_ON_A_SHEET = 64
 
@@ -64,7 +63,7 @@ def sample_with_labels(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """As ``sample``, with the labels (n, height, width) uint8 of a model that generates them too, else None."""
     opened = open_model(checkpoint, device)
-    if "file_ending" in opened.facts:
+    if "file_ending" in opened.output_spec:
         fix = "use python -m diffusion.sample, which writes them with their geometry"
         raise InputError("a model of volumes or crops", where=checkpoint, fix=fix)
     passes, n_channels = (
@@ -74,7 +73,7 @@ def sample_with_labels(
     parts = list(_with_progress(passes, seeds, progress))
     shape = (0, opened.model.settings.n_data_channels, *opened.model.settings.image_size)
     made = torch.cat([torch.zeros(shape), *parts])
-    images = images_to_integers(made[:, :n_channels], np.dtype(opened.facts["dtype"]))
+    images = images_to_integers(made[:, :n_channels], np.dtype(opened.output_spec["dtype"]))
     labels = channels_as_labels(made[:, n_channels:].numpy()) if opened.model.settings.n_label_channels else None
     return images, labels
 
@@ -144,11 +143,11 @@ def _write(chosen: argparse.Namespace, opened: Opened) -> str:
             for image, seed in zip(made, seeds[done : done + len(made)], strict=True):
                 _write_one(image, opened, chosen.out, seed)
             done += len(made)
-    if "file_ending" in opened.facts:
-        from nnunetv2_mod.output_spec import facts_from
+    if "file_ending" in opened.output_spec:
+        from nnunetv2_mod.output_spec import output_spec_from
         from nnunetv2_mod.write_images import write_dataset_json
 
-        write_dataset_json(chosen.out, facts_from(opened.facts), opened.model.settings.n_axes, chosen.n)
+        write_dataset_json(chosen.out, output_spec_from(opened.output_spec), opened.model.settings.n_axes, chosen.n)
     lines = [f"{opened.kimg:g} kimg of training, {passes.sampler} with {passes.n_evaluations} evaluations"]
     lines.append(f"{done} of seeds {seeds[0]} to {seeds[-1]}: {chosen.out}")
     if chosen.sheet:
@@ -162,17 +161,17 @@ def _write_one(image: Tensor, opened: Opened, folder: Path, seed: int) -> None:
     n_channels = opened.model.settings.n_channels
     has_labels = opened.model.settings.n_label_channels > 0
     labels = channels_as_labels(image[None, n_channels:].numpy())[0] if has_labels else None
-    if "file_ending" not in opened.facts:
-        integers = images_to_integers(image[None, :n_channels], np.dtype(opened.facts["dtype"]))[0]
+    if "file_ending" not in opened.output_spec:
+        integers = images_to_integers(image[None, :n_channels], np.dtype(opened.output_spec["dtype"]))[0]
         write_image(integers, folder, seed)
         if labels is not None:
             write_image(labels[None], folder / "labels", seed)
         return
-    from nnunetv2_mod.output_spec import facts_from
+    from nnunetv2_mod.output_spec import output_spec_from
     from nnunetv2_mod.write_images import write_sample
 
-    facts = facts_from(opened.facts)
-    write_sample(folder, f"seed_{seed:08d}", image[:n_channels].numpy(), facts, labels)
+    spec = output_spec_from(opened.output_spec)
+    write_sample(folder, f"seed_{seed:08d}", image[:n_channels].numpy(), spec, labels)
 
 
 if __name__ == "__main__":

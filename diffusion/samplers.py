@@ -1,52 +1,51 @@
-"""From noise to what the denoiser was trained on: ancestral, DDIM and multistep solvers, on any schedule.
+"""From noise to x_0: ancestral steps (``ddpm``), ``ddim`` and a ``multistep`` solver, on any noise schedule.
 
-``ddpm``: Ho et al. 2020, algorithm 2, with the posterior variance. ``ddim``: Song et al. 2021, equation 12, eta 0; on a
-rectified flow it is Euler's method. ``multistep``: DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), second order in the
-log signal-to-noise ratio, first order in its first and last step. Nothing is clipped in latent space, whose values are
-not bounded; in pixels x_0 is clipped to [-1, 1].
+Every sampler asks the network at descending times; the x_0 of its last evaluation is the result. Latents are not
+clipped, because their values have no bounds; in pixels x_0 is clipped to [-1, 1].
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from common.errors import InputError
-from diffusion.noise_schedule import Process
+from diffusion.noise_schedule import NoiseSchedule
 from diffusion.settings import SAMPLERS
 
-NOISIEST_LOG_SNR = -5.1  # from which the multistep solver spaces its steps: beyond it there is nothing to see
+NOISIEST_LOG_SNR = -5.1  # the multistep solver spaces its steps from here: noisier images show nothing
 
 Denoise = Callable[[Tensor, int], Tensor]
-"""``denoise(noisy, time)``: what the network says of a batch at one time."""
+"""``denoise(noisy, time)``: the prediction of the network for a batch at one time."""
 DrawNoise = Callable[[], Tensor]
 """Fresh N(0, 1) numbers in the shape of the batch."""
 
 
-def sampling_times(process: Process, n_evaluations: int, sampler: str) -> list[int]:
+def sampling_times(schedule: NoiseSchedule, n_evaluations: int, sampler: str) -> list[int]:
     """Times from noise to clean at which the network is asked, ``n_evaluations`` different ones.
 
-    Evenly spread over the times, but for ``multistep``, where the steps are even in the log signal-to-noise ratio.
+    They are evenly spread over the times; for ``multistep`` over the log signal-to-noise ratio.
 
     Raises:
         InputError: more evaluations than times, or ancestral steps on a rectified flow.
     """
     if sampler not in SAMPLERS:
-        raise InputError(f"no sampler {sampler!r}", where="sampler", fix=f"use one of {SAMPLERS}")
-    if sampler == "ddpm" and process.schedule == "rectified_flow":
+        raise InputError(f"sampler {sampler!r} is unknown", where="sampler", fix=f"use one of {SAMPLERS}")
+    if sampler == "ddpm" and schedule.schedule == "rectified_flow":
         raise InputError("a rectified flow has no ancestral steps", where="sampler", fix="use ddim or multistep")
-    if not 1 <= n_evaluations <= process.n_times:
-        fix = f"use 1 to {process.n_times}"
-        raise InputError(f"{n_evaluations} evaluations of {process.n_times} times", where="n_evaluations", fix=fix)
-    last = process.n_times - 1
+    if not 1 <= n_evaluations <= schedule.n_times:
+        fix = f"use 1 to {schedule.n_times}"
+        raise InputError(f"{n_evaluations} evaluations of {schedule.n_times} times", where="n_evaluations", fix=fix)
+    last = schedule.n_times - 1
     if n_evaluations == 1:
         return [last]
     if sampler != "multistep":
         return [round(last * (n_evaluations - 1 - i) / (n_evaluations - 1)) for i in range(n_evaluations)]
-    log_snr = torch.log(process.alpha / process.sigma)
+    log_snr = torch.log(schedule.alpha / schedule.sigma)
     noisiest = max(float(log_snr[last]), NOISIEST_LOG_SNR)
     wanted = torch.linspace(noisiest, float(log_snr[0]), n_evaluations, dtype=torch.float64)
     return _made_different([last, *(int((log_snr - value).abs().argmin()) for value in wanted[1:])])
@@ -67,7 +66,7 @@ def _made_different(times: list[int]) -> list[int]:
 
 def run_sampler(
     sampler: str,
-    process: Process,
+    schedule: NoiseSchedule,
     denoise: Denoise,
     noise: Tensor,
     n_evaluations: int,
@@ -77,66 +76,72 @@ def run_sampler(
     """x_0 from ``noise`` (b, channels, ...).
 
     Args:
-        draw_noise: asked by ``ddpm`` alone, once for every step but the last.
+        draw_noise: called by ``ddpm`` alone, once for every step but the last.
         is_clipped: whether what is sampled lies in [-1, 1].
     """
-    times = sampling_times(process, n_evaluations, sampler)
+    times = sampling_times(schedule, n_evaluations, sampler)
 
-    def ask(noisy: Tensor, time: int) -> tuple[Tensor, Tensor]:
-        clean, added = process.clean_and_noise(denoise(noisy, time), noisy, time)
+    def split(noisy: Tensor, time: int) -> tuple[Tensor, Tensor]:
+        clean, added = schedule.clean_and_noise(denoise(noisy, time), noisy, time)
         if not is_clipped:
             return clean, added
         clipped = clean.clamp(-1, 1)
-        # the noise that goes with the clipped image, so that the two still add up to what was asked about
-        return clipped, (noisy - float(process.alpha[time]) * clipped) / float(process.sigma[time])
+        # the noise that goes with the clipped image, so that the two still add up to x_t
+        return clipped, (noisy - float(schedule.alpha[time]) * clipped) / float(schedule.sigma[time])
 
-    start = noise * float(process.sigma[times[0]])
+    start = noise * float(schedule.sigma[times[0]])
     if sampler == "ddpm":
-        return _ancestral(process, ask, start, times, draw_noise)
+        return _ancestral(schedule, split, start, times, draw_noise)
     if sampler == "ddim":
-        return _ddim(process, ask, start, times)
-    return _multistep(process, ask, start, times)
+        return _ddim(schedule, split, start, times)
+    return _multistep(schedule, split, start, times)
 
 
-Ask = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+Split = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""``split(x_t, t)``: the x_0 and the noise that the network's prediction divides x_t into."""
 
 
-def _ancestral(process: Process, ask: Ask, noisy: Tensor, times: list[int], draw_noise: DrawNoise) -> Tensor:
-    for time, following in zip(times, [*times[1:], None], strict=True):
-        clean, _ = ask(noisy, time)
-        if following is None:
-            return clean
-        alpha, sigma2 = float(process.alpha[time]), float(process.sigma[time]) ** 2
-        alpha_next, sigma2_next = float(process.alpha[following]), float(process.sigma[following]) ** 2
+def _ancestral(schedule: NoiseSchedule, split: Split, noisy: Tensor, times: list[int], draw_noise: DrawNoise) -> Tensor:
+    """Ho et al. 2020, algorithm 2, with the posterior variance (equations 6 and 7) between any two times t > s.
+
+    x_s = alpha_s beta / sigma_t^2 x_0 + r sigma_s^2 / sigma_t^2 x_t + sqrt(beta sigma_s^2 / sigma_t^2) z, where
+    r = alpha_t / alpha_s and beta = sigma_t^2 - r^2 sigma_s^2 is the variance added between the two times.
+    """
+    for time, following in pairwise(times):
+        clean, _ = split(noisy, time)
+        alpha, sigma2 = float(schedule.alpha[time]), float(schedule.sigma[time]) ** 2
+        alpha_next, sigma2_next = float(schedule.alpha[following]), float(schedule.sigma[following]) ** 2
         ratio = alpha / alpha_next
-        beta = sigma2 - ratio**2 * sigma2_next  # variance added between the two times
+        beta = sigma2 - ratio**2 * sigma2_next
         mean = alpha_next * beta / sigma2 * clean + ratio * sigma2_next / sigma2 * noisy
         noisy = mean + math.sqrt(max(0.0, beta * sigma2_next / sigma2)) * draw_noise()
-    raise AssertionError("the last step returns")
+    return split(noisy, times[-1])[0]
 
 
-def _ddim(process: Process, ask: Ask, noisy: Tensor, times: list[int]) -> Tensor:
-    for time, following in zip(times, [*times[1:], None], strict=True):
-        clean, added = ask(noisy, time)
-        if following is None:
-            return clean
-        noisy = float(process.alpha[following]) * clean + float(process.sigma[following]) * added
-    raise AssertionError("the last step returns")
+def _ddim(schedule: NoiseSchedule, split: Split, noisy: Tensor, times: list[int]) -> Tensor:
+    """Song et al. 2021, equation 12 with eta 0: x_s = alpha_s x_0 + sigma_s e; on a rectified flow Euler's method."""
+    for time, following in pairwise(times):
+        clean, added = split(noisy, time)
+        noisy = float(schedule.alpha[following]) * clean + float(schedule.sigma[following]) * added
+    return split(noisy, times[-1])[0]
 
 
-def _multistep(process: Process, ask: Ask, noisy: Tensor, times: list[int]) -> Tensor:
-    log_snr = torch.log(process.alpha / process.sigma)
-    previous: tuple[Tensor, float] | None = None  # x_0 of the step before, and how far that step went
-    for time, following in zip(times, [*times[1:], None], strict=True):
-        clean, _ = ask(noisy, time)
-        if following is None:
-            return clean
+def _multistep(schedule: NoiseSchedule, split: Split, noisy: Tensor, times: list[int]) -> Tensor:
+    """DPM-Solver++(2M): Lu et al. 2022, algorithm 2, in the log signal-to-noise ratio l = log(alpha / sigma).
+
+    With h = l_s - l_t and D = (1 + h / 2 h') x_0 - h / 2 h' x_0' (x_0' and h' of the step before; the first step takes
+    D = x_0): x_s = sigma_s / sigma_t x_t - alpha_s (exp(-h) - 1) D.
+    """
+    log_snr = torch.log(schedule.alpha / schedule.sigma)
+    previous: tuple[Tensor, float] | None = None  # x_0' and h'
+    for time, following in pairwise(times):
+        clean, _ = split(noisy, time)
         width = float(log_snr[following] - log_snr[time])
         estimate = clean
         if previous is not None:
             slope = width / previous[1] / 2
             estimate = (1 + slope) * clean - slope * previous[0]
-        shrink = float(process.sigma[following] / process.sigma[time])
-        noisy = shrink * noisy - float(process.alpha[following]) * math.expm1(-width) * estimate
+        shrink = float(schedule.sigma[following] / schedule.sigma[time])
+        noisy = shrink * noisy - float(schedule.alpha[following]) * math.expm1(-width) * estimate
         previous = clean, width
-    raise AssertionError("the last step returns")
+    return split(noisy, times[-1])[0]

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from diffusion.cost import autoencoder_flop, denoiser_flop
+from diffusion.cost import TRAINING_OVER_FORWARD, autoencoder_flop, denoiser_flop
 from diffusion.settings import DiffusionSettings
 
 SHARE_OF_TIME = 0.15
-EVALUATIONS, PASSES_PER_STEP = 10, 3
+EVALUATIONS = 10
 MIN_GAUGED, MAX_GAUGED = 32, 512  # samples; each costs as much as three training images
 MIN_GAUGINGS = 3  # with fewer there is no choice of a snapshot
 N_SHOWN, N_SHEETS = {2: 16, 3: 4}, 5  # samples on a sheet where there is no monitor, and sheets
@@ -46,7 +46,7 @@ def derive_schedule(
     forward_s = denoiser_flop(settings.denoiser, settings.denoised_size) / speed
     autoencoder = settings.autoencoder
     decode_s = 0.0 if autoencoder is None else autoencoder_flop(autoencoder, settings.image_size) / 2 / speed
-    training_s = PASSES_PER_STEP * forward_s * settings.n_steps * settings.batch_size
+    training_s = TRAINING_OVER_FORWARD * forward_s * settings.n_steps * settings.batch_size
     sample_s = EVALUATIONS * forward_s + decode_s
     sheets = SampleSchedule(math.ceil(settings.n_epochs / N_SHEETS), N_SHOWN[settings.n_axes], 0)
     if not n_references:

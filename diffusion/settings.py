@@ -10,17 +10,16 @@ import math
 from dataclasses import dataclass
 
 from common.errors import InputError
-from common.spatial_plan import Size
+from common.plan import Size
 
 AUTO = "auto"
 KINDS = ("kl", "vq")
-PERCEPTUAL = ("efficientnet_lite0", "lpips_alex", "none")
+PERCEPTUAL = ("efficientnet_lite0", "none")
 SCHEDULES = ("scaled_linear", "cosine", "rectified_flow")
 PREDICTIONS = ("v", "epsilon")
 SAMPLERS = ("ddpm", "ddim", "multistep")
 SNAPSHOTS = ("heldout", "last", "fid")
 PRECISIONS = ("fp32", "bf16")
-AUGMENTATIONS = ("translation", "scale", "brightness")
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class AutoencoderConfig:
     n_downsamplings: int | str = AUTO
     n_res_blocks: int = 1  # a level
     codebook_size: int = 512  # of "vq"
-    perceptual: str = "efficientnet_lite0"  # comes with the installation; lpips_alex wants a download; none
+    perceptual: str = "efficientnet_lite0"  # comes with the installation; or "none"
     perceptual_weight: float | str = AUTO  # 0.5 in 2D, 0.125 in 3D
     adversarial_weight: float = 0.05
     adversarial_from: float = 0.25  # share of its training after which the discriminator joins
@@ -58,7 +57,7 @@ class DiffusionConfig:
     schedule: str = "cosine"
     prediction: str = "v"
     ema_kimg: float | None = None  # half-life; None: 10, or a twentieth of a shorter training
-    augment: tuple[str, ...] = ()  # the denoiser is told of them and asked for none when sampling
+    augment: tuple[str, ...] = ()  # nothing else: it measured worse and is gone; older files have the key
     mirror: bool = False  # also show images mirrored; the dataset decides whether that may be asked for (D35)
     with_labels: bool = False  # an experiment's generator: the site's label maps are learned and generated too
     sampler: str = "multistep"
@@ -110,9 +109,9 @@ class DenoiserSettings:
     kernel_sizes: tuple[Size, ...]
     attention: tuple[bool, ...]  # of each level; the middle has it where the last level has
     checkpointing: bool = False
-    n_classes: int = 0  # that images may be asked for; 0: none
-    n_context_channels: int = 0  # of masks or images given beside the noise
-    n_augment: int = 0  # numbers that say how a training image was changed
+    n_classes: int = 0  # that a sample can be conditioned on; 0: none
+    n_context_channels: int = 0  # of masks or images that are given with the noise
+    n_augment: int = 0  # nothing else: older files have the key
 
 
 @dataclass(frozen=True)
@@ -166,7 +165,7 @@ def check_config(config: DiffusionConfig, where: str = "generator.settings") -> 
         ("sampler", config.sampler, config.sampler in SAMPLERS, f"one of {SAMPLERS}"),
         ("snapshot", config.snapshot, config.snapshot in SNAPSHOTS, f"one of {SNAPSHOTS}"),
         ("precision", config.precision, config.precision in (*PRECISIONS, AUTO), f"one of {PRECISIONS}, or auto"),
-        ("augment", config.augment, set(config.augment) <= set(AUGMENTATIONS), f"names out of {AUGMENTATIONS}"),
+        ("augment", config.augment, config.augment == (), "[]: the network is no longer told of augmentations"),
         ("ema_kimg", config.ema_kimg, config.ema_kimg is None or config.ema_kimg > 0, "a number above 0, or null"),
         ("n_times", config.n_times, config.n_times >= 10, "10 or more"),
         ("n_res_blocks", config.n_res_blocks, config.n_res_blocks >= 1, "1 or more"),

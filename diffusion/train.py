@@ -29,15 +29,15 @@ from diffusion.card import Card
 from diffusion.data import Data
 from diffusion.denoiser_training import DenoiserTraining
 from diffusion.model import RESULT
-from diffusion.perceptual import check_perceptual
 from diffusion.settings import DiffusionSettings
-from diffusion.training import Training, check_same_run
+from diffusion.training import Training
 from training.batch_shard import BatchShard
 from training.distributed import run_distributed
 from training.memory import keep_freed_memory
 from training.monitor import Monitor
 from training.pictures import SHEETS
 from training.snapshots import remove_candidates
+from training.training_state import check_same_run
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +68,6 @@ def train(
         RuntimeError: the training diverged, or another process failed.
     """
     check_processes(settings, n_processes)
-    if settings.autoencoder is not None:
-        check_perceptual(settings.autoencoder.perceptual)
     keep_freed_memory()
     _remove_half_written(out)
     if (out / RESULT).is_file():
@@ -241,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _train_on_dataset(chosen: argparse.Namespace) -> Path:
     """The training that the command line asks for; returns its folder."""
-    from common.spatial_plan import spatial_plan_from_json
+    from common.plan import plan_from_json
     from diffusion.crops import CropData
     from diffusion.plan import CONFIGURATIONS, PLAN_FILE, read_plan, read_source
     from nnunetv2_mod.nnunet_folder import find_dataset
@@ -254,7 +252,7 @@ def _train_on_dataset(chosen: argparse.Namespace) -> Path:
     fold = chosen.fold if chosen.fold == "all" else int(chosen.fold) if chosen.fold.isdecimal() else chosen.fold
     plans_name, channels = read_source(path)
     dataset = find_dataset(chosen.dataset, plans_name)
-    plan = spatial_plan_from_json(dataset.plans, CONFIGURATIONS[chosen.dimensions])
+    plan = plan_from_json(dataset.plans, CONFIGURATIONS[chosen.dimensions])
     if max(channels) >= plan.n_channels:
         problem, fix = f"channels {channels} of images with {plan.n_channels}", "plan the dataset again"
         raise InputError(problem, where=path, fix=fix)

@@ -6,7 +6,6 @@ batch and shares of processes add up to the batch, and a resumed training needs 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from abc import ABC, abstractmethod
@@ -20,17 +19,16 @@ from torch import Tensor, nn
 
 from common.checkpoints import load_tensors, save_tensors
 from common.errors import InputError
-from common.files import write_text
 from common.seeds import derive_seed
 from common.settings import to_dict
 from diffusion.data import Data
 from diffusion.settings import DiffusionSettings
 from training.batch_shard import BatchShard
-from training.training_state import load_state, state_to_tensors
+from training.curves import write_curves
+from training.training_state import check_same_run, load_state, state_to_tensors
 
 log = logging.getLogger(__name__)
 
-CURVES = "curves.jsonl"
 N_CURVE_POINTS = 200
 WARM_UP_STEPS = 100  # over which the learning rate rises
 LARGEST_GRADIENT_NORM = 1.0
@@ -121,10 +119,13 @@ class Training(ABC):
         scores = self.on_epoch_end(out)
         if scores:
             self.rows.append({"step": self.kimg, "unit": "kimg", **scores})
-        write_text(out / CURVES, "".join(json.dumps(_ordered(row)) + "\n" for row in self.rows))
-        metadata = {"step": self.step, "rows": self.rows, "facts": dict(self.data.facts), **self.more_state()}
-        metadata |= {"settings": to_dict(self.settings), "seed": self.seed}
+        write_curves(out, self.rows)
+        metadata = {"step": self.step, "rows": self.rows, **self.more_state(), **self.metadata()}
         save_tensors(out / self.checkpoint, state_to_tensors(self.modules, self.optimizers), metadata)
+
+    def metadata(self) -> dict[str, Any]:
+        """What every file of this training says of it; ``facts`` is how samples are written."""
+        return {"settings": to_dict(self.settings), "seed": self.seed, "facts": dict(self.data.output_spec)}
 
     def more_state(self) -> dict[str, Any]:
         """JSON-able state of a subclass."""
@@ -174,18 +175,7 @@ class Training(ABC):
         return autocast(self.device, self.settings.precision)
 
 
-def _ordered(row: Mapping[str, float | str]) -> dict[str, float | str]:
-    """A row of the curves in an order that a checkpoint's JSON does not change."""
-    return {key: row[key] for key in ("step", "unit", *sorted(row.keys() - {"step", "unit"}))}
-
-
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
     """The context in which networks compute."""
     made: AbstractContextManager[None] = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     return made
-
-
-def check_same_run(path: Path, metadata: Mapping[str, Any], settings: DiffusionSettings, seed: int) -> None:
-    """InputError unless the file at ``path`` is of a training with these settings and this seed."""
-    if metadata["settings"] != to_dict(settings) or metadata["seed"] != seed:
-        raise InputError("its settings or seed are not this training's", where=path, fix="delete the folder")

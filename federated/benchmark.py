@@ -23,7 +23,7 @@ import torch
 
 from common.files import write_json
 from engine.workers import InlineWorkers, WorkerSpec
-from federated.average import average_into, average_tensors, average_updates
+from federated.average import average_updates
 from federated.rounds import run_rounds
 from federated.settings import RoundSettings
 from federated.update import open_update, overwrite_update, read_into, write_update
@@ -63,7 +63,7 @@ def report(figures: Mapping[str, float], n_sites: int) -> list[str]:
     lines.append(
         f"limit: read {n_sites} models, write one    {1e3 * limit:8.1f} ms  ({figures['bandwidth_gib_s']:.1f} GiB/s)"
     )
-    for name in ("flat", "tensors", "files", "per_key_fresh", "per_key_double"):
+    for name in ("files", "per_key_fresh", "per_key_double"):
         lines.append(f"{name:38s}{1e3 * figures[f'{name}_s']:8.1f} ms  {figures[f'{name}_s'] / limit:5.2f} x the limit")
     lines.append(
         f"memory of an aggregation over files   {figures['peak_models']:8.2f} models, whatever the number of sites"
@@ -90,8 +90,6 @@ def measure_aggregation(folder: Path, n_floats: int, n_sites: int, repeats: int)
     out = torch.empty_like(vectors[0])
     ways: dict[str, Callable[[], Any]] = {
         "limit": lambda: _read_all_write_one(vectors, out),
-        "flat": lambda: average_into(out, vectors, list(weights.values())),
-        "tensors": lambda: average_tensors(models, list(weights.values())),
         "files": lambda: average_updates(paths, weights, layout),
         "per_key_fresh": lambda: _per_key(models, list(weights.values()), torch.float32),
         "per_key_double": lambda: _per_key(models, list(weights.values()), torch.float64),

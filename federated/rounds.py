@@ -17,9 +17,9 @@ from common.files import read_json, write_json, write_text
 from common.progress import Progress, silent
 from common.settings import from_dict, to_dict
 from engine.workers import Failure, Workers
-from federated.average import Average, average_updates
+from federated.average import average_updates
 from federated.settings import RoundSettings, weights_of
-from federated.update import Layout, header_of, open_update, write_numbers
+from federated.update import Layout, open_update, overwrite_update
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def run_rounds(workers: Workers, out: Path, settings: RoundSettings, progress: P
     """
     hub = out / "hub"
     hub.mkdir(parents=True, exist_ok=True)
-    state = _load_state(out)
+    state = from_dict(HubState, read_json(hub / STATE)) if (hub / STATE).is_file() else HubState()
     if state.round_index == 0:
         state = _begin(workers, hub)
     layout = open_update(_model(hub, state.slot)).layout
@@ -103,11 +103,6 @@ def _curve_line(point: Mapping[str, Any]) -> str:
     return json.dumps(first | {key: point[key] for key in sorted(set(point) - set(first))}) + "\n"
 
 
-def _load_state(out: Path) -> HubState:
-    path = out / "hub" / STATE
-    return from_dict(HubState, read_json(path)) if path.is_file() else HubState()
-
-
 def _model(hub: Path, slot: int) -> Path:
     """Three files are enough: the last model, the best one, and the one that is being written."""
     return hub / f"model_{slot}.safetensors"
@@ -131,49 +126,45 @@ def _update(hub: Path, site: str) -> Path:
 def _one_round(
     workers: Workers, hub: Path, settings: RoundSettings, layout: Layout, state: HubState, floats: torch.Tensor
 ) -> HubState:
+    """One round of FedAvg (McMahan et al. 2017, algorithm 1); only file names and plain numbers pass between them."""
     started = time.monotonic()
     index, model = state.round_index, str(_model(hub, state.slot))
     (slot, *_) = sorted({0, 1, 2} - {state.slot, state.best_slot})
+
+    # every site reads the common model, trains its local epochs and sends all its tensors in one file
     keep_rounds = [index, state.best_round]
-    asked = {
-        site: {
-            "round_index": index,
-            "model": model,
-            "update": str(_update(hub, site)),
-            "keep_rounds": keep_rounds,
-        }
-        for site in workers.sites
-    }
-    trained = workers.ask("train", asked)
+    trained = workers.ask(
+        "train",
+        {
+            site: {
+                "round_index": index,
+                "model": model,
+                "update": str(_update(hub, site)),
+                "keep_rounds": keep_rounds,
+            }
+            for site in workers.sites
+        },
+    )
     left_out = {site: answer.problem for site, answer in trained.items() if isinstance(answer, Failure)}
     paths = {site: _update(hub, site) for site in workers.sites if site not in left_out}
     if not paths:
         reasons = "; ".join(f"{site}: {why}" for site, why in sorted(left_out.items()))
         raise RuntimeError(f"no site could train in round {index + 1}: {reasons}")
+
+    # the hub averages the files, weighted by cases, over a file that the state does not name: a cut-off loses nothing
     average = average_updates(paths, weights_of(state.n_cases, settings.weighting), layout, floats)
     left_out |= average.left_out
-    _write_model(_model(hub, slot), layout, average)
-    validated = workers.ask(
-        "validate",
-        {site: {"round_index": index + 1, "model": str(_model(hub, slot))} for site in workers.sites},
-    )
-    left_out |= {
-        site: f"{left_out.get(site, '')} validation: {answer.problem}".strip()
-        for site, answer in validated.items()
-        if isinstance(answer, Failure)
-    }
+    overwrite_update(_model(hub, slot), layout.named(average.integers, average.floats), {})
+
+    # every site validates the average
+    asked = {"round_index": index + 1, "model": str(_model(hub, slot))}
+    validated = workers.ask("validate", dict.fromkeys(workers.sites, asked))
+    for site, answer in validated.items():
+        if isinstance(answer, Failure):
+            left_out[site] = f"{left_out.get(site, '')} validation: {answer.problem}".strip()
     for site in sorted(left_out):
         log.warning("round %d goes on without site %s: %s", index + 1, site, left_out[site])
     return _after(state, slot, trained, validated, left_out, time.monotonic() - started)
-
-
-def _write_model(path: Path, layout: Layout, average: Average) -> None:
-    """Over a file that the state does not name: a cut-off loses nothing."""
-    with path.open("r+b" if path.is_file() else "wb", buffering=0) as stream:
-        stream.write(header_of(layout, {}))
-        write_numbers(stream, average.integers)
-        write_numbers(stream, average.floats)
-        stream.truncate()
 
 
 def _after(
@@ -184,11 +175,11 @@ def _after(
     left_out: Mapping[str, str],
     seconds: float,
 ) -> HubState:
-    """The state after a round: smoothed validation as nnU-Net smooths its own, and a line of the curves."""
+    """The state after a round: smoothed validation as nnU-Net smooths its own, the best round, a line of the curves."""
     index = state.round_index + 1
-    losses = {site: answer["train_loss"] for site, answer in trained.items() if not isinstance(answer, Failure)}
-    dices = {site: answer["val_dice"] for site, answer in validated.items() if not isinstance(answer, Failure)}
-    defined = [dice for dice in dices.values() if not math.isnan(dice)]
+    trained = {site: answer for site, answer in trained.items() if not isinstance(answer, Failure)}
+    validated = {site: answer for site, answer in validated.items() if not isinstance(answer, Failure)}
+    defined = [answer["val_dice"] for answer in validated.values() if not math.isnan(answer["val_dice"])]
     val_dice = sum(defined) / len(defined) if defined else math.nan
     ema = state.ema
     if defined:
@@ -197,14 +188,15 @@ def _after(
     point = {
         "step": index,
         "unit": "round",
-        "train_loss": sum(losses.values()) / len(losses),
+        "train_loss": sum(answer["train_loss"] for answer in trained.values()) / len(trained),
         "val_dice": val_dice,
         "val_dice_ema": math.nan if ema is None else ema,
-        **{f"train_loss_{site}": loss for site, loss in sorted(losses.items())},
-        **{f"val_dice_{site}": dice for site, dice in sorted(dices.items())},
+        **{f"train_loss_{site}": answer["train_loss"] for site, answer in sorted(trained.items())},
+        **{f"val_dice_{site}": answer["val_dice"] for site, answer in sorted(validated.items())},
     }
-    busy_s = max((a["train_s"] for a in trained.values() if not isinstance(a, Failure)), default=0.0)
-    busy_s += max((a["validate_s"] for a in validated.values() if not isinstance(a, Failure)), default=0.0)
+    busy_s = max((answer["train_s"] for answer in trained.values()), default=0.0)
+    busy_s += max((answer["validate_s"] for answer in validated.values()), default=0.0)
+    missing = tuple({"round": index, "site": site, "why": left_out[site]} for site in sorted(left_out))
     return replace(
         state,
         round_index=index,
@@ -213,10 +205,7 @@ def _after(
         best_round=index if is_best else state.best_round,
         slot=slot,
         best_slot=slot if is_best else state.best_slot,
-        left_out=(
-            *state.left_out,
-            *({"round": index, "site": site, "why": left_out[site]} for site in sorted(left_out)),
-        ),
+        left_out=(*state.left_out, *missing),
         curves=(*state.curves, point),
         overhead_s=state.overhead_s + seconds - busy_s,
         seconds=state.seconds + seconds,

@@ -28,6 +28,15 @@ class Layout:
 
     entries: tuple[tuple[str, str, tuple[int, ...]], ...]
 
+    def named(self, integers: torch.Tensor, floats: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The tensors by name, as views of the flat ``integers`` and ``floats``."""
+        views, n_seen = {}, {INTEGERS: 0, FLOATS: 0}
+        for name, dtype, shape in self.entries:
+            flat = integers if dtype == INTEGERS else floats
+            views[name] = flat[n_seen[dtype] : n_seen[dtype] + math.prod(shape)].view(shape)
+            n_seen[dtype] += math.prod(shape)
+        return views
+
     @property
     def n_bytes(self) -> int:
         """Size of the tensors."""
@@ -71,9 +80,8 @@ def write_update(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     Raises:
         TypeError: another dtype.
     """
-    head = header_of(layout_of(tensors), metadata)
-    with atomic_path(path) as temporary, temporary.open("wb", buffering=0) as stream:
-        _write(stream, head, tensors)
+    with atomic_path(path) as temporary:
+        overwrite_update(temporary, tensors, metadata)
 
 
 def overwrite_update(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> None:
@@ -81,14 +89,19 @@ def overwrite_update(path: Path, tensors: Mapping[str, torch.Tensor], metadata: 
 
     For files that nobody reads before their writer has answered.
     """
-    head = header_of(layout_of(tensors), metadata)
+    layout = layout_of(tensors)
+    header = _header_of(layout, metadata)
     with path.open("r+b" if path.is_file() else "wb", buffering=0) as stream:
-        _write(stream, head, tensors)
+        stream.write(header)
+        for name, _, _ in layout.entries:
+            left = _bytes_of(tensors[name].detach().cpu().contiguous())
+            while len(left):
+                left = left[stream.write(left) or 0 :]
         stream.truncate()
 
 
-def header_of(layout: Layout, metadata: Mapping[str, Any]) -> bytes:
-    """What stands before the numbers; of the same length for every round."""
+def _header_of(layout: Layout, metadata: Mapping[str, Any]) -> bytes:
+    """What stands before the numbers; it has the same length in every round."""
     header: dict[str, Any] = {"__metadata__": {"json": json.dumps(metadata, sort_keys=True)}}
     end = 0
     for name, dtype, shape in layout.entries:
@@ -97,19 +110,6 @@ def header_of(layout: Layout, metadata: Mapping[str, Any]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 64)
     return struct.pack("<Q", len(text)) + text
-
-
-def _write(stream: RawIOBase, head: bytes, tensors: Mapping[str, torch.Tensor]) -> None:
-    stream.write(head)
-    for name, _, _ in layout_of(tensors).entries:
-        write_numbers(stream, tensors[name])
-
-
-def write_numbers(stream: RawIOBase, tensor: torch.Tensor) -> None:
-    """Append a tensor's bytes to an unbuffered file."""
-    left = _bytes_of(tensor.detach().cpu().contiguous())
-    while len(left):
-        left = left[stream.write(left) or 0 :]
 
 
 def read_numbers(stream: RawIOBase, tensor: torch.Tensor) -> None:

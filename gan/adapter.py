@@ -37,8 +37,7 @@ class StyleGan2(GeneratorBackend):
         """Derive everything from the plan and the data, then train."""
         import torch
 
-        from gan.parallel import n_processes_for
-        from gan.train import train
+        from gan.train import n_processes_for, train
 
         refuse_unused(request, self)
         derived = resolve(

@@ -24,7 +24,7 @@ MAX_CHANNELS, MAX_LABEL = 64, 255
 
 
 @dataclass(frozen=True)
-class Restored:
+class IntensityMap:
     """How nnU-Net's normalised values become those of the source: ``value * scale + offset``, within the bounds.
 
     ``space`` is ``source``, or ``normalised`` where nothing is known of the source's units.
@@ -38,17 +38,17 @@ class Restored:
 
 
 @dataclass(frozen=True)
-class ChannelFacts:
+class OutputChannel:
     """One channel; ``low`` and ``high``, in normalised units, are the -1 and 1 of what the network sees."""
 
     name: str
     low: float
     high: float
-    restored: Restored
+    restored: IntensityMap
 
 
 @dataclass(frozen=True)
-class Facts:
+class OutputSpec:
     """Of a training's images.
 
     ``spacing_mm`` is that of the array's axes (Z, Y, X), the coarsest first; ``transpose_backward`` leads to the axes
@@ -56,7 +56,7 @@ class Facts:
     ``labels`` and ``regions_class_order`` are nnU-Net's.
     """
 
-    channels: tuple[ChannelFacts, ...]
+    channels: tuple[OutputChannel, ...]
     spacing_mm: tuple[float, float, float]
     transpose_backward: tuple[int, int, int]
     file_ending: str
@@ -67,38 +67,38 @@ class Facts:
     regions_class_order: tuple[int, ...] | None = None
 
 
-def facts_from(values: Mapping[str, Any], where: str = "facts") -> Facts:
-    """The facts that a checkpoint holds, checked.
+def output_spec_from(values: Mapping[str, Any], where: str = "facts") -> OutputSpec:
+    """The spec that a checkpoint holds, checked.
 
     Raises:
         InputError: keys, types or values no training writes.
     """
     try:
-        facts = from_dict(Facts, values)
+        spec = from_dict(OutputSpec, values)
     except TypeError as error:
         raise InputError(str(error), where=where, fix="use the checkpoint of a training on nnU-Net's cases") from error
-    for name, valid in _checks(facts).items():
+    for name, valid in _checks(spec).items():
         if not valid:
-            raise InputError(f"{name}={getattr(facts, name)!r}", where=where, fix="train again, or copy the file again")
-    return facts
+            raise InputError(f"{name}={getattr(spec, name)!r}", where=where, fix="train again, or copy the file again")
+    return spec
 
 
-def _checks(facts: Facts) -> dict[str, bool]:
+def _checks(spec: OutputSpec) -> dict[str, bool]:
     """Field: whether a training could have written it."""
-    ids = [value if isinstance(value, tuple) else (value,) for value in facts.labels.values()]
+    ids = [value if isinstance(value, tuple) else (value,) for value in spec.labels.values()]
     return {
-        "channels": 0 < len(facts.channels) <= MAX_CHANNELS and all(map(_valid_channel, facts.channels)),
-        "spacing_mm": all(math.isfinite(mm) and mm > 0 for mm in facts.spacing_mm),
-        "transpose_backward": sorted(facts.transpose_backward) == [0, 1, 2],
-        "file_ending": facts.file_ending in (*NATURAL_ENDINGS, *VOLUME_ENDINGS),
-        "file_axes": facts.file_axes in (2, 3),
-        "dtype": facts.dtype in DTYPES,
-        "rgb": not facts.rgb or len(facts.channels) == 3,
+        "channels": 0 < len(spec.channels) <= MAX_CHANNELS and all(map(_valid_channel, spec.channels)),
+        "spacing_mm": all(math.isfinite(mm) and mm > 0 for mm in spec.spacing_mm),
+        "transpose_backward": sorted(spec.transpose_backward) == [0, 1, 2],
+        "file_ending": spec.file_ending in (*NATURAL_ENDINGS, *VOLUME_ENDINGS),
+        "file_axes": spec.file_axes in (2, 3),
+        "dtype": spec.dtype in DTYPES,
+        "rgb": not spec.rgb or len(spec.channels) == 3,
         "labels": all(0 <= number <= MAX_LABEL for region in ids for number in region),
     }
 
 
-def _valid_channel(channel: ChannelFacts) -> bool:
+def _valid_channel(channel: OutputChannel) -> bool:
     restored = channel.restored
     bounds = [bound for bound in (restored.lower, restored.upper) if bound is not None]
     numbers = (channel.low, channel.high, restored.scale, restored.offset, *bounds)
@@ -106,7 +106,7 @@ def _valid_channel(channel: ChannelFacts) -> bool:
     return valid and channel.low < channel.high and restored.scale > 0 and restored.space in (SOURCE, NORMALISED)
 
 
-def to_network(values: np.ndarray, channels: tuple[ChannelFacts, ...]) -> np.ndarray:
+def to_network(values: np.ndarray, channels: tuple[OutputChannel, ...]) -> np.ndarray:
     """Normalised values (channels, ...) to float32 in [-1, 1]; what lies beyond a channel's window is clipped."""
     low, high = _ends(channels, values.ndim)
     shown = values.astype(np.float32) - low.astype(np.float32)
@@ -115,13 +115,13 @@ def to_network(values: np.ndarray, channels: tuple[ChannelFacts, ...]) -> np.nda
     return np.clip(shown, -1, 1, out=shown)
 
 
-def to_normalised(shown: np.ndarray, channels: tuple[ChannelFacts, ...]) -> np.ndarray:
+def to_normalised(shown: np.ndarray, channels: tuple[OutputChannel, ...]) -> np.ndarray:
     """The way back: (channels, ...) in [-1, 1], clipped there, to float64 normalised values."""
     low, high = _ends(channels, shown.ndim)
     return np.asarray(low + (np.clip(shown.astype(np.float64), -1, 1) + 1) / 2 * (high - low))
 
 
-def _ends(channels: tuple[ChannelFacts, ...], n_axes: int) -> tuple[np.ndarray, np.ndarray]:
+def _ends(channels: tuple[OutputChannel, ...], n_axes: int) -> tuple[np.ndarray, np.ndarray]:
     shape = (len(channels), *[1] * (n_axes - 1))
     low, high = np.array([[channel.low, channel.high] for channel in channels]).T
     return low.reshape(shape), high.reshape(shape)

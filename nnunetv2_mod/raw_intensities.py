@@ -14,7 +14,7 @@ from common.errors import InputError
 from nnunetv2_mod.output_spec import DTYPES
 
 if TYPE_CHECKING:
-    from common.spatial_plan import SpatialPlan
+    from common.plan import Plan
     from nnunetv2_mod.nnunet_folder import NnunetDataset
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class RawImages:
     negative: np.ndarray  # whether any has values below 0
 
 
-def read_raw_images(dataset: NnunetDataset, plan: SpatialPlan, cases: Sequence[str]) -> RawImages | None:
+def read_raw_images(dataset: NnunetDataset, plan: Plan, cases: Sequence[str]) -> RawImages | None:
     """Statistics of the raw images of ``cases``; None where they are not there.
 
     Raises:

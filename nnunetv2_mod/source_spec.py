@@ -13,11 +13,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import InputError
-from nnunetv2_mod.output_spec import MAX_LABEL, NATURAL_ENDINGS, SOURCE, VOLUME_ENDINGS, ChannelFacts, Facts, Restored
+from nnunetv2_mod.output_spec import (
+    MAX_LABEL,
+    NATURAL_ENDINGS,
+    SOURCE,
+    VOLUME_ENDINGS,
+    IntensityMap,
+    OutputChannel,
+    OutputSpec,
+)
 from nnunetv2_mod.raw_intensities import RawImages, read_raw_images
 
 if TYPE_CHECKING:
-    from common.spatial_plan import SpatialPlan
+    from common.plan import Plan
     from nnunetv2_mod.nnunet_folder import NnunetDataset
 
 log = logging.getLogger(__name__)
@@ -33,7 +41,7 @@ T = TypeVar("T")
 class Source:
     """How samples become files of the source's kind."""
 
-    restored: tuple[Restored, ...]  # one a channel
+    restored: tuple[IntensityMap, ...]  # one a channel
     dtype: str
     file_axes: int
     rgb: bool
@@ -59,7 +67,7 @@ def _is_label(value: Any) -> bool:
     return all(type(number) is int and 0 <= number <= MAX_LABEL for number in ids)
 
 
-def source_of(dataset: NnunetDataset, plan: SpatialPlan, cases: Sequence[str]) -> Source:
+def source_of(dataset: NnunetDataset, plan: Plan, cases: Sequence[str]) -> Source:
     """The way back to the source's values and files, from the plan and the raw images of the training ``cases``.
 
     Without raw images it is as near as the plan leads, with a warning where that is not all the way.
@@ -70,7 +78,7 @@ def source_of(dataset: NnunetDataset, plan: SpatialPlan, cases: Sequence[str]) -
     n_channels = len(plan.normalization_schemes)
     ending = str(dataset.dataset_json["file_ending"])
     raw = read_raw_images(dataset, plan, cases)
-    restored = tuple(restored_channel(plan, channel, raw, ending) for channel in range(n_channels))
+    restored = tuple(intensity_map_of(plan, channel, raw, ending) for channel in range(n_channels))
     unknown = [channel for channel, one in enumerate(restored) if one.space != SOURCE]
     if unknown:
         log.warning(
@@ -87,36 +95,36 @@ def source_of(dataset: NnunetDataset, plan: SpatialPlan, cases: Sequence[str]) -
     return Source(restored, "uint8" if natural else "float32", 2 if natural else 3, rgb)
 
 
-def restored_channel(plan: SpatialPlan, channel: int, raw: RawImages | None, ending: str) -> Restored:
+def intensity_map_of(plan: Plan, channel: int, raw: RawImages | None, ending: str) -> IntensityMap:
     """How ``channel`` is restored; ``raw`` is None where there are no raw images."""
     scheme, intensity = plan.normalization_schemes[channel], plan.intensity[channel]
-    bounds = Restored()
+    bounds = IntensityMap()
     if raw is not None and not raw.negative[channel]:
-        bounds = Restored(lower=0.0)
+        bounds = IntensityMap(lower=0.0)
     if scheme == CT and intensity:
         scale = max(float(intensity["std"]), SMALLEST_STD)
         lower, upper = float(intensity["percentile_00_5"]), float(intensity["percentile_99_5"])
-        return Restored(SOURCE, scale, float(intensity["mean"]), lower, upper)
+        return IntensityMap(SOURCE, scale, float(intensity["mean"]), lower, upper)
     if scheme == NONE:
         return replace(bounds, space=SOURCE)
     if scheme == RGB or (scheme == RESCALED and raw is None and ending in NATURAL_ENDINGS):
-        return Restored(SOURCE, 255.0, 0.0, 0.0, 255.0)
+        return IntensityMap(SOURCE, 255.0, 0.0, 0.0, 255.0)
     if raw is not None and scheme == Z_SCORE:
         scale = max(float(raw.std[channel]), SMALLEST_STD)
         return replace(bounds, space=SOURCE, scale=scale, offset=float(raw.mean[channel]))
     if raw is not None and scheme == RESCALED:
         low, high = float(raw.low[channel]), float(raw.high[channel])
         return replace(bounds, space=SOURCE, scale=max(high - low, SMALLEST_STD), offset=low)
-    return Restored()
+    return IntensityMap()
 
 
-def facts_of(
+def output_spec_of(
     dataset: NnunetDataset,
-    plan: SpatialPlan,
+    plan: Plan,
     source: Source,
     windows: Sequence[tuple[float, float]],
     channels: Sequence[int],
-) -> Facts:
+) -> OutputSpec:
     """All that samples are written with.
 
     Args:
@@ -126,9 +134,9 @@ def facts_of(
     described = dataset.dataset_json
     names, labels = described["channel_names"], described["labels"]
     order = described.get("regions_class_order")
-    return Facts(
+    return OutputSpec(
         channels=tuple(
-            ChannelFacts(str(names[str(channel)]), low, high, source.restored[channel])
+            OutputChannel(str(names[str(channel)]), low, high, source.restored[channel])
             for channel, (low, high) in zip(channels, windows, strict=True)
         ),
         spacing_mm=_spacing_of_axes(dataset, plan),
@@ -142,7 +150,7 @@ def facts_of(
     )
 
 
-def _spacing_of_axes(dataset: NnunetDataset, plan: SpatialPlan) -> tuple[float, float, float]:
+def _spacing_of_axes(dataset: NnunetDataset, plan: Plan) -> tuple[float, float, float]:
     """(Z, Y, X) in mm; a 2D plan does not say how far apart slices are, the median of the dataset does."""
     spacing = [float(mm) for mm in plan.spacing_mm]
     if len(spacing) == 2:

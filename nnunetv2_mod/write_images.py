@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.files import atomic_path, write_json
-from nnunetv2_mod.output_spec import NATURAL_ENDINGS, SOURCE, Facts, to_normalised
+from nnunetv2_mod.output_spec import NATURAL_ENDINGS, SOURCE, OutputSpec, to_normalised
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -17,7 +17,7 @@ IMAGES, LABELS = "imagesTr", "labelsTr"
 
 
 def write_sample(
-    folder: Path, name: str, array: np.ndarray, facts: Facts, labels: np.ndarray | None = None
+    folder: Path, name: str, array: np.ndarray, spec: OutputSpec, labels: np.ndarray | None = None
 ) -> list[Path]:
     """Write one sample into ``folder``, a raw dataset of nnU-Net.
 
@@ -29,55 +29,55 @@ def write_sample(
     Returns:
         The files: one a channel (``<name>_0000...``; of RGB images one), then that of the labels.
     """
-    if len(array) != len(facts.channels) or array.ndim not in (3, 4):
-        raise ValueError(f"an array of shape {array.shape} for {len(facts.channels)} channels")
-    ending = file_ending(facts, array.ndim - 1)
-    values = restored_values(array, facts)
+    if len(array) != len(spec.channels) or array.ndim not in (3, 4):
+        raise ValueError(f"an array of shape {array.shape} for {len(spec.channels)} channels")
+    ending = file_ending(spec, array.ndim - 1)
+    values = source_intensities(array, spec)
     files = {}
-    if facts.rgb and ending == ".png":
+    if spec.rgb and ending == ".png":
         files[folder / IMAGES / f"{name}_0000{ending}"] = _picture(np.moveaxis(values, 0, -1), is_vector=True)
     else:
         for channel, image in enumerate(values):
             path = folder / IMAGES / f"{name}_{channel:04d}{ending}"
-            files[path] = _picture(image) if ending == ".png" else _volume(image, facts)
+            files[path] = _picture(image) if ending == ".png" else _volume(image, spec)
     if labels is not None:
         ids = labels.astype(np.uint8)
-        files[folder / LABELS / f"{name}{ending}"] = _picture(ids) if ending == ".png" else _volume(ids, facts)
+        files[folder / LABELS / f"{name}{ending}"] = _picture(ids) if ending == ".png" else _volume(ids, spec)
     for path, image in files.items():
         _write(path, image)
     return list(files)
 
 
-def write_dataset_json(folder: Path, facts: Facts, n_axes: int, n_cases: int) -> None:
+def write_dataset_json(folder: Path, spec: OutputSpec, n_axes: int, n_cases: int) -> None:
     """Describe the dataset in ``folder`` as nnU-Net expects; ``n_axes`` of a sample: 2 or 3."""
     described = {
-        "channel_names": {str(number): channel.name for number, channel in enumerate(facts.channels)},
-        "labels": {name: list(ids) if isinstance(ids, tuple) else ids for name, ids in facts.labels.items()},
+        "channel_names": {str(number): channel.name for number, channel in enumerate(spec.channels)},
+        "labels": {name: list(ids) if isinstance(ids, tuple) else ids for name, ids in spec.labels.items()},
         "numTraining": n_cases,
-        "file_ending": file_ending(facts, n_axes),
+        "file_ending": file_ending(spec, n_axes),
     }
-    if facts.regions_class_order is not None:
-        described["regions_class_order"] = list(facts.regions_class_order)
+    if spec.regions_class_order is not None:
+        described["regions_class_order"] = list(spec.regions_class_order)
     write_json(folder / "dataset.json", described)
 
 
-def file_ending(facts: Facts, n_axes: int) -> str:
+def file_ending(spec: OutputSpec, n_axes: int) -> str:
     """``.png`` for samples of images without geometry, ``.nii.gz`` for all others."""
-    return ".png" if n_axes == 2 and facts.file_ending in NATURAL_ENDINGS else ".nii.gz"
+    return ".png" if n_axes == 2 and spec.file_ending in NATURAL_ENDINGS else ".nii.gz"
 
 
-def restored_values(array: np.ndarray, facts: Facts) -> np.ndarray:
+def source_intensities(array: np.ndarray, spec: OutputSpec) -> np.ndarray:
     """(channels, *size) in [-1, 1] to the source's units and type, or to normalised float32 where they are unknown.
 
     Images that become PNG files are uint8 or uint16 in any case.
     """
-    natural = file_ending(facts, array.ndim - 1) == ".png"
-    dtype = np.dtype(facts.dtype if not natural or facts.dtype in ("uint8", "uint16") else "uint8")
-    known = all(channel.restored.space == SOURCE for channel in facts.channels)
+    natural = file_ending(spec, array.ndim - 1) == ".png"
+    dtype = np.dtype(spec.dtype if not natural or spec.dtype in ("uint8", "uint16") else "uint8")
+    known = all(channel.restored.space == SOURCE for channel in spec.channels)
     if not known and not natural:
         dtype = np.dtype(np.float32)
     channels = []
-    for shown, normalised, channel in zip(array, to_normalised(array, facts.channels), facts.channels, strict=True):
+    for shown, normalised, channel in zip(array, to_normalised(array, spec.channels), spec.channels, strict=True):
         restored = channel.restored
         if natural and restored.space != SOURCE:
             values = (np.clip(shown.astype(np.float64), -1, 1) + 1) / 2 * np.iinfo(dtype).max
@@ -92,14 +92,14 @@ def restored_values(array: np.ndarray, facts: Facts) -> np.ndarray:
     return np.stack(channels)
 
 
-def _volume(array: np.ndarray, facts: Facts) -> SimpleITK.Image:
+def _volume(array: np.ndarray, spec: OutputSpec) -> SimpleITK.Image:
     """``array``, (Z, Y, X) or a slice (Y, X) in the plan's order of axes, in the order of the files."""
     import SimpleITK
 
     volume = array[None] if array.ndim == 2 else array
-    spacing_mm = [facts.spacing_mm[axis] for axis in facts.transpose_backward]
-    volume = np.ascontiguousarray(volume.transpose(facts.transpose_backward))
-    if facts.file_axes == 2 and len(volume) == 1:
+    spacing_mm = [spec.spacing_mm[axis] for axis in spec.transpose_backward]
+    volume = np.ascontiguousarray(volume.transpose(spec.transpose_backward))
+    if spec.file_axes == 2 and len(volume) == 1:
         volume, spacing_mm = volume[0], spacing_mm[1:]
     image = SimpleITK.GetImageFromArray(volume)
     image.SetSpacing(spacing_mm[::-1])  # x first, where array axes begin with z

@@ -13,7 +13,9 @@ from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
+from common.command import exit_code_of
 from common.errors import InputError
+from common.exit_codes import ExitCode, code_of_sweep
 from common.settings import to_dict
 from pipeline.config import ExperimentConfig, experiment_config
 from pipeline.experiments import NNUNET, Experiment
@@ -54,14 +56,24 @@ def compose_experiment(name: str, overrides: Sequence[str]) -> ExperimentConfig:
 
 def start(experiment: Experiment) -> None:
     """Run what the command line names of the experiment's configurations; ends the process."""
-    exit_codes: list[int] = []  # one a Hydra job: a failing fold of a multirun must not stop the others
+    codes: list[int] = []  # one a Hydra job: a failing fold of a multirun must not stop the others
     offer_schema(experiment)
 
     def job(composed: DictConfig) -> None:
         from pipeline.launch import run_experiment
 
+        codes.append(ExitCode.FAILED)  # until it is known better
         values = OmegaConf.to_container(composed, resolve=True)
-        exit_codes.append(run_experiment(experiment, values))  # type: ignore[arg-type]
+        codes[-1] = run_experiment(experiment, values)  # type: ignore[arg-type]
 
-    hydra.main(version_base="1.3", config_path=str(experiment.config_folder), config_name="demo")(job)()
-    sys.exit(max(exit_codes, default=0))
+    def jobs() -> ExitCode:
+        folder = str(experiment.config_folder)
+        try:
+            hydra.main(version_base="1.3", config_path=folder, config_name="demo")(job)()
+        except SystemExit as ended:  # Hydra has printed why
+            if ended.code == 1:
+                return code_of_sweep(codes) if codes else ExitCode.BAD_INPUT
+            raise
+        return code_of_sweep(codes)
+
+    sys.exit(exit_code_of(jobs))

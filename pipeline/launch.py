@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.exit_codes import ExitCode
 from common.files import read_json, sha256_of_json, write_json
 from engine.run import RunResult, run_graph
 from engine.run_plan import RunPlan, plan_run
@@ -30,21 +31,18 @@ log = logging.getLogger(__name__)
 
 BEGUN = "begun_by_other_code"  # in a manifest
 RUN_RECORD, OTHER_CODE = "run.json", "other_code.json"
-EXIT_FAILED_STAGE = 1
-EXIT_BAD_INPUT = 2
-EXIT_REFUSED = 3  # all stages are done, and a site's gates refused its export
 
 
-def run_experiment(experiment: Experiment, values: Mapping[str, Any]) -> int:
+def run_experiment(experiment: Experiment, values: Mapping[str, Any]) -> ExitCode:
     """Check a composed configuration and carry it out; bad input is said in the log. Returns the exit code."""
     try:
         return launch(experiment.configure(values), experiment)
     except InputError as error:
         log.error("%s", error)
-        return EXIT_BAD_INPUT
+        return error.exit_code
 
 
-def launch(config: RunConfig, experiment: Experiment = NNUNET) -> int:
+def launch(config: RunConfig, experiment: Experiment = NNUNET) -> ExitCode:
     """Carry out one experiment; returns the process's exit code.
 
     Raises:
@@ -55,7 +53,7 @@ def launch(config: RunConfig, experiment: Experiment = NNUNET) -> int:
     if config.dry_run:
         plan, facts = plan_experiment(config, store, data, experiment), experiment.describe(config, data)
         log.info("%s", format_plan(plan, facts, pins_sites=config.cluster.pin_sites))
-        return 0
+        return ExitCode.DONE
     check_writable(config.run)
     with _only_one(config.run):
         plan = plan_experiment(config, store, data, experiment)
@@ -156,7 +154,7 @@ def _made_by_other_code(plan: RunPlan, manifests: Mapping[str, Mapping[str, Any]
     return begun | {name: f"made by other code: {words}" for name, words in made.items()}
 
 
-def _conclude(result: RunResult, store: Store, plan: RunPlan) -> int:
+def _conclude(result: RunResult, store: Store, plan: RunPlan) -> ExitCode:
     for outcome in result.failed:
         log.error("FAILED %s: %s\n  log: %s", outcome.stage_id, outcome.error, outcome.log)
     if result.blocked:
@@ -166,7 +164,9 @@ def _conclude(result: RunResult, store: Store, plan: RunPlan) -> int:
     refused = _refused(store, plan)
     for stage_id, refusal in refused.items():
         log.error("REFUSED %s: nothing leaves this site. %s", stage_id, refusal)
-    return EXIT_FAILED_STAGE if result.failed else EXIT_REFUSED if refused else 0
+    if result.failed:
+        return ExitCode.FAILED
+    return ExitCode.REFUSED if refused else ExitCode.DONE  # refused: all stages are done, and gates refused an export
 
 
 def _refused(store: Store, plan: RunPlan) -> dict[str, Refusal]:

@@ -11,7 +11,7 @@ from dataset.folds import assign_folds
 from dataset.images import VOLUME_ENDINGS, file_ending
 from dataset.source import Case
 from engine.run_plan import RunPlan
-from evaluation.results import KEY_COLUMNS, format_table, read_results, summarise, write_table
+from evaluation.results import KEY_COLUMNS, aligned, format_table, read_results, summarise, write_table
 from pipeline.baselines import strategy_in_words
 from pipeline.config import IMAGES_PER_TRAINING_IMAGE, ExperimentConfig, Union
 from pipeline.site_data import SiteData
@@ -33,18 +33,15 @@ def write_fold_tables(folder: Path, finished: Mapping[str, Path]) -> None:
 
 def format_plan(plan: RunPlan, facts: Sequence[str], *, pins_sites: bool) -> str:
     """The dry run's table: every stage, done or to do, with what it asks for; then ``facts`` of the experiment."""
-    header = ("stage", "state", "CPUs", "GPUs", "runs on")
-    rows = [header]
+    rows = [("stage", "state", "CPUs", "GPUs", "runs on")]
     for stage_id in plan.graph.topological_order():
         stage = plan.graph.stages[stage_id]
         node = f"site:{stage.private_to}" if pins_sites and stage.private_to else "any node"
         asked = (f"{stage.resources.cpus:g}", f"{stage.resources.gpus:g}")
         rows.append((stage_id, plan.states[stage_id], *asked, node))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     n_to_do = len(plan.graph.stages) - len(plan.done)
     total = f"{len(plan.graph.stages)} stages, {n_to_do} to do; nothing was run"
-    return "\n".join([*lines, "", *facts, *_kept(plan), total])
+    return "\n".join([*aligned(rows), "", *facts, *_kept(plan), total])
 
 
 def _kept(plan: RunPlan) -> list[str]:

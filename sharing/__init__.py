@@ -1,9 +1,9 @@
 """The package that leaves a site: images, labels, JSON and a card; nothing of a real patient, nothing pickled."""
 
 from sharing.drop_list import read_drop_list, write_drop_list
+from sharing.errors import PackageError
 from sharing.package import PackageFacts, SyntheticCase, read_case, write_package, write_raw_cases
 from sharing.received import Package, verify_package
-from sharing.refusal import PackageError
 from sharing.refused import FailedGate, Refusal, read_refusal, write_refusal
 from sharing.schema import SharedAudit, SharedFigure, SharedGate, SharedPlanted, dataset_json, rounded, rounded_share
 

@@ -1,4 +1,4 @@
-"""The card of a package: what it is, in words a data protection officer and a researcher both read."""
+"""The card of a package: it says what the package is to a data protection officer and to a researcher."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ The folder is an nnU-Net raw dataset: put it under `nnUNet_raw` as `DatasetXXX_N
 ## Why it was allowed to leave
 
 {n_audited} of the kept images were compared with the images trained on and with those of patients the generator never
-saw. A leakage gate refuses where its value is beyond its limit and patients who change sides at random give a value as
-bad with a probability p of at most {level:.2g}. {verdict}
+saw. A leakage gate refuses where its value is beyond its limit and a random exchange of these two groups of patients
+gives a value as bad with a probability p of at most {level:.2g}. {verdict}
 
 | gate | value | limit | p | |
 | --- | --- | --- | --- | --- |
@@ -55,18 +55,18 @@ bad with a probability p of at most {level:.2g}. {verdict}
 Filter and gates are evidence, not a guarantee: a copy that the features do not recognise would pass. {guarantee}
 """
 FUSED = """Every generated image was laid over every training image of the site, shifted, turned, mirrored and
-scaled, to see whether it repeats it or a part of it, and compared by {embedder} features. It was dropped where it was
-at least as alike as the {percentile:g} % most alike images of different patients are to each other; or, at a site of
-few images, as the one most alike."""
+scaled, to see whether it repeats the image or a part of it, and compared with it by {embedder} features. It was dropped
+where it was more similar to a training image than {kept_percent:g} % of the real images are to any image of another
+patient; at a site of few images, where it was more similar than all of them."""
 PERCENTILE = """Every generated image was compared with every training image of the site ({embedder} features, mirrored
-images included where the generator saw them), and dropped where it was at least as close as the closest
-{percentile:g} % of images of different patients are to each other."""
-PLANTED = """Whether this filter finds copies was measured: the site planted {n} copies of its own training images,
+images included where the generator saw them). It was dropped where it was closer to a training image than
+{kept_percent:g} % of the real images are to any image of another patient."""
+PLANTED = """It was measured whether this filter finds copies: the site planted {n} copies of its own training images,
 changed in many ways (compressed, blurred, turned, mirrored, cut, mixed with others), and the filter found {found} of
 them ({recall:.1%} as the mean over the kinds of change). {honest}"""
 HONEST = """Of the site's real images, each compared with other patients' alone, it
 dropped {share:.0%}; how many these were is not told."""
-NO_HONEST = "It had no real images of other patients to say how many honest images it drops."
+NO_HONEST = "The site had no real images of other patients, so it could not measure how many of them the filter drops."
 NOT_PLANTED = "Whether this filter finds copies was **not measured**: the site planted none."
 NETWORK = "a segmentation network that was trained there"
 NETWORK_OR_GENERATOR = f"{NETWORK}, or by the generator itself"
@@ -105,7 +105,9 @@ def render_card(manifest: Manifest, figures: Mapping[str, Any]) -> str:
         level=audit.familywise_level / N_LEAKAGE_GATES,
         verdict=_verdict(audit),
         gates=gate_rows(audit.gates),
-        rule={"fused": FUSED, "percentile": PERCENTILE}[figures["rule"]].format(**figures),
+        rule={"fused": FUSED, "percentile": PERCENTILE}[figures["rule"]].format(
+            embedder=figures["embedder"], kept_percent=100 - figures["percentile"]
+        ),
         threshold="none" if figures["threshold_l2"] is None else f"{figures['threshold_l2']:.6g}",
         **{key: figures[key] for key in ("n_sampled", "n_dropped", "n_kept")},
     )

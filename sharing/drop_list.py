@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.files import write_json
-from common.settings import from_dict, to_dict
-from sharing.folder import examine, list_only
+from common.settings import to_dict
+from sharing.errors import PackageError, Reason, shown
+from sharing.folder import list_only, read_document, typed
 from sharing.received import Package
-from sharing.refusal import SAME_RELEASE, PackageError, Reason, RefusedFileError, shown
 from sharing.schema import DROP_LIST, DROP_LIST_VERSION, MAX_CASE_NAME_CHARS
-from sharing.strict_json import MAX_JSON_BYTES, parse_json
+from sharing.strict_json import MAX_JSON_BYTES
 
 LEFT_OUT_AGAIN = "do not merge; ask the site that checked for a list that its release wrote"
 JSON_BYTES_AROUND_A_NAME = 8  # quotes, comma, indentation, line end
@@ -36,7 +36,7 @@ def write_drop_list(folder: Path, checked_by: str, package: Package, cases: Iter
     """Write the answer and check it as its receiver will.
 
     Raises:
-        PackageError: it is none that may leave.
+        PackageError: a receiver would refuse it.
     """
     answer = DropList(DROP_LIST_VERSION, checked_by, package.manifest.site, tuple(sorted(cases)))
     write_json(folder / DROP_LIST, to_dict(answer))
@@ -48,7 +48,7 @@ def write_drop_list(folder: Path, checked_by: str, package: Package, cases: Iter
 
 
 def read_drop_list(folder: Path, checked_by: str, package: Package) -> frozenset[str]:
-    """The cases of ``package`` that the site ``checked_by`` wants dropped; its answer is a stranger's.
+    """The cases of ``package`` that the site ``checked_by`` wants dropped; a stranger wrote the answer.
 
     Raises:
         PackageError: anything but the one file, with the listed keys and names of the package's cases.
@@ -56,13 +56,8 @@ def read_drop_list(folder: Path, checked_by: str, package: Package) -> frozenset
     known = set(package.manifest.cases)
     max_bytes = MAX_JSON_BYTES + len(known) * (MAX_CASE_NAME_CHARS + JSON_BYTES_AROUND_A_NAME)
     stamp = list_only(folder, DROP_LIST, max_bytes)
-    try:
-        content = examine(folder, DROP_LIST, stamp, None, lambda blocks: parse_json(b"".join(blocks), max_bytes))
-        answer = from_dict(DropList, content)
-    except RefusedFileError as error:
-        raise PackageError(folder, [Reason(DROP_LIST, error.problem, error.fix)]) from error
-    except TypeError as error:
-        raise PackageError(folder, [Reason(DROP_LIST, shown(str(error)), SAME_RELEASE)]) from error
+    content = read_document(folder, DROP_LIST, stamp, max_bytes=max_bytes)
+    answer = typed(DropList, content, folder, DROP_LIST)
     reasons = [Reason(DROP_LIST, fault, LEFT_OUT_AGAIN) for fault in _faults(answer, checked_by, package, known)]
     if reasons:
         raise PackageError(folder, reasons)

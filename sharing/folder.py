@@ -6,16 +6,17 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
-from sharing.refusal import SEND_AGAIN, PackageError, Reason, RefusedFileError, shown
+from common.settings import from_dict
+from sharing.errors import SAME_RELEASE, SEND_AGAIN, PackageError, Reason, RefusedFileError, shown
 from sharing.schema import IMAGES, LABELS, MANIFEST, MAX_FILES
-from sharing.strict_json import MAX_JSON_BYTES
+from sharing.strict_json import MAX_JSON_BYTES, parse_json
 
 T = TypeVar("T")
 Blocks = Iterator[bytes]
@@ -63,12 +64,12 @@ def list_package(folder: Path) -> dict[str, Stamp]:
     reasons: list[Reason] = []
     for n_entries, (name, status) in enumerate(_entries(folder)):
         if n_entries >= MAX_FILES:
-            raise PackageError(folder, [Reason("", f"holds more than {MAX_FILES} files")])
+            raise PackageError.of(folder, "", f"holds more than {MAX_FILES} files")
         fault = _fault(name, status)
         if fault:
             reasons.append(Reason(name, fault))
         if not stat.S_ISDIR(status.st_mode):
-            stamps[name] = _stamp(status)
+            stamps[name] = stamp_of(status)
     if MANIFEST not in stamps:
         reasons.append(Reason(MANIFEST, "is missing", SEND_AGAIN))
     if reasons:
@@ -76,9 +77,30 @@ def list_package(folder: Path) -> dict[str, Stamp]:
     return stamps
 
 
-def stamp_of(path: Path) -> Stamp:
-    """Of one file or link itself; nothing is followed."""
-    return _stamp(path.lstat())
+def read_document(
+    folder: Path, name: str, stamp: Stamp, checksum: str | None = None, max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
+    """The object in one of a stranger's JSON files.
+
+    Raises:
+        PackageError: see ``examine`` and ``parse_json``.
+    """
+    try:
+        return examine(folder, name, stamp, checksum, lambda blocks: parse_json(b"".join(blocks), max_bytes))
+    except RefusedFileError as error:
+        raise PackageError.of(folder, name, error.problem, error.fix) from error
+
+
+def typed(cls: type[T], content: Mapping[str, Any], folder: Path, name: str) -> T:
+    """The object in ``name`` as the dataclass that lists its keys.
+
+    Raises:
+        PackageError: another key, or a value of another type.
+    """
+    try:
+        return from_dict(cls, content)
+    except TypeError as error:
+        raise PackageError.of(folder, name, shown(str(error)), SAME_RELEASE) from error
 
 
 def list_only(folder: Path, name: str, max_bytes: int) -> Stamp:
@@ -91,14 +113,14 @@ def list_only(folder: Path, name: str, max_bytes: int) -> Stamp:
         with _opened_folder(folder, follow=True) as root:
             entries = dict(islice(_scan(root), 2))
     except OSError as error:
-        raise PackageError(folder, [Reason("", f"cannot be read ({error.strerror})", SEND_AGAIN)]) from error
+        raise PackageError.of(folder, "", f"cannot be read ({error.strerror})", SEND_AGAIN) from error
     status = entries.get(name)
     if status is None or len(entries) != 1:
-        raise PackageError(folder, [Reason(name, f"is missing, or {shown(sorted(entries))} lie beside it", SEND_AGAIN)])
+        raise PackageError.of(folder, name, f"is missing, or {shown(sorted(entries))} lie beside it", SEND_AGAIN)
     fault = _fault_of_file(status, max_bytes)
     if fault:
-        raise PackageError(folder, [Reason(name, fault)])
-    return _stamp(status)
+        raise PackageError.of(folder, name, fault)
+    return stamp_of(status)
 
 
 def examine(folder: Path, name: str, stamp: Stamp, checksum: str | None, check: Callable[[Blocks], T]) -> T:
@@ -110,7 +132,7 @@ def examine(folder: Path, name: str, stamp: Stamp, checksum: str | None, check: 
     digest = hashlib.sha256()
     refusal: RefusedFileError | None = None
     with _opened(folder / name) as stream:
-        if _stamp(os.fstat(stream.fileno())) != stamp:
+        if stamp_of(os.fstat(stream.fileno())) != stamp:
             raise RefusedFileError(CHANGED, SEND_AGAIN)
         if stream.read(DICOM_AT + len(DICOM))[DICOM_AT:] == DICOM:
             raise RefusedFileError("is a DICOM file")
@@ -122,7 +144,7 @@ def examine(folder: Path, name: str, stamp: Stamp, checksum: str | None, check: 
             refusal = error
         for _ in blocks:  # what the check left unread counts as well
             continue
-        if _stamp(os.fstat(stream.fileno())) != stamp:
+        if stamp_of(os.fstat(stream.fileno())) != stamp:
             raise RefusedFileError(CHANGED, SEND_AGAIN)
     if checksum is not None and digest.hexdigest() != checksum:
         raise RefusedFileError(f"is not what its checksum {checksum} says", SEND_AGAIN)
@@ -140,13 +162,14 @@ def _entries(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
                     with _opened_folder(folder / name, follow=False) as inner:
                         yield from ((f"{name}/{file}", status) for file, status in _scan(inner))
     except OSError as error:
-        reason = Reason("", f"cannot be read ({error.strerror})", "give the folder of a package")
-        raise PackageError(folder, [reason]) from error
+        raise PackageError.of(
+            folder, "", f"cannot be read ({error.strerror})", "give the folder of a package"
+        ) from error
 
 
 @contextmanager
 def _opened_folder(folder: Path, *, follow: bool) -> Iterator[int]:
-    """The receiver may name the package by a link of his own; inside it none is followed."""
+    """The receivers may name the package by a link of their own; inside it none is followed."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW))
     try:
         yield descriptor
@@ -186,7 +209,8 @@ def _max_bytes(name: str) -> int:
     return MAX_VOLUME_BYTES if name.endswith(".nii.gz") else MAX_JSON_BYTES
 
 
-def _stamp(status: os.stat_result) -> Stamp:
+def stamp_of(status: os.stat_result) -> Stamp:
+    """What tells the file of that status from another, or from a later state of itself."""
     return Stamp(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 

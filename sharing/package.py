@@ -17,8 +17,8 @@ import numpy as np
 from common.files import atomic_path, sha256_of_file, write_json, write_text
 from common.settings import to_dict
 from sharing.card import render_card
+from sharing.errors import PackageError
 from sharing.received import Package, verify_package
-from sharing.refusal import PackageError
 from sharing.schema import (
     CARD,
     DATASET,

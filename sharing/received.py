@@ -1,24 +1,20 @@
-"""Check a package wherever it lies: it is a stranger's, so nothing in it is followed, run, or believed unread."""
+"""Check a package wherever it lies: a stranger may have written it, so nothing in it is followed, run or trusted."""
 
 from __future__ import annotations
 
 import getpass
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from common.settings import from_dict
 from sharing.card import render_card
-from sharing.folder import MANIFEST_BYTES_PER_FILE, Blocks, Stamp, examine, list_package
-from sharing.nifti import check_volume
-from sharing.png import read_png
-from sharing.refusal import (
+from sharing.errors import (
     ASK,
     MAX_REASONS,
     SAME_RELEASE,
@@ -28,6 +24,8 @@ from sharing.refusal import (
     RefusedFileError,
     shown,
 )
+from sharing.folder import MANIFEST_BYTES_PER_FILE, Blocks, Stamp, examine, list_package, read_document, typed
+from sharing.pictures import check_volume, read_png
 from sharing.schema import (
     CARD,
     DATASET,
@@ -46,9 +44,8 @@ from sharing.schema import (
     is_case_name,
     telling_texts,
 )
-from sharing.strict_json import MAX_JSON_BYTES, parse_json
+from sharing.strict_json import MAX_JSON_BYTES
 
-T = TypeVar("T")
 NAMES_OF_MANY = ("root", "localhost")  # of users and machines; an anatomical label may be a root as well
 MIN_NAME_CHARS = 3  # a machine called "a" is in every text
 
@@ -62,27 +59,6 @@ class Package:
     n_bytes: int
 
 
-@dataclass(frozen=True)
-class _Listed:
-    """A folder as it was listed; what is found in its files is found by name."""
-
-    folder: Path
-    stamps: Mapping[str, Stamp]
-
-    def examine(self, name: str, checksum: str | None, check: Callable[[Blocks], T]) -> T:
-        """As ``sharing.folder.examine``, with a refusal of the whole package."""
-        try:
-            return examine(self.folder, name, self.stamps[name], checksum, check)
-        except RefusedFileError as error:
-            raise PackageError(self.folder, [Reason(name, error.problem, error.fix)]) from error
-
-    def refuse(self, reasons: Iterable[Reason]) -> None:
-        """Raise if there is a reason; a stranger's package is not searched for thousands of them."""
-        found = list(islice(reasons, MAX_REASONS))
-        if found:
-            raise PackageError(self.folder, found)
-
-
 def verify_package(folder: Path, *, written_here: bool = False) -> Package:
     """Check a package: its folder, its JSON, its list of files, then every file; each step trusts only those before.
 
@@ -92,28 +68,53 @@ def verify_package(folder: Path, *, written_here: bool = False) -> Package:
     Raises:
         PackageError: what the first step that found something has found.
     """
-    listed = _Listed(folder, list_package(folder))
     here = _names_of_here() if written_here else ()
-    manifest = _read_manifest(listed, here)
-    listed.refuse(_wrong_names(manifest, listed.stamps))
-    _read_documents(listed, manifest, here)
-    listed.refuse(_wrong_pictures(listed, manifest))
-    if list_package(folder) != listed.stamps:
-        raise PackageError(folder, [Reason("", "changed while it was checked", SEND_AGAIN)])
-    return Package(folder, manifest, sum(stamp.n_bytes for stamp in listed.stamps.values()))
 
+    def refuse(reasons: Iterable[Reason]) -> None:
+        """A stranger's package is not searched for thousands of reasons."""
+        found = list(islice(reasons, MAX_REASONS))
+        if found:
+            raise PackageError(folder, found)
 
-def _read_manifest(listed: _Listed, here: Sequence[str]) -> Manifest:
-    max_bytes = MAX_JSON_BYTES + MANIFEST_BYTES_PER_FILE * len(listed.stamps)
-    content = listed.examine(MANIFEST, None, lambda blocks: parse_json(b"".join(blocks), max_bytes))
-    version = content.get("schema_version")
-    if version != SCHEMA_VERSION:
-        problem = f"has schema_version {shown(version)}, not {SCHEMA_VERSION}"
-        raise PackageError(listed.folder, [Reason(MANIFEST, problem, SAME_RELEASE)])
-    manifest = _typed(listed, MANIFEST, Manifest, content)
-    listed.refuse(_reasons(MANIFEST, faults_of_manifest(manifest)))
-    listed.refuse(_telling(MANIFEST, {**content, "files": {}}, here))
-    return manifest
+    # the folder: names, kinds and sizes of its files; nothing is followed, and none is opened
+    stamps = list_package(folder)
+
+    # the manifest: its schema, the bounds of its values, and no text that tells of a machine or a file
+    max_bytes = MAX_JSON_BYTES + MANIFEST_BYTES_PER_FILE * len(stamps)
+    content = read_document(folder, MANIFEST, stamps[MANIFEST], max_bytes=max_bytes)
+    if content.get("schema_version") != SCHEMA_VERSION:
+        problem = f"has schema_version {shown(content.get('schema_version'))}, not {SCHEMA_VERSION}"
+        raise PackageError.of(folder, MANIFEST, problem, SAME_RELEASE)
+    manifest = typed(Manifest, content, folder, MANIFEST)
+    refuse(_reasons(MANIFEST, faults_of_manifest(manifest)))
+    refuse(_telling(MANIFEST, {**content, "files": {}}, here))
+
+    # the list of files: those that follow from the manifest, no more and no fewer
+    refuse(_wrong_names(manifest, stamps))
+
+    # the figures of the filter and the audit
+    figures = read_document(folder, FIGURES, stamps[FIGURES], manifest.files[FIGURES])
+    typed_figures = typed(PrivacyFigures, figures, folder, FIGURES)
+    refuse(_reasons(FIGURES, faults_of_figures(typed_figures, manifest.n_images)))
+    refuse(_telling(FIGURES, figures, here))
+
+    # two texts follow from manifest and figures, so any difference is refused
+    dataset = read_document(folder, DATASET, stamps[DATASET], manifest.files[DATASET])
+    expected = dataset_json(manifest.channel_names, manifest.labels, manifest.n_cases, manifest.file_ending)
+    for key in sorted({*dataset, *expected}):
+        if dataset.get(key) != expected.get(key):
+            said, wanted = shown(dataset.get(key)), shown(expected.get(key))
+            raise PackageError.of(folder, DATASET, f"has {shown(key)} {said}; the manifest says {wanted}")
+    card = _card(folder, stamps[CARD], manifest)
+    if card != render_card(manifest, figures).encode():
+        raise PackageError.of(folder, CARD, "says something else than the manifest and the figures", SAME_RELEASE)
+
+    # images and labels: checksum, size, type, values, and no byte besides
+    refuse(_wrong_pictures(folder, stamps, manifest))
+
+    if list_package(folder) != stamps:
+        raise PackageError.of(folder, "", "changed while it was checked", SEND_AGAIN)
+    return Package(folder, manifest, sum(stamp.n_bytes for stamp in stamps.values()))
 
 
 def _wrong_names(manifest: Manifest, present: Mapping[str, Stamp]) -> Iterator[Reason]:
@@ -132,32 +133,21 @@ def _wrong_names(manifest: Manifest, present: Mapping[str, Stamp]) -> Iterator[R
         yield Reason(MANIFEST, f"has n_cases {manifest.n_cases}; {LABELS} has {len(cases)}")
 
 
-def _read_documents(listed: _Listed, manifest: Manifest, here: Sequence[str]) -> None:
-    """The other texts: two follow from the manifest, so any difference is refused."""
-    content = listed.examine(FIGURES, manifest.files[FIGURES], lambda blocks: parse_json(b"".join(blocks)))
-    figures = _typed(listed, FIGURES, PrivacyFigures, content)
-    listed.refuse(_reasons(FIGURES, faults_of_figures(figures, manifest.n_images)))
-    listed.refuse(_telling(FIGURES, content, here))
-    dataset = listed.examine(DATASET, manifest.files[DATASET], lambda blocks: parse_json(b"".join(blocks)))
-    expected = dataset_json(manifest.channel_names, manifest.labels, manifest.n_cases, manifest.file_ending)
-    for key in sorted({*dataset, *expected}):
-        if dataset.get(key) != expected.get(key):
-            problem = f"has {shown(key)} {shown(dataset.get(key))}; the manifest says {shown(expected.get(key))}"
-            raise PackageError(listed.folder, [Reason(DATASET, problem)])
-    card = listed.examine(CARD, manifest.files[CARD], b"".join)
-    if card != render_card(manifest, content).encode():
-        problem = "says something else than the manifest and the figures"
-        raise PackageError(listed.folder, [Reason(CARD, problem, SAME_RELEASE)])
+def _card(folder: Path, stamp: Stamp, manifest: Manifest) -> bytes:
+    try:
+        return examine(folder, CARD, stamp, manifest.files[CARD], b"".join)
+    except RefusedFileError as error:
+        raise PackageError.of(folder, CARD, error.problem, error.fix) from error
 
 
-def _wrong_pictures(listed: _Listed, manifest: Manifest) -> Iterator[Reason]:
+def _wrong_pictures(folder: Path, stamps: Mapping[str, Stamp], manifest: Manifest) -> Iterator[Reason]:
     n_images = 0
     for case in manifest.cases:
         n_slices: dict[str, int] = {}
         for name in (*manifest.images_of(case), manifest.labels_of(case)):
             check = partial(_count_slices, name=name, manifest=manifest)
             try:
-                n_slices[name] = examine(listed.folder, name, listed.stamps[name], manifest.files[name], check)
+                n_slices[name] = examine(folder, name, stamps[name], manifest.files[name], check)
             except RefusedFileError as error:
                 yield Reason(name, error.problem, error.fix)
         labels = manifest.labels_of(case)
@@ -190,13 +180,6 @@ def _check_labels(values: np.ndarray, labels: Mapping[str, int]) -> None:
 def _check_finite(values: np.ndarray) -> None:
     if not np.isfinite(values).all():
         raise RefusedFileError("holds a value that is not finite")
-
-
-def _typed(listed: _Listed, name: str, cls: type[T], content: Mapping[str, Any]) -> T:
-    try:
-        return from_dict(cls, content)
-    except TypeError as error:
-        raise PackageError(listed.folder, [Reason(name, shown(str(error)), SAME_RELEASE)]) from error
 
 
 def _reasons(name: str, faults: Iterable[Fault]) -> Iterator[Reason]:

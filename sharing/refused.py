@@ -8,13 +8,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from common.files import write_json, write_text
-from common.settings import from_dict, to_dict
+from common.settings import to_dict
 from memorization.gates import GATE_NAMES
 from sharing.card import gate_rows
-from sharing.folder import examine, stamp_of
-from sharing.refusal import SAME_RELEASE, PackageError, Reason, RefusedFileError, shown
+from sharing.errors import PackageError, Reason, shown
+from sharing.folder import read_document, stamp_of, typed
 from sharing.schema import MANIFEST, SCHEMA_VERSION, SharedAudit, faults_of_audit, is_site_name
-from sharing.strict_json import MAX_JSON_BYTES, parse_json
+from sharing.strict_json import MAX_JSON_BYTES
 
 REFUSED, REFUSED_CARD = "refused.json", "REFUSED.md"
 CARD = """# Site {site} shares nothing
@@ -30,7 +30,7 @@ The site's gates refused the export of its synthetic images. This folder holds n
 {way_out}
 """
 NOT_ENFORCED = (
-    "To share all the same, on the site's own responsibility: `gates.enforce=false`. "
+    "The site can still share them on its own responsibility, with `gates.enforce=false`. "
     "The package then says which gates failed."
 )
 NOTHING_KEPT = "The filter dropped every image: there is nothing to share, whether gates are enforced or not."
@@ -81,16 +81,10 @@ def read_refusal(folder: Path) -> Refusal | None:
         return None
     if (folder / MANIFEST).exists():
         return None  # whoever checks it as a package finds a file that no package holds
-    try:
-        stamp = stamp_of(folder / REFUSED)
-        if not stat.S_ISREG((folder / REFUSED).lstat().st_mode) or stamp.n_bytes > MAX_JSON_BYTES:
-            raise RefusedFileError(f"is no file of at most {MAX_JSON_BYTES} bytes")
-        content = examine(folder, REFUSED, stamp, None, lambda blocks: parse_json(b"".join(blocks)))
-        refusal = from_dict(Refusal, content)
-    except RefusedFileError as error:
-        raise PackageError(folder, [Reason(REFUSED, error.problem, error.fix)]) from error
-    except TypeError as error:
-        raise PackageError(folder, [Reason(REFUSED, shown(str(error)), SAME_RELEASE)]) from error
+    status = (folder / REFUSED).lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_JSON_BYTES:
+        raise PackageError.of(folder, REFUSED, f"is no file of at most {MAX_JSON_BYTES} bytes")
+    refusal = typed(Refusal, read_document(folder, REFUSED, stamp_of(status)), folder, REFUSED)
     faults = [f"has {key} {shown(value)}; it must be {wanted}" for key, value, wanted in faults_of_audit(refusal.audit)]
     if refusal.schema_version != SCHEMA_VERSION:
         faults.insert(0, f"has schema_version {shown(refusal.schema_version)}, not {SCHEMA_VERSION}")

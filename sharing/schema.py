@@ -116,7 +116,7 @@ class SharedPlanted:
     """What the filter in use found of copies planted for it.
 
     ``honest_dropped_share`` is of real images that are no copies, in whole per cent: their number is the site's own.
-    None: it had none to judge.
+    None: the site had none to judge.
     """
 
     n: int
@@ -172,32 +172,31 @@ def dataset_json(channel_names: Sequence[str], labels: Mapping[str, int], n_case
     }
 
 
+def _failing(*checks: tuple[str, object, bool, str]) -> Iterator[Fault]:
+    """Of checks (key, its value, whether it holds, what the value must be) those that do not hold."""
+    return ((key, value, wanted) for key, value, holds, wanted in checks if not holds)
+
+
 def faults_of_manifest(manifest: Manifest) -> Iterator[Fault]:
     """Values that no package of ours has."""
-    height, width = manifest.image_size_px
-    n_px = manifest.n_images * height * width * (len(manifest.channel_names) + 1)
-    names, ids = [*manifest.channel_names, *manifest.labels], list(manifest.labels.values())
-    checks: list[tuple[str, object, bool, str]] = [
-        ("written_by", manifest.written_by, bool(_PROGRAM.fullmatch(manifest.written_by)), "autoshare and its version"),
-        ("site", manifest.site, is_site_name(manifest.site), "1 to 64 letters, digits, and _ . -"),
-        ("n_cases", manifest.n_cases, 1 <= manifest.n_cases <= manifest.n_images, "1 to the number of images"),
+    m, (height, width), n_channels = manifest, manifest.image_size_px, len(manifest.channel_names)
+    n_px = m.n_images * height * width * (n_channels + 1)
+    names, ids = [*m.channel_names, *m.labels], list(m.labels.values())
+    yield from _failing(
+        ("written_by", m.written_by, bool(_PROGRAM.fullmatch(m.written_by)), "autoshare and its version"),
+        ("site", m.site, is_site_name(m.site), "1 to 64 letters, digits, and _ . -"),
+        ("n_cases", m.n_cases, 1 <= m.n_cases <= m.n_images, "1 to the number of images"),
         ("images and labels of pixels", n_px, n_px <= MAX_PACKAGE_PX, f"at most {MAX_PACKAGE_PX} pixels in all"),
-        ("image_size_px", manifest.image_size_px, min(height, width) >= 1, "pixels, at least 1"),
-        ("image_size_px", manifest.image_size_px, height * width <= MAX_IMAGE_PX, f"at most {MAX_IMAGE_PX} pixels"),
-        ("file_ending", manifest.file_ending, manifest.file_ending in DTYPES, f"one of {tuple(DTYPES)}"),
-        ("dtype", manifest.dtype, manifest.dtype in DTYPES.get(manifest.file_ending, ()), "what its file type holds"),
-        (
-            "channel_names",
-            len(manifest.channel_names),
-            1 <= len(manifest.channel_names) <= MAX_CHANNELS,
-            f"1 to {MAX_CHANNELS}",
-        ),
+        ("image_size_px", m.image_size_px, min(height, width) >= 1, "pixels, at least 1"),
+        ("image_size_px", m.image_size_px, height * width <= MAX_IMAGE_PX, f"at most {MAX_IMAGE_PX} pixels"),
+        ("file_ending", m.file_ending, m.file_ending in DTYPES, f"one of {tuple(DTYPES)}"),
+        ("dtype", m.dtype, m.dtype in DTYPES.get(m.file_ending, ()), "what its file type holds"),
+        ("channel_names", n_channels, 1 <= n_channels <= MAX_CHANNELS, f"1 to {MAX_CHANNELS}"),
         ("labels", ids, bool(ids) and sorted(ids) == list(range(1, len(ids) + 1)), "ids 1, 2, ... without gaps"),
         ("labels", len(ids), len(ids) <= MAX_LABEL_ID, f"at most {MAX_LABEL_ID}"),
-        ("labels", "background", "background" not in manifest.labels, "names of other things"),
-        ("intensity_space", manifest.intensity_space, manifest.intensity_space in ("source", "normalised"), "known"),
-    ]
-    yield from ((key, value, wanted) for key, value, holds, wanted in checks if not holds)
+        ("labels", "background", "background" not in m.labels, "names of other things"),
+        ("intensity_space", m.intensity_space, m.intensity_space in ("source", "normalised"), "known"),
+    )
     for name in names:
         if not (_LABEL.fullmatch(name) and name.isprintable()):
             yield "channel_names, labels", name, r"1 to 64 printable characters without < > | ` [ ] \ "
@@ -216,22 +215,17 @@ def _is_threshold(figures: PrivacyFigures) -> bool:
 
 def faults_of_figures(figures: PrivacyFigures, n_images: int) -> Iterator[Fault]:
     """Values that no filter and no audit writes, or that contradict the number of images shared."""
-    checks: list[tuple[str, object, bool, str]] = [
-        ("embedder", figures.embedder, bool(_WORD.fullmatch(figures.embedder)), "a name"),
-        ("calibration", figures.calibration, bool(_WORD.fullmatch(figures.calibration)), "a name"),
-        ("percentile", figures.percentile, 0 <= figures.percentile <= 100, "0 to 100"),
-        ("rule", figures.rule, figures.rule in RULES, f"one of {RULES}"),
-        ("threshold_l2", figures.threshold_l2, _is_threshold(figures), f"0 to {MAX_DISTANCE_L2}, null if fused"),
-        ("n_dropped", figures.n_dropped, figures.n_dropped >= 0, "0 or more"),
-        ("n_kept", figures.n_kept, figures.n_kept == n_images, f"the manifest's n_images, {n_images}"),
-        (
-            "n_sampled",
-            figures.n_sampled,
-            figures.n_sampled == figures.n_kept + figures.n_dropped,
-            "n_kept and n_dropped together",
-        ),
-    ]
-    yield from ((key, value, wanted) for key, value, holds, wanted in checks if not holds)
+    f, n_made = figures, figures.n_kept + figures.n_dropped
+    yield from _failing(
+        ("embedder", f.embedder, bool(_WORD.fullmatch(f.embedder)), "a name"),
+        ("calibration", f.calibration, bool(_WORD.fullmatch(f.calibration)), "a name"),
+        ("percentile", f.percentile, 0 <= f.percentile <= 100, "0 to 100"),
+        ("rule", f.rule, f.rule in RULES, f"one of {RULES}"),
+        ("threshold_l2", f.threshold_l2, _is_threshold(f), f"0 to {MAX_DISTANCE_L2}, null if fused"),
+        ("n_dropped", f.n_dropped, f.n_dropped >= 0, "0 or more"),
+        ("n_kept", f.n_kept, f.n_kept == n_images, f"the manifest's n_images, {n_images}"),
+        ("n_sampled", f.n_sampled, f.n_sampled == n_made, "n_kept and n_dropped together"),
+    )
     audit = figures.audit
     if not 1 <= audit.n_audited <= figures.n_kept:
         yield "audit.n_audited", audit.n_audited, "1 to n_kept"
@@ -264,30 +258,23 @@ def faults_of_audit(audit: SharedAudit) -> Iterator[Fault]:
 
 
 def _faults_of_planted(audit: SharedAudit) -> Iterator[Fault]:
-    """Numbers that no filter finds, and a gate that says something else than they do."""
+    """Numbers that no filter finds, and a gate that contradicts them."""
     planted, where = audit.planted, "audit.planted"
     gate = next(gate for gate in audit.gates if gate.name == PLANTED_RECALL)
     if planted is None:
         if gate.value is not None:
             yield f"audit.gates, {gate.name}", gate.value, "null, as no copies were planted"
         return
-    checks: list[tuple[str, object, bool, str]] = [
-        (f"{where}.n", planted.n, 1 <= planted.n <= MAX_PLANTED, f"1 to {MAX_PLANTED}"),
-        (f"{where}.found", planted.found, 0 <= planted.found <= planted.n, "0 to n"),
-        (
-            f"{where}.mean_recall",
-            planted.mean_recall,
-            _is_mean_recall(planted),
-            "0 to 1, as found says",
-        ),
-        (
-            f"{where}.honest_dropped_share",
-            planted.honest_dropped_share,
-            planted.honest_dropped_share in (None, rounded_share(planted.honest_dropped_share)),
-            "0 to 1 in whole per cent, or null",
-        ),
-    ]
-    faults = [(key, value, wanted) for key, value, holds, wanted in checks if not holds]
+    recall, share = planted.mean_recall, planted.honest_dropped_share
+    is_rounded = share in (None, rounded_share(share))
+    faults = list(
+        _failing(
+            (f"{where}.n", planted.n, 1 <= planted.n <= MAX_PLANTED, f"1 to {MAX_PLANTED}"),
+            (f"{where}.found", planted.found, 0 <= planted.found <= planted.n, "0 to n"),
+            (f"{where}.mean_recall", recall, _is_mean_recall(planted), "0 to 1, as found says"),
+            (f"{where}.honest_dropped_share", share, is_rounded, "0 to 1 in whole per cent, or null"),
+        )
+    )
     yield from faults
     if not faults and (gate.value != planted.mean_recall or (gate.passed and _is_refused(planted, gate.limit))):
         yield f"audit.gates, {gate.name}", gate.value, f"{where}.mean_recall, and passed as its limit says"
@@ -337,7 +324,7 @@ def rounded_share(share: float | None) -> float | None:
 
 
 def telling_texts(content: Any, names_of_here: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Texts that tell of a machine or of a file, and what they tell.
+    """Texts that name a machine or a file, and what they name.
 
     Args:
         names_of_here: names of this machine and this user, where it is the one that wrote the package.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from common.files import json_text
-from sharing.refusal import RefusedFileError, shown
+from sharing.errors import RefusedFileError, shown
 
 MAX_JSON_BYTES = 64 * 2**10  # without a list of files; ours have 3 kB
 MAX_DEPTH = 8  # ours have 4

@@ -1,18 +1,24 @@
-"""Check a package that was received, or one that is about to be sent: ``python -m sharing.verify <package>``."""
+"""Check a package that was received, or one that is about to be sent.
+
+    python -m sharing.verify received/A
+
+Exit code 3 where the package is refused, or where its site refused to export it.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
+from common.command import command
+from common.errors import InputError
+from common.exit_codes import ExitCode
 from sharing.received import Package, verify_package
-from sharing.refusal import PackageError
 from sharing.refused import read_refusal
 from sharing.schema import CARD, DATASET, FIGURES, MANIFEST
 
-EXIT_REFUSED = 3
 CHECKED = f"""  folder: no links, special files, hidden or other files, empty folders; sizes and numbers within bounds
   {MANIFEST}, {FIGURES}: known schema, keys, types and bounds; no paths, no hashes but those of the files
   {DATASET}, {CARD}: what follows from the manifest, to the byte
@@ -21,28 +27,26 @@ CHECKED = f"""  folder: no links, special files, hidden or other files, empty fo
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Check one package: 0 with what was checked, 1 with a line a reason, 3 where its site refused to export it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sharing.verify", description="Check a package of synthetic images."
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("package", type=Path, help="the folder; it is read, and nothing is written")
     parser.add_argument(
         "--written-here", action="store_true", help="before sending: no text may name this machine or its user"
     )
-    chosen = parser.parse_args(arguments)
-    try:
-        refusal = read_refusal(chosen.package)
-        if refusal is not None:
-            reasons = "".join(f"  {gate}\n" for gate in refusal.failed)
-            sys.stderr.write(f"{chosen.package}: no package; site {refusal.site} refused to export it:\n{reasons}")
-            return EXIT_REFUSED
-        package = verify_package(chosen.package, written_here=chosen.written_here)
-    except PackageError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> ExitCode:
+    """Check one package; print what was checked, or a line for each reason why it is refused."""
+    if not os.path.lexists(chosen.package):
+        raise InputError("there is no such folder", where=chosen.package, fix="give the folder of a package")
+    refusal = read_refusal(chosen.package)
+    if refusal is not None:
+        reasons = "".join(f"  {gate}\n" for gate in refusal.failed)
+        sys.stderr.write(f"{chosen.package}: no package; site {refusal.site} refused to export it:\n{reasons}")
+        return ExitCode.REFUSED
+    package = verify_package(chosen.package, written_here=chosen.written_here)
     sys.stdout.write(f"{_summary(package)}\n{CHECKED}")
-    return 0
+    return ExitCode.DONE
 
 
 def _summary(package: Package) -> str:

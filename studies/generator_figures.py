@@ -23,8 +23,8 @@ from evaluation.approaches import LOCAL, OURS, at_own_site
 from evaluation.report.run import RunFiles, find_folds
 from evaluation.statistics import bootstrap_means, nan_mean
 from features.fidelity import N_RESAMPLES
-from features.fidelity_comparison import Sides, compare_frechet
-from features.fidelity_monitor import FeatureGauge
+from features.fidelity_comparison import ComparedSets, compare_frechet
+from features.fidelity_monitor import FidelityMonitor
 from features.index import RESOLUTION_L2, nearest
 from generators.registry import find_generator
 from pipeline.stage_factory import ALL
@@ -74,15 +74,15 @@ class Features:
     samples: np.ndarray
     training: np.ndarray
     mirrored: np.ndarray | None  # training images, mirrored, where the generator saw them so
-    beside: np.ndarray  # real images it did not train on
-    beside_patients: tuple[str, ...]
+    validation: np.ndarray  # real images it did not train on
+    validation_patients: tuple[str, ...]
     test: np.ndarray
     test_patients: tuple[str, ...]
 
     @property
-    def sides(self) -> Sides:
+    def sides(self) -> ComparedSets:
         """Samples and training images, both compared with the test patients' images."""
-        return Sides(self.samples, self.training, self.test, self.test_patients)
+        return ComparedSets(self.samples, self.training, self.test, self.test_patients)
 
 
 def read_features(place: Place, n_samples: int, embeddings: Path, device: str) -> Features:
@@ -90,15 +90,15 @@ def read_features(place: Place, n_samples: int, embeddings: Path, device: str) -
     trained = place.read("generator", "manifest.json")["settings"]
     slices, test = load_image_set(place.folder("slices")), images_of_split(place.fold, place.site, "test")
     training, others = (slices.of_split(*splits[trained["train_on"]]) for splits in (TRAIN_SPLITS, HELD_OUT_SPLITS))
-    beside = ImageSet(np.concatenate([others.images, test.images]), (*others.entries, *test.entries))
-    gauge = FeatureGauge(training, beside, 0, device, embeddings=embeddings)
+    validation = ImageSet(np.concatenate([others.images, test.images]), (*others.entries, *test.entries))
+    gauge = FidelityMonitor(training, validation, 0, device, embeddings=embeddings)
     is_mirrored = find_generator(trained.get("adapter", trained["name"])).sees_mirrored(trained["settings"])
     return Features(
         samples=gauge.embed(load_image_set(place.folder("sample")).images[:n_samples], keep=True),
         training=gauge.embed(training.images, keep=True),
         mirrored=gauge.embed(training.images[..., ::-1], keep=True) if is_mirrored else None,
-        beside=gauge.embed(beside.images, keep=True),
-        beside_patients=tuple(entry.patient for entry in beside.entries),
+        validation=gauge.embed(validation.images, keep=True),
+        validation_patients=tuple(entry.patient for entry in validation.entries),
         test=gauge.embed(test.images, keep=True),
         test_patients=tuple(entry.patient for entry in test.entries),
     )
@@ -157,8 +157,8 @@ def nearest_ratio(parts: Sequence[Features], seed: int, n_resamples: int = N_RES
 def _nearest_ratio(part: Features, seed: int, n_resamples: int) -> tuple[float, np.ndarray]:
     index = part.training if part.mirrored is None else np.concatenate([part.training, part.mirrored])
     scale, smallest = 1 / np.sqrt(index.shape[1]), float(np.sqrt(RESOLUTION_L2))
-    own, honest = (np.sqrt(nearest(index * scale, x * scale, 1)[0][:, 0]) for x in (part.samples, part.beside))
-    names, owner = np.unique(np.asarray(part.beside_patients), return_inverse=True)
+    own, honest = (np.sqrt(nearest(index * scale, x * scale, 1)[0][:, 0]) for x in (part.samples, part.validation))
+    names, owner = np.unique(np.asarray(part.validation_patients), return_inverse=True)
     rng = np.random.default_rng(seed)
     draws = zip(
         drawn_counts(len(own), n_resamples, rng), drawn_counts(len(names), n_resamples, rng)[:, owner], strict=True

@@ -13,16 +13,17 @@ from common.image_set import ImageSet
 class StudySite:
     """Images of a site and of strangers; no patient is in two of the parts.
 
-    ``trained_on``: what the generator sees, and what a filter compares with. ``beside``: of the site's other patients,
-    who choose the generator's snapshot and calibrate a filter. ``unseen``: of patients whom only scores and audits see.
+    ``trained_on``: what the generator sees, and what a filter compares with. ``validation``: images of the site's other
+    patients, which choose the generator's snapshot and calibrate a filter. ``unseen``: images of patients that only
+    scores and audits use.
     """
 
     trained_on: ImageSet
-    beside: ImageSet
+    validation: ImageSet
     unseen: ImageSet
 
     @property
     def own(self) -> ImageSet:
         """All images of the site."""
-        images = np.concatenate([self.trained_on.images, self.beside.images])
-        return ImageSet(images, self.trained_on.entries + self.beside.entries, self.trained_on.info)
+        images = np.concatenate([self.trained_on.images, self.validation.images])
+        return ImageSet(images, self.trained_on.entries + self.validation.entries, self.trained_on.info)

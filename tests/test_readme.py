@@ -20,6 +20,7 @@ from support.nnunet_phantoms import planned, write_ct
 from support.packages import cases, facts
 from support.paths import REPOSITORY
 
+from common.exit_codes import ExitCode
 from common.image_set import ImageEntry, ImageSet, save_image_set
 from diffusion.data import ImageData
 from diffusion.train import train
@@ -32,7 +33,7 @@ SCRIPTS = {"run_nnunet.py": "nnunet", "run_federated.py": "federated", "run_scal
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
-MODULES = {"dataset.check", "dataset.export_table", "dataset.prepare", "evaluation.report.page", "federated.benchmark"}
+MODULES = {"dataset.check", "dataset.export_table", "dataset.prepare", "evaluation.report", "federated.benchmark"}
 MODULES |= {"memorization.audit", "diffusion.plan", "diffusion.train", "diffusion.sample", "diffusion.benchmark"}
 MODULES |= {"studies.generator_comparison", "studies.sampler_study"}
 MODULES |= {"gan.benchmark", "gan.sample", "gan.throughput", "studies.generator_study", "sharing.verify"}
@@ -175,7 +176,7 @@ def test_prepare_command_is_understood(words, tmp_path):
     command = [sys.executable, *words[1:]]
     command[raw], command[out] = str(tmp_path / "download"), str(tmp_path / "out")
     ended = run(command, tmp_path)
-    assert ended.returncode == 1
+    assert ended.returncode == ExitCode.BAD_INPUT
     assert str(tmp_path / "download") in ended.stderr
 
 
@@ -276,7 +277,7 @@ def test_comparison_commands_are_understood(name):
         assert chosen.out is not None
 
 
-@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "evaluation.report.page"], ids=ids)
+@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "evaluation.report"], ids=ids)
 def test_report_command_writes_the_report(words, tmp_path):
     folder = tmp_path / words[3]
     (folder / "fold_0").mkdir(parents=True)

@@ -1,1 +1,1 @@
-"""One file a public data set: how its download becomes a folder with a table."""
+"""One file a public data set or layout: its ``IMPORTER``, found by the file's name. A file added here is a command."""

@@ -8,36 +8,30 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from common.errors import InputError
 from dataset.images import ENDINGS, read_image, read_mask, stem
 from dataset.importer import Found, Importer, LeftOut, RawCase
-from dataset.raw_files import in_colours, nearest_label, read_rows, the_folder, write_pair
-
-_NOT_IMAGES = ("derivatives", "sourcedata", "code", "phenotype")
+from dataset.key_values import option
+from dataset.raw_files import holds, in_colours, nearest_label, the_folder, write_pair
+from dataset.table import read_rows
 
 
 @dataclass(frozen=True)
 class BidsOptions:
     """Options of the command."""
 
-    derivative: str = field(default="labels", metadata={"help": "the folder under derivatives/ that holds the masks"})
-    suffix: str = field(default="", metadata={"help": "only images of this suffix: T2w, SEM, ..."})
-    tail: str = field(default="", metadata={"help": "only masks whose name has this besides the image's: dseg, ..."})
-    labels: dict[str, int] = field(
-        default_factory=lambda: {"foreground": 1}, metadata={"help": "name:id, ids 1, 2, ... without gaps"}
-    )
-    mask_values: dict[int, int] = field(
-        default_factory=dict, metadata={"help": "value in the files:id, with 0:0; default: values are ids, or 0/255"}
-    )
-    mask_tolerance: int = field(default=0, metadata={"help": "take the nearest of mask_values within this distance"})
-    site_column: str = field(default="", metadata={"help": "column of participants.tsv that names the site"})
-    site: str = field(default="A", metadata={"help": "the site of all where there is no site_column"})
-    n_channels: int = field(default=0, metadata={"help": "write all 2D images as grey (1) or RGB (3); 0: as stored"})
+    derivative: str = option("labels", "the folder under derivatives/ that holds the masks")
+    suffix: str = option("", "only images of this suffix: T2w, SEM, ...")
+    tail: str = option("", "only masks whose name has this besides the image's: dseg, ...")
+    labels: dict[str, int] = option({"foreground": 1}, "name:id, ids 1, 2, ... without gaps")
+    mask_values: dict[int, int] = option({}, "value in the files:id, with 0:0; default: values are ids, or 0/255")
+    mask_tolerance: int = option(0, "take the nearest of mask_values within this distance")
+    site_column: str = option("", "column of participants.tsv that names the site")
+    site: str = option("A", "the site of all where there is no site_column")
+    n_channels: int = option(0, "write all 2D images as grey (1) or RGB (3); 0: as stored")
 
 
 def find(raw: Path, options: BidsOptions) -> Found:
@@ -46,11 +40,15 @@ def find(raw: Path, options: BidsOptions) -> Found:
     Raises:
         InputError: no BIDS tree, no such derivative or column, or an image with several masks.
     """
-    root = the_folder(raw, _is_bids, "'sub-*' folders and 'derivatives'")
+    root = the_folder(raw, holds("sub-*/", "derivatives/"), "'sub-*' folders and 'derivatives'")
     masks_root = root / "derivatives" / options.derivative
     if not masks_root.is_dir():
         present = sorted(folder.name for folder in (root / "derivatives").iterdir() if folder.is_dir())
-        raise InputError(f"derivatives are {present}", where=masks_root, fix="correct derivative=...")
+        raise InputError(
+            f"there is no such derivative; there are {present}",
+            where=masks_root,
+            fix="correct derivative=...",
+        )
     images = [file for file in _image_files(root) if not options.suffix or _suffix(file) == options.suffix]
     masks_of = _match(images, _image_files(masks_root))
     chosen = {image: _choose(image, masks_of[image], options) for image in images}
@@ -69,8 +67,13 @@ def convert(case: RawCase, out: Path) -> None:
     image_file, mask_file = case.files
     image = read_image(image_file)
     if case.recipe["n_channels"] and not image.is_volume:
-        image = replace(image, array=in_colours(image.array, case.recipe["n_channels"]))
-    write_pair(case.name, out, image, _mask(mask_file, case), image_file, mask_file)
+        image = in_colours(image, case.recipe["n_channels"])
+    mask_values = {int(value): int(label) for value, label in case.recipe["mask_values"].items()}
+    if case.recipe["mask_tolerance"]:
+        mask = nearest_label(mask_file, mask_values, case.recipe["mask_tolerance"])
+    else:
+        mask = read_mask(mask_file, mask_values or None, case.recipe["labels"])
+    write_pair(case.name, out, image, mask, image_file, mask_file)
 
 
 IMPORTER = Importer(
@@ -80,17 +83,6 @@ IMPORTER = Importer(
     find=find,
     convert=convert,
 )
-
-
-def _mask(path: Path, case: RawCase) -> np.ndarray:
-    mask_values = {int(value): int(label) for value, label in case.recipe["mask_values"].items()}
-    if case.recipe["mask_tolerance"]:
-        return nearest_label(path, mask_values, case.recipe["mask_tolerance"])
-    return read_mask(path, mask_values or None, case.recipe["labels"])
-
-
-def _is_bids(folder: Path) -> bool:
-    return (folder / "derivatives").is_dir() and any(child.is_dir() for child in folder.glob("sub-*"))
 
 
 def _image_files(root: Path) -> list[Path]:
@@ -138,7 +130,7 @@ def _sites(root: Path, options: BidsOptions) -> Mapping[str, str]:
     if not options.site_column:
         return defaultdict(lambda: options.site)
     rows = read_rows(root / "participants.tsv", ("participant_id", options.site_column))
-    return {row["participant_id"]: row[options.site_column] for row in rows}
+    return {row["participant_id"]: row[options.site_column] for _, row in rows}
 
 
 def _raw_case(image: Path, mask: Path, sites: Mapping[str, str], options: BidsOptions) -> RawCase:
@@ -146,7 +138,7 @@ def _raw_case(image: Path, mask: Path, sites: Mapping[str, str], options: BidsOp
     subject = _tokens(image)[0]
     if options.site_column and not sites.get(subject):
         raise InputError(
-            f"no {options.site_column} for {subject} in participants.tsv", where=image, fix="fill in the table"
+            f"participants.tsv has no {options.site_column} for {subject}", where=image, fix="fill in the table"
         )
     entities = dict(token.split("-", 1) for token in _tokens(image)[1:] if "-" in token)
     columns = {**entities, "suffix": _suffix(image), "patient": subject, "site": sites[subject]}

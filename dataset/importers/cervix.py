@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InputError
-from dataset.dicom.folder import (
+from dataset.dicom.annotated import (
     Annotated,
     annotated_series,
     description_fits,
@@ -23,7 +23,8 @@ from dataset.dicom.folder import (
 )
 from dataset.dicom.series import DEFAULT_SALT_FILE, load_salt, pseudonym, scanner_of
 from dataset.importer import Found, Importer, LeftOut, RawCase
-from dataset.raw_files import read_rows
+from dataset.key_values import option
+from dataset.table import read_rows
 
 LABELS = {"bladder": 1, "bowel": 2, "rectum": 3, "sigmoid": 4}
 SPELLINGS = {
@@ -38,16 +39,12 @@ CUT_COLUMNS = ("patient id", "folder path", "slices to remove")
 class CervixOptions:
     """Options of the command."""
 
-    series_description: str = field(default=r"(?i)t2", metadata={"help": "regular expression of the T2 series"})
-    slices_to_cut: int = field(default=0, metadata={"help": "slices without annotation at the end of every series"})
-    table: str = field(
-        default="", metadata={"help": f"a .csv in --raw with the columns {', '.join(CUT_COLUMNS)}; it goes first"}
-    )
-    site_a_model: str = field(default="Ingenia", metadata={"help": "scanner model of site A"})
-    site_a_field: str = field(default="1.5", metadata={"help": "field strength of site A in T"})
-    salt_file: str = field(
-        default=DEFAULT_SALT_FILE, metadata={"help": "the secret behind the pseudonyms; it stays in the hospital"}
-    )
+    series_description: str = option(r"(?i)t2", "regular expression of the T2 series")
+    slices_to_cut: int = option(0, "slices without annotation at the end of every series")
+    table: str = option("", f"a .csv in --raw with the columns {', '.join(CUT_COLUMNS)}; it goes first")
+    site_a_model: str = option("Ingenia", "scanner model of site A")
+    site_a_field: str = option("1.5", "field strength of site A in T")
+    salt_file: str = option(DEFAULT_SALT_FILE, "the secret behind the pseudonyms; it stays in the hospital")
 
 
 def find(raw: Path, options: CervixOptions) -> Found:
@@ -136,11 +133,12 @@ def _slices_to_cut(raw: Path, options: CervixOptions, patients: set[str]) -> Map
     if not options.table:
         return {}
     counts = {}
-    for index, row in enumerate(read_rows(raw / options.table, CUT_COLUMNS)):
-        line = f"{raw / options.table}, line {index + 2}"
+    for line, row in read_rows(raw / options.table, CUT_COLUMNS):
         patient, count = row["patient id"].strip(), row["slices to remove"].strip()
         if patient not in patients:
-            raise InputError("no series of this patient", where=line, fix="remove the row, or export the series")
+            raise InputError(
+                "no series of this patient is there", where=line, fix="remove the row, or export the series"
+            )
         if not count.isdecimal():
             raise InputError(f"slices to remove is {count!r}", where=line, fix="give a whole number from 0")
         counts[patient] = int(count)

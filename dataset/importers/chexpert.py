@@ -7,13 +7,15 @@ Layout: ``train.csv`` (and ``valid.csv``) with a column ``Path`` such as
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import InputError
 from dataset.images import read_image
 from dataset.importer import Found, Importer, LeftOut, RawCase
-from dataset.raw_files import deal_to_sites, in_colours, read_rows, the_folder, write_image
+from dataset.key_values import option
+from dataset.raw_files import deal_to_sites, holds, in_colours, the_folder, write_image
+from dataset.table import read_rows
 
 FINDINGS = (
     "No Finding",
@@ -40,9 +42,9 @@ _COLUMNS = ("Path", "Sex", "Age", "Frontal/Lateral", "AP/PA", *FINDINGS)
 class ChexpertOptions:
     """Options of the command."""
 
-    view: str = field(default="frontal", metadata={"help": "frontal, lateral or all"})
-    uncertain: str = field(default="keep", metadata={"help": "what -1 becomes: keep, zeros, ones or ignore (empty)"})
-    n_sites: int = field(default=1, metadata={"help": "patients are dealt to so many sites"})
+    view: str = option("frontal", "frontal, lateral or all")
+    uncertain: str = option("keep", "what -1 becomes: keep, zeros, ones or ignore (empty)")
+    n_sites: int = option(1, "patients are dealt to so many sites")
 
 
 def find(raw: Path, options: ChexpertOptions) -> Found:
@@ -56,18 +58,14 @@ def find(raw: Path, options: ChexpertOptions) -> Found:
         ("uncertain", options.uncertain, tuple(_UNCERTAIN)),
     ):
         if value not in allowed:
-            raise InputError(f"{name}={value!r}", where=name, fix=f"use one of {', '.join(allowed)}")
-    root = the_folder(raw, lambda folder: (folder / "train.csv").is_file(), "'train.csv'")
+            raise InputError(f"{value!r} is not a choice", where=name, fix=f"use one of {', '.join(allowed)}")
+    root = the_folder(raw, holds("train.csv"), "'train.csv'")
     tables = [table for table in (root / "train.csv", root / "valid.csv") if table.is_file()]
-    cases: list[RawCase] = []
-    left_out: list[LeftOut] = []
-    for table in tables:
-        for index, row in enumerate(read_rows(table, _COLUMNS)):
-            found = _raw_case(row, root, f"{table}, line {index + 2}", options)
-            (cases if isinstance(found, RawCase) else left_out).append(found)  # type: ignore[arg-type]
+    found = [_raw_case(row, root, line, options) for table in tables for line, row in read_rows(table, _COLUMNS)]
+    cases = [case for case in found if isinstance(case, RawCase)]
     site_of = deal_to_sites((case.columns["patient"] for case in cases), options.n_sites)
     placed = (replace(case, columns={**case.columns, "site": site_of[case.columns["patient"]]}) for case in cases)
-    return Found(tuple(placed), {}, tuple(left_out))
+    return Found(tuple(placed), {}, tuple(item for item in found if isinstance(item, LeftOut)))
 
 
 def convert(case: RawCase, out: Path) -> None:
@@ -76,8 +74,7 @@ def convert(case: RawCase, out: Path) -> None:
     Raises:
         InputError: an unreadable image.
     """
-    image = read_image(case.files[0])
-    write_image(out / "images" / case.name, replace(image, array=in_colours(image.array, 1)), case.files[0])
+    write_image(out / "images" / case.name, in_colours(read_image(case.files[0]), 1), case.files[0])
 
 
 IMPORTER = Importer(
@@ -93,7 +90,9 @@ def _raw_case(row: dict[str, str], root: Path, line: str, options: ChexpertOptio
     match = _PATH.search(row["Path"])
     if match is None:
         raise InputError(
-            f"path {row['Path']!r}", where=line, fix="it must end in train/patient<n>/study<n>/view<n>_frontal.jpg"
+            f"the path {row['Path']!r} does not end in train/patient<n>/study<n>/view<n>_frontal.jpg",
+            where=line,
+            fix="download the table again",
         )
     subset, patient, study, view, orientation = match.groups()
     name = f"patient{patient}_study{study}_view{view}_{orientation}"
@@ -102,14 +101,12 @@ def _raw_case(row: dict[str, str], root: Path, line: str, options: ChexpertOptio
     image = root / match.group(0)
     if not image.is_file():
         return LeftOut(name, "the image of the row is not there")
-    findings = {_column(finding): _finding(row[finding], finding, line, options) for finding in FINDINGS}
+    findings = {
+        finding.lower().replace(" ", "_"): _finding(row[finding], finding, line, options) for finding in FINDINGS
+    }
     described = {"sex": row["Sex"], "age": row["Age"], "projection": row["AP/PA"], "view": orientation}
     columns = {"patient": f"patient{patient}", "study": study, "subset": subset, **described, **findings}
     return RawCase(name, (image,), columns)
-
-
-def _column(finding: str) -> str:
-    return finding.lower().replace(" ", "_")
 
 
 def _finding(text: str, finding: str, line: str, options: ChexpertOptions) -> str:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import InputError
-from dataset.images import read_image
+from dataset.images import read_image, safe_name
 from dataset.importer import Found, Importer, LeftOut, RawCase, Unusable
-from dataset.raw_files import binary_mask, find_folders, in_colours, the_folder, write_pair
+from dataset.key_values import option
+from dataset.raw_files import binary_mask, find_folders, holds, in_colours, the_folder, write_pair
 
 # HyFree-S3's list: one image of each pair of equal images of HyperKvasir
 DUPLICATES = (
@@ -40,10 +41,8 @@ _FRAME_ENDINGS = (".tif", ".tiff", ".png")  # in the order of preference
 class PolypOptions:
     """Options of the command."""
 
-    mask_threshold: int = field(default=128, metadata={"help": "grey levels from here on are polyp"})
-    last_frames: tuple[int, ...] = field(
-        default=LAST_FRAMES, metadata={"help": "last frame of each sequence of CVC-ClinicDB"}
-    )
+    mask_threshold: int = option(128, "grey levels from here on are polyp")
+    last_frames: tuple[int, ...] = option(LAST_FRAMES, "last frame of each sequence of CVC-ClinicDB")
 
 
 def find(raw: Path, options: PolypOptions) -> Found:
@@ -52,7 +51,7 @@ def find(raw: Path, options: PolypOptions) -> Found:
     Raises:
         InputError: one of them is not there, an image has no mask, or the table of sequences does not fit the frames.
     """
-    hyperkvasir = the_folder(raw, _is_hyperkvasir, _HYPERKVASIR)
+    hyperkvasir = the_folder(raw, holds("images/[!.]*.jpg", "masks/[!.]*.jpg"), _HYPERKVASIR)
     images = sorted((hyperkvasir / "images").glob("[!.]*.jpg"))
     kept = [image for image in images if image.stem not in DUPLICATES]
     recipe = {"mask_threshold": options.mask_threshold}
@@ -80,12 +79,10 @@ def convert(case: RawCase, out: Path) -> None:
         Unusable: an empty mask.
     """
     image_file, mask_file = case.files
-    image = read_image(image_file)
-    image = replace(image, array=in_colours(image.array, 3))
     mask = binary_mask(mask_file, case.recipe["mask_threshold"])
     if not mask.any():
         raise Unusable(f"no pixel of the mask reaches {case.recipe['mask_threshold']}")
-    write_pair(case.name, out, image, mask, image_file, mask_file)
+    write_pair(case.name, out, in_colours(read_image(image_file), 3), mask, image_file, mask_file)
 
 
 def assign_sequences(frames: Iterable[int], last_frames: Sequence[int], where: Path) -> dict[int, int]:
@@ -123,11 +120,6 @@ IMPORTER = Importer(
 )
 
 
-def _is_hyperkvasir(folder: Path) -> bool:
-    parts = [folder / "images", folder / "masks"]
-    return all(part.is_dir() and any(part.glob("[!.]*.jpg")) for part in parts)
-
-
 def _is_clinicdb(folder: Path) -> bool:
     parts = [folder / "Original", folder / "Ground Truth"]
     return all(part.is_dir() and _numbered(part) for part in parts)
@@ -139,16 +131,12 @@ def _clinicdb_folder(raw: Path) -> Path:
     Raises:
         InputError: none, or several of one format.
     """
-    folders = find_folders(raw, _is_clinicdb)
-    for ending in _FRAME_ENDINGS:
-        fitting = [folder for folder in folders if _ending_of(folder) == ending]
-        if fitting:
-            return the_folder(raw, fitting.__contains__, _CLINICDB)
-    return the_folder(raw, _is_clinicdb, _CLINICDB)
-
-
-def _ending_of(folder: Path) -> str:
-    return next(iter(_numbered(folder / "Original").values())).suffix.lower()
+    by_ending: dict[str, list[Path]] = {}
+    for folder in find_folders(raw, _is_clinicdb):
+        first = next(iter(_numbered(folder / "Original").values()))
+        by_ending.setdefault(first.suffix.lower(), []).append(folder)
+    preferred = next((by_ending[ending] for ending in _FRAME_ENDINGS if ending in by_ending), [])
+    return the_folder(raw, preferred.__contains__, _CLINICDB)
 
 
 def _numbered(folder: Path) -> dict[int, Path]:
@@ -174,7 +162,7 @@ def _frames(folder: Path) -> dict[int, tuple[Path, Path]]:
 def _hyperkvasir_case(image: Path, mask: Path, recipe: dict[str, int]) -> RawCase:
     if not mask.is_file():
         raise InputError(f"there is no mask {mask}", where=image, fix="unpack HyperKvasir's segmented images again")
-    name = f"hyperkvasir_{re.sub(r'[^A-Za-z0-9_-]+', '-', image.stem).strip('-_')}"
+    name = f"hyperkvasir_{safe_name(image.stem)}"
     return RawCase(name, (image, mask), {"patient": name, "site": "A"}, recipe)
 
 

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from common.errors import InputError
-from dataset.images import read_image
+from dataset.images import read_image, safe_name
 from dataset.importer import Found, Importer, LeftOut, RawCase
-from dataset.raw_files import binary_mask, deal_to_sites, equal_files, in_colours, the_folder, write_pair
+from dataset.key_values import option
+from dataset.raw_files import binary_mask, deal_to_sites, equal_files, holds, in_colours, the_folder, write_pair
 
 SUBSETS = {"train": "Train Set", "test": "Test Set"}
 _PATIENT = re.compile(r"sub-S(\d+)_")
+_PARTS = [f"{subset}/{part}/" for subset in SUBSETS.values() for part in ("Images", "Ground-truths")]
 _LAYOUT = "'Train Set' and 'Test Set', each with 'Images' and 'Ground-truths'"
 
 
@@ -25,12 +27,8 @@ _LAYOUT = "'Train Set' and 'Test Set', each with 'Images' and 'Ground-truths'"
 class QataOptions:
     """Options of the command."""
 
-    n_sites: tuple[int, ...] = field(
-        default=(2, 8), metadata={"help": "numbers of sites; columns site_<n>, and site is the first of them"}
-    )
-    mask_threshold: int | None = field(
-        default=None, metadata={"help": "accept masks with grey levels: foreground from this level on"}
-    )
+    n_sites: tuple[int, ...] = option((2, 8), "numbers of sites; columns site_<n>, and site is the first of them")
+    mask_threshold: int | None = option(None, "accept masks with grey levels: foreground from this level on")
 
 
 def find(raw: Path, options: QataOptions) -> Found:
@@ -41,11 +39,14 @@ def find(raw: Path, options: QataOptions) -> Found:
     """
     if not options.n_sites or min(options.n_sites) < 1:
         raise InputError(f"n_sites={options.n_sites}", where="n_sites", fix="give numbers of sites, for example 2,8")
-    folder = the_folder(raw, _has_both_subsets, _LAYOUT)
+    folder = the_folder(raw, holds(*_PARTS), _LAYOUT)
     files = [file for subset in SUBSETS.values() for file in sorted((folder / subset / "Images").glob("[!.]*.png"))]
+    left_out = [
+        LeftOut(_label(file), "the name has no patient (sub-S<id>_...)")
+        for file in files
+        if not _PATIENT.search(file.name)
+    ]
     with_patient = [file for file in files if _PATIENT.search(file.name)]
-    without = [file for file in files if not _PATIENT.search(file.name)]
-    left_out = [LeftOut(_label(file), "the name has no patient (sub-S<id>_...)") for file in without]
     copies = _copies(with_patient)
     cases = [_raw_case(file, options) for file in with_patient if file not in copies]
     left_out += [LeftOut(_label(file), reason) for file, reason in copies.items()]
@@ -59,9 +60,8 @@ def convert(case: RawCase, out: Path) -> None:
         InputError: unreadable files, sizes that differ, or grey levels in the mask and no ``mask_threshold``.
     """
     image_file, mask_file = case.files
-    image = read_image(image_file)
-    image = replace(image, array=in_colours(image.array, 1))
-    write_pair(case.name, out, image, binary_mask(mask_file, case.recipe["mask_threshold"]), image_file, mask_file)
+    mask = binary_mask(mask_file, case.recipe["mask_threshold"])
+    write_pair(case.name, out, in_colours(read_image(image_file), 1), mask, image_file, mask_file)
 
 
 IMPORTER = Importer(
@@ -73,17 +73,12 @@ IMPORTER = Importer(
 )
 
 
-def _has_both_subsets(folder: Path) -> bool:
-    parts = [folder / subset / part for subset in SUBSETS.values() for part in ("Images", "Ground-truths")]
-    return all(part.is_dir() for part in parts)
-
-
 def _label(file: Path) -> str:
     return f"{file.parent.parent.name}/{file.name}"
 
 
 def _copies(files: Sequence[Path]) -> dict[Path, str]:
-    """Files whose bytes are those of an earlier one (train before test, then by name), and what is said of them."""
+    """Files whose bytes are those of an earlier one (train before test, then by name), and why each is left out."""
     copies = {}
     for first, *others in equal_files(files):
         for file in others:
@@ -98,28 +93,22 @@ def _mask_of(image: Path) -> Path:
 
 
 def _raw_case(image: Path, options: QataOptions) -> RawCase:
-    """The subset is part of the name: nothing guarantees that no name occurs in both."""
+    """The subset is part of the name, as one name may occur in both subsets."""
     mask, found = _mask_of(image), _PATIENT.search(image.name)
     assert found is not None
     if not mask.is_file():
         raise InputError(f"there is no mask {mask}", where=image, fix="unpack the download again")
     subset = next(name for name, folder in SUBSETS.items() if folder == image.parent.parent.name)
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{subset}_{image.stem}").strip("-_")
     columns = {"patient": str(int(found.group(1))), "subset": subset}
-    return RawCase(name, (image, mask), columns, {"mask_threshold": options.mask_threshold})
+    recipe = {"mask_threshold": options.mask_threshold}
+    return RawCase(safe_name(f"{subset}_{image.stem}"), (image, mask), columns, recipe)
 
 
 def _with_sites(cases: Sequence[RawCase], n_sites: Sequence[int]) -> list[RawCase]:
     patients = [case.columns["patient"] for case in cases]
     site_of = {n: deal_to_sites(patients, n) for n in n_sites}
-    return [
-        replace(
-            case,
-            columns={
-                **case.columns,
-                "site": site_of[n_sites[0]][case.columns["patient"]],
-                **{f"site_{n}": site_of[n][case.columns["patient"]] for n in n_sites},
-            },
-        )
-        for case in cases
-    ]
+    placed = []
+    for case, patient in zip(cases, patients, strict=True):
+        sites = {f"site_{n}": site_of[n][patient] for n in n_sites}
+        placed.append(replace(case, columns={**case.columns, "site": site_of[n_sites[0]][patient], **sites}))
+    return placed

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ import numpy as np
 from common.errors import InputError
 from dataset.images import write_png
 from dataset.importer import Found, Importer, LeftOut, RawCase, Unusable
-from dataset.raw_files import deal_to_sites, read_rows, the_folder
+from dataset.key_values import option
+from dataset.raw_files import deal_to_sites, holds, the_folder
+from dataset.table import read_rows
 
 SUBTYPES = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
 HU_OFFSET = 1024
@@ -31,10 +33,8 @@ _N_READERS = 8  # headers of many small files: waiting for the disk, not computi
 class RsnaIchOptions:
     """Options of the command."""
 
-    n_sites: int = field(default=1, metadata={"help": "patients are dealt to so many sites"})
-    salt: str = field(
-        default="", metadata={"help": "text mixed into the hash of the patient's id; keep it to yourself"}
-    )
+    n_sites: int = option(1, "patients are dealt to so many sites")
+    salt: str = option("", "text mixed into the hash of the patient's id; keep it to yourself")
 
 
 def find(raw: Path, options: RsnaIchOptions) -> Found:
@@ -43,20 +43,16 @@ def find(raw: Path, options: RsnaIchOptions) -> Found:
     Raises:
         InputError: no table, an unknown subtype, contradicting or incomplete rows of an image, or no pydicom.
     """
-    root = the_folder(raw, lambda folder: (folder / _TABLE).is_file(), f"'{_TABLE}'")
+    root = the_folder(raw, holds(_TABLE), f"'{_TABLE}'")
     labels, n_repeated = read_labels(root / _TABLE)
     files = {image: root / _FOLDER / f"{image}.dcm" for image in sorted(labels)}
     there = {image: file for image, file in files.items() if file.is_file()}
     patients = _patients(there, options.salt)
     site_of = deal_to_sites(patients.values(), options.n_sites)
-    cases = tuple(
-        RawCase(
-            image,
-            (file,),
-            {"patient": patients[image], "site": site_of[patients[image]], **labels[image]},
-        )
-        for image, file in there.items()
-    )
+    columns = {
+        image: {"patient": patients[image], "site": site_of[patients[image]], **labels[image]} for image in there
+    }
+    cases = tuple(RawCase(image, (file,), columns[image]) for image, file in there.items())
     left_out = tuple(LeftOut(image, "the image of the rows is not there") for image in files if image not in there)
     warnings = (f"{n_repeated} rows of {_TABLE} repeat others and count once",) if n_repeated else ()
     return Found(cases, {}, left_out, warnings)
@@ -91,11 +87,14 @@ def read_labels(table: Path) -> tuple[dict[str, dict[str, str]], int]:
     """
     labels: dict[str, dict[str, str]] = defaultdict(dict)
     n_repeated = 0
-    for index, row in enumerate(read_rows(table, ("ID", "Label"))):
+    for line, row in read_rows(table, ("ID", "Label")):
         image, _, subtype = row["ID"].rpartition("_")
-        line = f"{table}, line {index + 2}"
         if not image.startswith("ID_") or subtype not in SUBTYPES or row["Label"] not in ("0", "1"):
-            raise InputError(f"row {row['ID']!r}, {row['Label']!r}", where=line, fix="download the table again")
+            raise InputError(
+                f"the row {row['ID']!r}, {row['Label']!r} is not ID_<image>_<subtype>,<0 or 1>",
+                where=line,
+                fix="download the table again",
+            )
         if labels[image].setdefault(subtype, row["Label"]) != row["Label"]:
             raise InputError(f"{row['ID']!r} is both 0 and 1", where=line, fix="keep one of the rows")
         n_repeated += 1
@@ -123,11 +122,10 @@ def _patients(files: Mapping[str, Path], salt: str) -> dict[str, str]:
         try:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
         except pydicom.errors.InvalidDicomError as error:
-            raise InputError(f"not a DICOM file ({error})", where=file, fix="unpack the download again") from error
+            raise InputError(f"it is no DICOM file ({error})", where=file, fix="unpack the download again") from error
         if not header.get("PatientID"):
-            raise InputError("no PatientID in the header", where=file, fix="unpack the download again, or remove it")
+            raise InputError("the header has no PatientID", where=file, fix="unpack the download again, or remove it")
         return hashlib.sha256(f"{salt}\x1f{header.PatientID}".encode()).hexdigest()[:16]
 
     with ThreadPoolExecutor(_N_READERS) as executor:
-        hashes: Iterable[str] = executor.map(read, files.values())
-        return dict(zip(files, hashes, strict=True))
+        return dict(zip(files, executor.map(read, files.values()), strict=True))

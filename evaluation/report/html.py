@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
@@ -40,6 +40,11 @@ def note(text: str) -> Html:
 def absent(text: str) -> Html:
     """What stands in place of a part that the run does not have (yet)."""
     return element("p", text, "absent")
+
+
+def bullets(items: Iterable[str], css_class: str = "") -> Html:
+    """A list with a bullet for each item."""
+    return element("ul", join(*(element("li", item) for item in items)), css_class)
 
 
 def heading(text: str) -> Html:

@@ -1,4 +1,4 @@
-"""The report's part on labels that a generator made with its images, beside those that the site's network predicts."""
+"""The report's section on labels that a generator made with its images, compared with those the network predicts."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from evaluation.report.run import RunFiles, StageFolder, read_mapping
 
 AGREEMENT, PICTURE = "agreement.json", "least_alike.png"
 HOW_TO_READ = (
-    "The generator made a label map with every image, and the site's network labelled the same kept images. Neither is "
-    "a reference: low agreement says that one of them is wrong, not which. Dice is the mean over images where at least "
-    "one of the two has the class, with a 95 % bootstrap interval over images."
+    "The generator made a label map with every image, and the site's network labelled the same kept images. Neither "
+    "map is a reference: low agreement says that one of them is wrong, but not which one. Dice is the mean over the "
+    "images where at least one map has the class, with a 95 % bootstrap interval over images."
 )
 PICTURE_CAPTION = "the images whose two label maps agree least, both outlined"
 HEADER = ("Class", "Dice", "images compared", "neither has it", "of all pixels, generated", "predicted")

@@ -5,10 +5,8 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from evaluation.results import write_table
 
 log = logging.getLogger(__name__)
 
-WARNING = "This report contains images of real patients and stays inside; what may leave is in share/."
+WARNING = "This report contains images of real patients and must stay at the site. Only what is in share/ may leave."
 
 
 def write_report(
@@ -99,22 +97,10 @@ def sections_of_run(files: RunFiles) -> Sequence[Section]:
     return sections
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m evaluation.report runs/<exp_name>``: exit status 0, or 2 where the folder is not a run."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.report", description="Rebuild report.html of a run.")
-    parser.add_argument("run", type=Path, help="runs/<exp_name>")
-    parser.add_argument("--folds", type=int, nargs="+", help="outer folds to include (default: all found)")
-    parser.add_argument("--out", type=Path, help="folder to write to (default: the run's)")
-    options = parser.parse_args(arguments)
-    try:
-        sections = sections_of_run(_run_files(options.run, options.folds))
-        report = write_report(options.run, options.folds, options.out, sections)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(f"{report}\n")
-    return 0
+def rebuild_report(run: Path, folds: Sequence[int] | None, out: Path | None) -> Path:
+    """Write the report of a run again, with the sections of the experiment that it names.
 
-
-if __name__ == "__main__":
-    sys.exit(main())
+    Raises:
+        InputError: the folder is no run, or its experiment cannot be imported.
+    """
+    return write_report(run, folds, out, sections_of_run(_run_files(run, folds)))

@@ -31,12 +31,12 @@ class Section:
 
 
 ANSWER = Section("answer", "What sharing gained", answer_section)
-APPROACHES = Section("approaches", "Against other approaches", approaches_section)
-SCALING = Section("scaling", "What further contributors bring", scaling_section)
+APPROACHES = Section("approaches", "Comparison with other approaches", approaches_section)
+SCALING = Section("scaling", "Gain with the number of contributing sites", scaling_section)
 FEDERATED = Section("federated", "Training across sites", federated_section)
 RESULTS = Section("results", "More results", more_results_section)
-IMAGES = Section("images", "Real beside synthetic images", images_section)
-LABELS = Section("labels", "Generated labels beside predicted ones", labels_section)
+IMAGES = Section("images", "Real and synthetic images", images_section)
+LABELS = Section("labels", "Generated and predicted labels", labels_section)
 FILTER = Section("filter", "Memorization filter", filter_section)
 PRIVACY = Section("privacy", "Privacy", privacy_section)
 SHARED = Section("shared", "What was shared", shared_section)

@@ -7,7 +7,7 @@ from common.image_set import load_image_set, load_labels
 from common.plan import load_plan
 from dataset.training_splits import HELD_OUT_SPLITS, TRAIN_SPLITS
 from engine.run_stage import StageContext
-from features.fidelity_monitor import FeatureGauge
+from features.fidelity_monitor import FidelityMonitor
 from generators.interface import TrainRequest
 from generators.registry import built_in_adapters, find_generator
 
@@ -23,7 +23,7 @@ def train_generator(context: StageContext) -> None:
     if "labels" in settings:
         in_train = [i for i, entry in enumerate(slices.entries) if entry.split in seen]
         masks, n_mask_labels = load_labels(context.inputs["slices"])[in_train], len(settings["labels"])
-    monitor = FeatureGauge(
+    monitor = FidelityMonitor(
         images,
         slices.of_split(*HELD_OUT_SPLITS[settings["train_on"]]),
         context.seed,

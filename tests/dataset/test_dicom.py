@@ -24,9 +24,9 @@ from support.dicom_files import (
 
 from common.errors import InputError
 from dataset.check import check_cases
-from dataset.dicom.folder import IMPORTER, DicomOptions
 from dataset.dicom.rtstruct import read_structures
 from dataset.dicom.series import all_files, group_series, load_salt, pseudonym, read_headers, sort_series
+from dataset.importers.dicom import IMPORTER, DicomOptions
 from dataset.preparation import prepare_source, source_config
 from dataset.source import load_cases
 

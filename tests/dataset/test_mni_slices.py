@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 from PIL import Image
 
+from common.exit_codes import ExitCode
 from dataset.mni_slices import TEMPLATE, main, slices_of
 
 
@@ -36,5 +37,5 @@ def test_a_wheel_without_the_template_is_refused(tmp_path: Path, capsys) -> None
     wheel = tmp_path / "other.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("a", "b")
-    assert main(["--wheel", str(wheel), "--out", str(tmp_path / "out")]) == 1
+    assert main(["--wheel", str(wheel), "--out", str(tmp_path / "out")]) == ExitCode.BAD_INPUT
     assert "other.whl" in capsys.readouterr().err and not (tmp_path / "out").exists()

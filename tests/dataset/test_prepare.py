@@ -244,7 +244,7 @@ def test_wrong_options_and_importers_are_refused_with_the_known_ones(raw, tmp_pa
     assert prepare(raw, tmp_path / "out", "sites=A") == 1
     assert "did you mean 'site'" in capsys.readouterr().err
     assert prepare(raw, tmp_path / "out", name="quata") == 1
-    assert "qata, polyp" in capsys.readouterr().err
+    assert "polyp, qata" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", IMPORTERS)
@@ -378,5 +378,5 @@ def test_the_code_behind_a_conversion_is_all_of_it():
     from dataset.preparation import _code_behind
 
     names = {file.stem for file in _code_behind(load_importer("cervix")[0].convert)}
-    assert {"cervix", "dicom_folder", "dicom", "rtstruct", "dicom_seg"} <= names
+    assert {"cervix", "annotated", "series", "rtstruct", "seg"} <= names
     assert {"qata", "raw_files", "images"} <= {file.stem for file in _code_behind(load_importer("qata")[0].convert)}

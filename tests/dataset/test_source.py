@@ -13,6 +13,7 @@ import pytest
 from support.paths import REPOSITORY
 
 from common.errors import InputError
+from common.exit_codes import ExitCode
 from dataset.check import check_cases, write_contact_sheet
 from dataset.convert import write_raw_dataset
 from dataset.folds import assign_folds
@@ -286,7 +287,7 @@ def test_check_command_writes_the_sheet_and_fails_on_bad_data(root):
     assert good.returncode == 0 and "site A: 6 patients, 6 images" in good.stdout
     assert PIL.Image.open(root / "sheet.png").size == (8 * 192, 2 * 192)
     bad = run("site_column=hospital", f"out={root / 'other.png'}")
-    assert bad.returncode == 1 and "'hospital'" in bad.stderr and "way out" in bad.stderr
+    assert bad.returncode == ExitCode.BAD_INPUT and "'hospital'" in bad.stderr and "way out" in bad.stderr
     assert "Traceback" not in bad.stderr and not (root / "other.png").exists()
 
 

@@ -1,21 +1,18 @@
-"""Networks, losses and augmentation by themselves: shapes, conditions, and terms that do not depend on sizes."""
+"""Networks and losses by themselves: shapes, conditions, and terms that do not depend on sizes."""
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 
 import pytest
 import torch
 from support.diffusion_models import tiny_settings
 
-from common.errors import InputError
-from diffusion.augment import augment, n_augment_numbers
 from diffusion.autoencoder import Autoencoder
 from diffusion.blocks import n_groups
 from diffusion.denoiser import Denoiser
-from diffusion.loss import AdversarialLoss, build_discriminator
-from diffusion.perceptual import build_perceptual, check_perceptual, perceptual_distance
+from diffusion.loss import build_discriminator, critic_loss, generator_loss
+from diffusion.perceptual import build_perceptual, perceptual_distance
 from diffusion.schedule import SampleSchedule, derive_schedule
 
 
@@ -28,26 +25,24 @@ def denoiser_that_says_something(**settings: int) -> Denoiser:
     return network.eval()
 
 
-def test_the_denoiser_listens_to_time_class_mask_and_augmentation() -> None:
-    network = denoiser_that_says_something(n_classes=3, n_context_channels=2, n_augment=1)
+def test_the_denoiser_is_conditioned_on_time_class_and_mask() -> None:
+    network = denoiser_that_says_something(n_classes=3, n_context_channels=2)
     noisy, times = torch.randn(2, 1, 16, 16), torch.tensor([10.0, 900.0])
-    said = network(noisy, times)
-    assert said.shape == noisy.shape
-    told = {
+    prediction = network(noisy, times)
+    assert prediction.shape == noisy.shape
+    others = {
         "time": network(noisy, times + 50),
         "class": network(noisy, times, classes=torch.tensor([0, 2])),
         "context": network(noisy, times, context=torch.ones(2, 2, 16, 16)),
-        "augmented": network(noisy, times, augmented=torch.ones(2, 1)),
     }
-    assert [name for name, other in told.items() if torch.allclose(said, other)] == []
+    assert [name for name, other in others.items() if torch.allclose(prediction, other)] == []
     same = network(
         noisy,
         times,
         classes=torch.tensor([3, 3]),  # the one that stands for no class, for guidance
         context=torch.zeros(2, 2, 16, 16),
-        augmented=torch.zeros(2, 1),
     )
-    assert torch.allclose(said, same, atol=1e-6)
+    assert torch.allclose(prediction, same, atol=1e-6)
 
 
 def test_checkpointing_changes_memory_and_no_gradient() -> None:
@@ -88,7 +83,6 @@ def test_what_keeps_latents_in_order_does_not_grow_with_their_number() -> None:
 
 def test_the_critics_own_loss_has_no_weight_and_its_closed_form() -> None:
     """Defect 14: the original weighted it too. Least squares: 0 for a critic that is right, 1/2 for one that says 1."""
-    loss = AdversarialLoss()
     made, real = torch.zeros(2, 1, 4, 4), torch.ones(2, 1, 4, 4)
 
     class Says(torch.nn.Module):
@@ -99,10 +93,10 @@ def test_the_critics_own_loss_has_no_weight_and_its_closed_form() -> None:
         def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
             return [images if self.constant is None else torch.full_like(images, self.constant)]
 
-    assert float(loss.of_critic(Says(None), made, real)) == 0
-    assert float(loss.of_critic(Says(1.0), made, real)) == pytest.approx(0.5)
-    assert float(loss.of_generator(Says(1.0), made)) == 0
-    assert float(loss.of_generator(Says(0.0), made)) == 1
+    assert float(critic_loss(Says(None), made, real)) == 0
+    assert float(critic_loss(Says(1.0), made, real)) == pytest.approx(0.5)
+    assert float(generator_loss(Says(1.0), made)) == 0
+    assert float(generator_loss(Says(0.0), made)) == 1
 
 
 @pytest.mark.parametrize("size", [(8, 8), (12, 20), (16, 12, 40), (64, 64)])
@@ -127,30 +121,6 @@ def test_the_perceptual_term_takes_any_channels_without_a_download(n_channels: i
     assert noisy.grad is not None and float(noisy.grad.abs().sum()) > 0
     volume = torch.rand(1, n_channels, 8, 16, 16)
     assert float(perceptual_distance(network, volume, volume, draws)) == pytest.approx(0, abs=1e-6)
-
-
-def test_lpips_is_refused_with_a_way_out_where_its_package_is_missing() -> None:
-    if importlib.util.find_spec("lpips") is not None:
-        pytest.skip("it is installed")
-    with pytest.raises(InputError, match="efficientnet_lite0"):
-        check_perceptual("lpips_alex")
-
-
-@pytest.mark.parametrize("n_axes", [2, 3])
-def test_augmentation_says_what_it_did_and_moves_labels_with_their_images(n_axes: int) -> None:
-    names, size = ("translation", "scale", "brightness"), (16,) * n_axes
-    batch = torch.full((40, 2, *size), -0.5)
-    middle = (slice(None), slice(None), *[slice(5, 11)] * n_axes)
-    batch[middle] = 0.5
-    changed, told = augment(batch, names, 1, torch.Generator().manual_seed(0))
-    assert told.shape == (40, n_augment_numbers(names, n_axes)) and float(told.abs().max()) <= 1
-    untouched = (told == 0).all(1)
-    assert 0 < int(untouched.sum()) < 40 and torch.equal(changed[untouched], batch[untouched])
-    unlit = told[:, -1] == 0
-    assert torch.allclose(changed[unlit, 0], changed[unlit, 1])
-    assert float(changed[:, 1].abs().max()) <= 0.5 + 1e-5
-    again = augment(batch, names, 1, torch.Generator().manual_seed(0))
-    assert torch.equal(again[0], changed) and torch.equal(again[1], told)
 
 
 @pytest.mark.parametrize(("base", "groups"), [(8, 2), (16, 4), (24, 6), (32, 8), (64, 16), (128, 32), (256, 32)])

@@ -54,7 +54,7 @@ def test_a_training_killed_anywhere_and_resumed_ends_as_an_undisturbed_one(
     in_latents: bool, stop_at_kimg: float, tmp_path: Path
 ) -> None:
     """Defect 8. In latents the first stop is in the autoencoder's second epoch, the second in the denoiser's."""
-    settings = tiny_settings(in_latents=in_latents, augment=("translation", "scale", "brightness"))
+    settings = tiny_settings(in_latents=in_latents)
     data = data_of(settings)
     if not in_latents:
         stop_at_kimg = 0.028

@@ -12,7 +12,8 @@ from common.errors import InputError
 from common.files import write_json, write_text
 from common.image_set import ImageEntry, ImageSet, save_image_set
 from evaluation.report import sections
-from evaluation.report.page import main, write_report
+from evaluation.report.__main__ import main
+from evaluation.report.page import write_report
 from evaluation.results import write_results
 
 SITES = ("A", "B")

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.gan_trainings import noise_images, plan_of
 
 from common.errors import InputError
-from common.plan import Plan
+from common.plan import Plan, square_plan
 from gan.auto import (
     AUTO_KEYS,
     BUDGET_SHARE,
@@ -29,7 +29,6 @@ from gan.auto import (
 )
 from gan.model import Discriminator, GeneratorNetwork
 from gan.settings import GanConfig, derive_settings
-from gan.square import square_plan
 from generators.interface import SampleRequest, TrainRequest
 from generators.registry import find_generator
 

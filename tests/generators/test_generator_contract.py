@@ -25,7 +25,7 @@ KIMG = 0.02
 
 def plan_of(size_px: tuple[int, int], n_channels: int) -> Plan:
     return Plan(
-        patch_size_px=size_px,
+        patch_size=size_px,
         strides=((1, 1), (2, 2), (2, 2)),
         kernel_sizes=((3, 3),) * 3,
         spacing_mm=(1.0, 1.0),

@@ -31,13 +31,13 @@ from support.nnunet_phantoms import (
 
 from common.errors import InputError
 from common.files import write_json
+from common.plan import plan_from_json
 from common.seeds import derive_seed
-from common.spatial_plan import spatial_plan_from_json
 from diffusion.crops import CropData
 from diffusion.data import channels_as_labels
 from nnunetv2_mod.cases import CaseFolder
 from nnunetv2_mod.nnunet_folder import NnunetDataset
-from nnunetv2_mod.output_spec import facts_from
+from nnunetv2_mod.output_spec import output_spec_from
 from nnunetv2_mod.source_spec import source_of
 from nnunetv2_mod.write_images import write_dataset_json, write_sample
 
@@ -84,9 +84,9 @@ def test_a_case_comes_back_as_the_file_it_was(ct: Planned, tmp_path: Path) -> No
     """Spec defect 17: samples had neither geometry nor intensities."""
     data, names = whole(ct, WHOLE, n_labels=2)
     shown = data.at(0, 1)[0].numpy()
-    facts = facts_from(json.loads(json.dumps(data.facts)))
+    spec = output_spec_from(json.loads(json.dumps(data.output_spec)))
     labels = channels_as_labels(shown[None, 1:])[0]
-    image_file, label_file = write_sample(tmp_path, "syn", shown[:1], facts, labels)
+    image_file, label_file = write_sample(tmp_path, "syn", shown[:1], spec, labels)
     assert [path.relative_to(tmp_path).as_posix() for path in (image_file, label_file)] == [
         "imagesTr/syn_0000.nii.gz",
         "labelsTr/syn.nii.gz",
@@ -94,7 +94,7 @@ def test_a_case_comes_back_as_the_file_it_was(ct: Planned, tmp_path: Path) -> No
     written, original = read_image(image_file), read_image(ct.dataset.raw / f"imagesTr/{names[0]}_0000.nii.gz")
     assert written.GetSpacing() == original.GetSpacing() == FILE_SPACING_MM[::-1]
     assert written.GetPixelID() == original.GetPixelID() == SimpleITK.sitkInt16
-    (channel,), restored = facts.channels, facts.channels[0].restored
+    (channel,), restored = spec.channels, spec.channels[0].restored
     assert restored.space == "source"
     ends = [end * restored.scale + restored.offset for end in (channel.low, channel.high)]
     expected = np.clip(SimpleITK.GetArrayFromImage(original).astype(float), *ends)
@@ -115,10 +115,10 @@ def test_nnunet_reads_what_is_written(ct: Planned, tmp_path: Path, monkeypatch) 
     pools = SimpleNamespace(get_context=lambda method: SimpleNamespace(Pool=ThreadPool))
     monkeypatch.setattr(own, "multiprocessing", pools)  # a spawned process would import torch again
     data, _ = whole(ct, SMALL, n_labels=2)
-    facts = facts_from(data.facts)
+    spec = output_spec_from(data.output_spec)
     for number, crop in enumerate(data.at(0, 2).numpy()):
-        write_sample(tmp_path, f"s{number}", crop[:1], facts, channels_as_labels(crop[None, 1:])[0])
-    write_dataset_json(tmp_path, facts, n_axes=3, n_cases=2)
+        write_sample(tmp_path, f"s{number}", crop[:1], spec, channels_as_labels(crop[None, 1:])[0])
+    write_dataset_json(tmp_path, spec, n_axes=3, n_cases=2)
     with threads_for_pools():
         own.verify_dataset_integrity(str(tmp_path), num_processes=1)
     array, properties = SimpleITKIO().read_images([str(tmp_path / "imagesTr/s0_0000.nii.gz")])
@@ -132,7 +132,7 @@ def test_slices_of_a_volume_keep_their_place_in_the_file(ct: Planned, tmp_path: 
     data = CropData(ct.dataset, ct.slices, settings, 0, seed=1)
     crop = data.at(0, 1).numpy()[0]
     assert crop.shape == (1, 26, 22)
-    (path,) = write_sample(tmp_path, "slice", crop, facts_from(data.facts))
+    (path,) = write_sample(tmp_path, "slice", crop, output_spec_from(data.output_spec))
     image = read_image(path)
     assert image.GetSize() == (1, 22, 26) and image.GetSpacing() == pytest.approx(FILE_SPACING_MM[::-1])
 
@@ -140,13 +140,13 @@ def test_slices_of_a_volume_keep_their_place_in_the_file(ct: Planned, tmp_path: 
 def test_colour_pictures_come_back(colour: Planned, tmp_path: Path) -> None:
     data, names = whole(colour, (48, 40), n_labels=1, n_channels=3)
     shown = data.at(0, 1)[0].numpy()
-    facts = facts_from(data.facts)
-    image_file, label_file = write_sample(tmp_path, "syn", shown[:3], facts, channels_as_labels(shown[None, 3:])[0])
+    spec = output_spec_from(data.output_spec)
+    image_file, label_file = write_sample(tmp_path, "syn", shown[:3], spec, channels_as_labels(shown[None, 3:])[0])
     assert (image_file.name, label_file.name) == ("syn_0000.png", "syn.png")
     image, original = read_image(image_file), read_image(colour.dataset.raw / f"imagesTr/{names[0]}_0000.png")
     written, expected = (SimpleITK.GetArrayFromImage(one).astype(float) for one in (image, original))
     assert image.GetPixelID() == original.GetPixelID() == SimpleITK.sitkVectorUInt8
-    assert facts.channels[0].restored.space == "source"
+    assert spec.channels[0].restored.space == "source"
     scaled = [np.corrcoef(written[..., c].ravel(), expected[..., c].ravel())[0, 1] for c in range(3)]
     assert min(scaled) > 0.999  # z-scores come back with the median image's mean and deviation
     assert np.abs(written - expected).mean() < 8
@@ -158,8 +158,8 @@ def test_outside_the_mask_is_background_again(mr: Planned, tmp_path: Path) -> No
     """nnU-Net leaves a 0 there, which among z-scores is the mean of the head."""
     assert mr.volumes.use_mask_for_norm == (True, True)
     data, names = whole(mr, (8, 20, 26), n_labels=0, n_channels=2)  # larger than the head: padded too
-    facts = facts_from(data.facts)
-    files = write_sample(tmp_path, "syn", data.at(0, 1)[0].numpy(), facts)
+    spec = output_spec_from(data.output_spec)
+    files = write_sample(tmp_path, "syn", data.at(0, 1)[0].numpy(), spec)
     assert [path.name for path in files] == ["syn_0000.nii.gz", "syn_0001.nii.gz"]
     for channel, (path, level) in enumerate(zip(files, (300, 900))):
         values = SimpleITK.GetArrayFromImage(read_image(path))
@@ -192,14 +192,16 @@ def test_what_nnunet_normalised_is_restored(tmp_path: Path, scheme: str) -> None
 
 def test_three_grey_files_are_no_colour_picture(colour: Planned, tmp_path: Path) -> None:
     """Told apart by the raw files; without them by the channels' names."""
-    facts = CropData(colour.dataset, colour.slices, settings_for((8, 8), 3), 0, seed=0).facts
-    without_raw = CropData(replace(colour.dataset, raw=None), colour.slices, settings_for((8, 8), 3), 0, seed=0).facts
-    assert facts["rgb"] and without_raw["rgb"] and without_raw["dtype"] == "uint8"
+    spec = CropData(colour.dataset, colour.slices, settings_for((8, 8), 3), 0, seed=0).output_spec
+    without_raw = CropData(
+        replace(colour.dataset, raw=None), colour.slices, settings_for((8, 8), 3), 0, seed=0
+    ).output_spec
+    assert spec["rgb"] and without_raw["rgb"] and without_raw["dtype"] == "uint8"
     grey = np.linspace(-1, 1, 3 * 64).reshape(3, 8, 8)
-    (one,) = write_sample(tmp_path, "unknown", grey, facts_from(without_raw))
+    (one,) = write_sample(tmp_path, "unknown", grey, output_spec_from(without_raw))
     written = SimpleITK.GetArrayFromImage(read_image(one))
     assert written.min() == 0 and written.max() == 255  # stretched, as the units are unknown
-    three = write_sample(tmp_path, "grey", grey, facts_from({**facts, "rgb": False}))
+    three = write_sample(tmp_path, "grey", grey, output_spec_from({**spec, "rgb": False}))
     assert [path.name for path in three] == ["grey_0000.png", "grey_0001.png", "grey_0002.png"]
     assert {read_image(path).GetPixelID() for path in three} == {SimpleITK.sitkUInt8}
 
@@ -207,9 +209,9 @@ def test_three_grey_files_are_no_colour_picture(colour: Planned, tmp_path: Path)
 def test_without_raw_images_z_scores_are_said_to_be_normalised(mr: Planned, caplog) -> None:
     settings = settings_for(SMALL, n_channels=2)
     data = CropData(replace(mr.dataset, raw=None), mr.volumes, settings, 0, seed=1)
-    facts = facts_from(data.facts)
-    assert [channel.restored.space for channel in facts.channels] == ["normalised", "normalised"]
-    assert facts.dtype == "float32" and "ZScoreNormalization" in caplog.text
+    spec = output_spec_from(data.output_spec)
+    assert [channel.restored.space for channel in spec.channels] == ["normalised", "normalised"]
+    assert spec.dtype == "float32" and "ZScoreNormalization" in caplog.text
 
 
 def test_the_mni_brain_comes_back(tmp_path: Path) -> None:
@@ -222,12 +224,12 @@ def test_the_mni_brain_comes_back(tmp_path: Path) -> None:
     described = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "bright": 1}}
     write_json(raw / "dataset.json", {**described, "numTraining": 5, "file_ending": ".nii.gz"})
     dataset = plan_with_nnunet(raw, tmp_path / "preprocessed", ("3d_fullres",))
-    plan = spatial_plan_from_json(dataset.plans, "3d_fullres")
+    plan = plan_from_json(dataset.plans, "3d_fullres")
     size = CaseFolder(dataset.preprocessed / plan.data_identifier, 1).size("b2")
     data = CropData(dataset, plan, settings_for(size, n_labels=1), "all", seed=0)
     (case,) = np.flatnonzero(np.array(data.split.train)[data._order(0)] == "b2")
     shown = data.at(0, 5)[case].numpy()
-    (path,) = write_sample(tmp_path, "syn", shown[:1], facts_from(data.facts))
+    (path,) = write_sample(tmp_path, "syn", shown[:1], output_spec_from(data.output_spec))
     written = SimpleITK.GetArrayFromImage(read_image(path))
     inside = np.nonzero(volume)
     box = tuple(slice(axis.min(), axis.max() + 1) for axis in inside)
@@ -316,10 +318,10 @@ def test_pickles_are_never_opened(copied: NnunetDataset, ct: Planned) -> None:
     ],
 )
 def test_facts_no_training_writes_are_refused(ct: Planned, change: dict) -> None:
-    facts = dict(CropData(ct.dataset, ct.volumes, settings_for(SMALL), 0, seed=0).facts)
-    assert facts_from(facts)
+    spec = dict(CropData(ct.dataset, ct.volumes, settings_for(SMALL), 0, seed=0).output_spec)
+    assert output_spec_from(spec)
     with pytest.raises(InputError):
-        facts_from(facts | change)
+        output_spec_from(spec | change)
 
 
 def test_some_channels_of_the_images_can_be_trained_on_alone(mr: Planned) -> None:
@@ -327,6 +329,9 @@ def test_some_channels_of_the_images_can_be_trained_on_alone(mr: Planned) -> Non
     both = CropData(mr.dataset, mr.volumes, settings_for(SMALL, n_channels=2), 0, seed=1)
     second = CropData(mr.dataset, mr.volumes, settings_for(SMALL, n_channels=1), 0, seed=1, channels=[1])
     assert np.allclose(both.at(0, 4)[:, 1:], second.at(0, 4), atol=1e-4)
-    assert second.facts["channels"] == both.facts["channels"][1:] and second.facts["channels"][0]["name"] == "T2"
+    assert (
+        second.output_spec["channels"] == both.output_spec["channels"][1:]
+        and second.output_spec["channels"][0]["name"] == "T2"
+    )
     with pytest.raises(InputError, match="plan the dataset again"):
         CropData(mr.dataset, mr.volumes, settings_for(SMALL, n_channels=2), 0, seed=1, channels=[1])

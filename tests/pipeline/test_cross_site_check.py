@@ -36,7 +36,9 @@ from sharing import (
 PLANS = {
     "configurations": {
         "2d": {
+            "data_identifier": "nnUNetPlans_2d",
             "patch_size": [12, 20],
+            "median_image_size_in_voxels": [12, 20],
             "architecture": {"arch_kwargs": {"strides": [[1, 1]], "kernel_sizes": [[3, 3]]}},
             "normalization_schemes": ["ZScoreNormalization"],
             "spacing": [1.0, 1.0],

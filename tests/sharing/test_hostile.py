@@ -52,8 +52,9 @@ from support.spoiled_packages import (
 
 import sharing.folder
 import sharing.received
+from common.exit_codes import ExitCode
 from sharing import PackageError, verify_package, write_package
-from sharing.refusal import Reason
+from sharing.errors import Reason
 from sharing.verify import main
 
 MAX_PEAK_BYTES, MAX_S = 2**24, 10
@@ -348,7 +349,7 @@ def test_a_package_that_names_the_machine_or_its_user_does_not_get_its_manifest(
         write_package(tmp_path / "here", cases(1), described, volumetric=False)
     assert not (tmp_path / "here" / "manifest.json").exists()
     assert main([str(tmp_path / "elsewhere")]) == 0  # a receiver does not look for his own names
-    assert main([str(tmp_path / "elsewhere"), "--written-here"]) == 1
+    assert main([str(tmp_path / "elsewhere"), "--written-here"]) == ExitCode.REFUSED
 
 
 def test_the_command_says_what_it_checked(good, capsys):
@@ -357,14 +358,14 @@ def test_the_command_says_what_it_checked(good, capsys):
     assert "site A, 4 images of 12 x 20 pixels in 4 cases, 12 files" in said and "SHA-256" in said
 
 
-def test_the_command_gives_a_line_a_reason_and_ends_with_1(good, tmp_path, capsys):
+def test_the_command_gives_a_line_a_reason_and_ends_with_3(good, tmp_path, capsys):
     shutil.copytree(good[False], tmp_path / "package")
     for name in (IMAGE, LABEL):
         (tmp_path / "package" / name).write_bytes(b"\x1b[2J")
-    assert main([str(tmp_path / "package")]) == 1
+    assert main([str(tmp_path / "package")]) == ExitCode.REFUSED
     lines = capsys.readouterr().err.splitlines()
     assert [name in line and "way out" in line for name, line in zip((IMAGE, LABEL), lines)] == [True, True]
-    assert main([str(tmp_path / "absent")]) == 1
+    assert main([str(tmp_path / "absent")]) == ExitCode.BAD_INPUT
 
 
 def test_a_refusal_comes_back_from_another_process_with_all_its_reasons(tmp_path):

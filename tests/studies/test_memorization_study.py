@@ -93,14 +93,14 @@ def test_a_copy_is_told_by_its_pixels_also_mirrored_darker_and_noisy(site: Study
 def test_rows_of_the_calibration_know_their_patients_also_where_duplicates_are_left_out(site: StudySite) -> None:
     images = textures(8, seed=1)
     images[6] = images[2]  # one image under two names
-    trained_on, beside = (image_set(images[part], list("abcdefgh"[part])) for part in (slice(0, 5), slice(5, 8)))
-    calibrated = calibrate_site(StudySite(trained_on, beside, site.unseen), CONFIG.memorization, False, 0)
+    trained_on, validation = (image_set(images[part], list("abcdefgh"[part])) for part in (slice(0, 5), slice(5, 8)))
+    calibrated = calibrate_site(StudySite(trained_on, validation, site.unseen), CONFIG.memorization, False, 0)
     assert len(calibrated.calibration) == 7 and list(calibrated.calibration_patients) == list("abcdefh")
 
 
 def test_the_overtrained_generator_sees_one_image_a_patient_and_no_patient_is_on_two_sides(site: StudySite) -> None:
     few = site_of_few(site, 9, 0)
-    sides = [{entry.patient for entry in part.entries} for part in (few.trained_on, few.beside, few.unseen)]
+    sides = [{entry.patient for entry in part.entries} for part in (few.trained_on, few.validation, few.unseen)]
     assert [len(side) for side in sides] == [9, N_TRAINED_ON + N_BESIDE - 9, N_UNSEEN] and len(few.trained_on) == 9
     assert len(set.union(*sides)) == sum(len(side) for side in sides)
     with pytest.raises(InputError, match="use 2 to 14"):

@@ -13,7 +13,7 @@ import numpy as np
 import SimpleITK
 
 from common.files import read_json, write_json
-from common.spatial_plan import SpatialPlan, spatial_plan_from_json
+from common.plan import Plan, plan_from_json
 from diffusion.settings import DenoiserSettings, DiffusionConfig, DiffusionSettings
 from nnunetv2_mod.nnunet_folder import NnunetDataset
 
@@ -27,8 +27,8 @@ WHOLE = (12, 26, 22)  # of a case, in the order of the array's axes
 @dataclass(frozen=True)
 class Planned:
     dataset: NnunetDataset
-    volumes: SpatialPlan
-    slices: SpatialPlan
+    volumes: Plan
+    slices: Plan
 
 
 def write_image(path: Path, array: np.ndarray, spacing_mm: tuple[float, ...] = FILE_SPACING_MM) -> None:
@@ -136,7 +136,7 @@ def planned(write: Callable[[Path], None], name: str, root: Path, configurations
     """The phantom that ``write`` draws; its last configuration is 2d."""
     write(root / "raw" / name)
     dataset = plan_with_nnunet(root / "raw" / name, root / "preprocessed", configurations)
-    plans = [spatial_plan_from_json(dataset.plans, configuration) for configuration in configurations]
+    plans = [plan_from_json(dataset.plans, configuration) for configuration in configurations]
     return Planned(dataset, plans[0], plans[-1])
 
 

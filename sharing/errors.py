@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import InputError
+from common.exit_codes import ExitCode
 
 ASK = "do not use the package; ask the site for one that its release wrote"
 SEND_AGAIN = "transfer the package again; ask the site if that does not help"
@@ -49,9 +50,16 @@ class RefusedFileError(ValueError):
 class PackageError(InputError):
     """A package that is not what it must be; it must not be merged."""
 
+    exit_code = ExitCode.REFUSED
+
     def __init__(self, folder: Path, reasons: Sequence[Reason]) -> None:
         super().__init__(reasons[0].problem, where=folder / reasons[0].file, fix=reasons[0].fix)
         self.folder, self.reasons = folder, tuple(reasons[:MAX_REASONS])
+
+    @classmethod
+    def of(cls, folder: Path, file: str, problem: str, fix: str = ASK) -> PackageError:
+        """With one reason; ``file`` is empty for the package itself."""
+        return cls(folder, [Reason(file, problem, fix)])
 
     def __str__(self) -> str:
         return "\n".join(f"{self.folder}: {reason}" for reason in self.reasons)

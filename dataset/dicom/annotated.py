@@ -1,7 +1,6 @@
-"""A tree of DICOM files: any number of patients, studies and series, with structure sets or segmentations.
+"""Series of DICOM images that a structure set (RTSTRUCT) or a segmentation (SEG) was drawn on.
 
-A case is a series that a structure set (RTSTRUCT) or a segmentation (SEG) was drawn on. Patients and series get
-pseudonyms (``dataset.dicom.series.load_salt``); no other tag than those in the options and the geometry is kept.
+Names in reports are pseudonyms (``dataset.dicom.series.load_salt``): files of an export carry patients' names.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,12 @@ from common.errors import InputError
 from dataset.dicom.rtstruct import drawn_structures, read_structures, structure_names
 from dataset.dicom.seg import drawn_segments, read_segments, segment_names
 from dataset.dicom.series import (
-    DEFAULT_SALT_FILE,
     RTSTRUCT,
     SEG,
     Header,
     all_files,
     as_image,
     group_series,
-    load_salt,
     match_to_series,
     pseudonym,
     read_headers,
@@ -33,27 +30,7 @@ from dataset.dicom.series import (
     sort_series,
     write_nifti,
 )
-from dataset.importer import Found, Importer, LeftOut, RawCase
-
-CHANNEL_OF_MODALITY = {"CT": "CT", "MR": "MR"}
-SITE_TAGS = ("ManufacturerModelName", "Manufacturer", "InstitutionName", "StationName", "MagneticFieldStrength")
-
-
-@dataclass(frozen=True)
-class DicomOptions:
-    """Options of the command."""
-
-    organs: dict[str, int] = field(
-        default_factory=dict, metadata={"help": "structure or segment name:label id, e.g. Bladder:1,Rectum:2"}
-    )
-    series_description: str = field(default="", metadata={"help": "a regular expression; only series that match"})
-    modality: str = field(default="", metadata={"help": "only series of this modality: CT, MR, ..."})
-    site_from: str = field(
-        default="folder", metadata={"help": f"folder (the first below --raw), or one of {', '.join(SITE_TAGS)}"}
-    )
-    salt_file: str = field(
-        default=DEFAULT_SALT_FILE, metadata={"help": "the secret behind the pseudonyms; it stays in the hospital"}
-    )
+from dataset.importer import LeftOut, RawCase
 
 
 @dataclass(frozen=True)
@@ -77,49 +54,6 @@ class Annotated:
         """``names`` without those that nothing was drawn of; reads the annotation's file."""
         numbers = (drawn_structures if self.is_structure_set else drawn_segments)(self.annotation.path)
         return {number: name for number, name in self.names.items() if number in numbers}
-
-
-def find(raw: Path, options: DicomOptions) -> Found:
-    """List the series that have a structure set or segmentation; only headers are read.
-
-    Raises:
-        InputError: no organs asked for, no DICOM, an unknown site tag, or folders that name patients, not sites.
-    """
-    _check_options(options)
-    salt = load_salt(Path(options.salt_file))
-    annotated, left_out = annotated_series(raw, salt)
-    if options.site_from == "folder":
-        _check_folders_are_sites(annotated, raw)
-    cases, modalities = [], set()
-    for item in annotated:
-        first = item.images[0]
-        reason = _not_wanted(first, options)
-        if reason:
-            left_out.append(LeftOut(case_name("dicom", first, salt), reason))
-            continue
-        modalities.add(first.text("Modality"))
-        columns = {"patient": pseudonym(first.text("PatientID"), salt), "site": _site(first, raw, options.site_from)}
-        cases.append(raw_case(case_name("dicom", first, salt), item, columns, {"organs": spelled_once(options.organs)}))
-    channels = {CHANNEL_OF_MODALITY.get(modality, "image") for modality in modalities}
-    return Found(tuple(cases), dict(options.organs), tuple(left_out), (), tuple(channels) if len(channels) == 1 else ())
-
-
-def convert(case: RawCase, out: Path) -> None:
-    """Write a volume and the label ids of the wanted organs in its grid.
-
-    Raises:
-        InputError: a series that is not whole, contours off its slices, or an organ that was not drawn.
-    """
-    write_case(case, out, must_have_all=True)
-
-
-IMPORTER = Importer(
-    name="dicom",
-    summary="DICOM series with RTSTRUCT or SEG, any number of patients (3D)",
-    options=DicomOptions,
-    find=find,
-    convert=convert,
-)
 
 
 def annotated_series(raw: Path, salt: bytes) -> tuple[list[Annotated], list[LeftOut]]:
@@ -237,56 +171,6 @@ def _combine(masks: Mapping[int, np.ndarray], labels: Mapping[int, int], shape: 
     for number in sorted(masks, key=lambda number: -labels[number]):
         combined[masks[number]] = labels[number]
     return combined
-
-
-def _check_options(options: DicomOptions) -> None:
-    if (
-        sorted(set(options.organs.values())) != list(range(1, len(set(options.organs.values())) + 1))
-        or not options.organs
-    ):
-        raise InputError(
-            f"organs {options.organs}", where="organs", fix="give organs=Bladder:1,Rectum:2, ids from 1 without gaps"
-        )
-    if options.site_from not in ("folder", *SITE_TAGS):
-        raise InputError(f"site_from={options.site_from!r}", where="site_from", fix=f"use folder or one of {SITE_TAGS}")
-
-
-def _check_folders_are_sites(annotated: Sequence[Annotated], raw: Path) -> None:
-    """A folder a patient would write his name or number into the table, as a site."""
-    patients: dict[str, set[str]] = defaultdict(set)
-    for item in annotated:
-        patients[_folder(item.images[0], raw)].add(item.images[0].text("PatientID"))
-    alone = {folder: found for folder, found in patients.items() if len(found) == 1}
-    named = any(patient in folder for folder, found in alone.items() for patient in found)
-    if named or (len(alone) == len(patients) > 1):
-        raise InputError(
-            f"{len(alone)} of {len(patients)} folders hold one patient: they name patients, not sites",
-            where=raw,
-            fix=f"make a folder for each site and put its patients there, or set site_from to one of {SITE_TAGS}",
-        )
-
-
-def _not_wanted(header: Header, options: DicomOptions) -> str:
-    if options.modality and header.text("Modality") != options.modality:
-        return f"modality is not {options.modality}"
-    if not description_fits(header, options.series_description):
-        return "the series description does not match"
-    return ""
-
-
-def _site(header: Header, raw: Path, site_from: str) -> str:
-    text = _folder(header, raw) if site_from == "folder" else header.text(site_from)
-    site = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-_.")
-    if not site:
-        raise InputError(f"no {site_from}", where=header.path, fix="set site_from to another tag, or to folder")
-    return site
-
-
-def _folder(header: Header, raw: Path) -> str:
-    folders = header.path.relative_to(raw).parts[:-1]
-    if not folders:
-        raise InputError("no folder names its site", where=header.path, fix="put it into a folder, or set site_from")
-    return folders[0]
 
 
 def _spelling(name: str) -> str:

@@ -2,7 +2,7 @@
 
 nnU-Net: ``dataset.json``, ``imagesTr/<case>_0000.<ending>`` one file a channel, ``labelsTr/<case>.<ending>``, and the
 same with ``Ts``, often without labels. MSD: ``dataset.json`` with a list ``training`` of image and label, and several
-channels in one 4D volume. Neither knows patients or sites: a table, or patterns over the case names, say them.
+channels in one 4D volume. Neither knows patients or sites: a table, or patterns over the case names, name them.
 """
 
 from __future__ import annotations
@@ -10,33 +10,30 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
 from common.files import read_json
-from dataset.images import ENDINGS, read_mask, stem
+from dataset.images import ENDINGS, read_mask, safe_name, stem
 from dataset.importer import Found, Importer, LeftOut, RawCase
-from dataset.raw_files import read_channels, read_rows, the_folder, write_pair
+from dataset.key_values import option
+from dataset.raw_files import holds, read_channels, the_folder, write_pair
+from dataset.table import read_rows
 
 _CHANNEL = re.compile(r"_\d{4}$")
-_PARTS = ("Tr", "Ts")
 
 
 @dataclass(frozen=True)
 class NnunetOptions:
     """Options of the command."""
 
-    table: str = field(
-        default="", metadata={"help": "a .csv or .tsv with a column case and any of patient, site and others"}
-    )
-    patient_pattern: str = field(
-        default="", metadata={"help": "a regular expression whose first group, in the case name, is the patient"}
-    )
-    site_pattern: str = field(default="", metadata={"help": "the same for the site"})
-    site: str = field(default="A", metadata={"help": "the site of cases for which nothing else says it"})
+    table: str = option("", "a .csv or .tsv with a column case and any of patient, site and others")
+    patient_pattern: str = option("", "a regular expression whose first group, in the case name, is the patient")
+    site_pattern: str = option("", "the same for the site")
+    site: str = option("A", "the site of cases for which nothing else says it")
 
 
 @dataclass(frozen=True)
@@ -55,7 +52,7 @@ def find(raw: Path, options: NnunetOptions) -> Found:
     Raises:
         InputError: no dataset.json, labels by region, files that are listed and not there, or a case in no table row.
     """
-    root = the_folder(raw, lambda folder: (folder / "dataset.json").is_file(), "'dataset.json'")
+    root = the_folder(raw, holds("dataset.json"), "'dataset.json'")
     described = _read_description(root / "dataset.json")
     listed = sorted(_listed_cases(root, described), key=lambda case: case.name)
     if not any(case.label for case in listed):
@@ -92,9 +89,9 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         described = read_json(path)
     except json.JSONDecodeError as error:
-        raise InputError(f"not readable JSON ({error})", where=path, fix="copy the file again") from error
+        raise InputError(f"it is not readable JSON ({error})", where=path, fix="copy the file again") from error
     if not isinstance(described, dict) or "labels" not in described:
-        raise InputError("no 'labels' in it", where=path, fix="give the dataset.json of nnU-Net or MSD")
+        raise InputError("it has no 'labels'", where=path, fix="give the dataset.json of nnU-Net or MSD")
     return described
 
 
@@ -112,7 +109,7 @@ def _labels(described: Mapping[str, Any], path: Path) -> dict[str, int]:
     ids = {str(name): int(value) for name, value in labels.items() if int(value) != 0}
     if not ids or "ignore" in ids or sorted(ids.values()) != list(range(1, len(ids) + 1)):
         raise InputError(
-            f"labels {ids}",
+            f"the label ids {ids} are not 1, 2, ...",
             where=path,
             fix="number them 1, 2, ... without gaps, without 'ignore', and relabel the masks",
         )
@@ -137,18 +134,13 @@ def _listed_cases(root: Path, described: Mapping[str, Any]) -> Iterable[_Listed]
         test = [root / (entry if isinstance(entry, str) else entry["image"]) for entry in described.get("test", [])]
         yield from (_Listed(stem(image), (image,), None, "Ts") for image in test)
         return
-    for part in _PARTS:
-        yield from _cases_of_part(root, part)
-
-
-def _cases_of_part(root: Path, part: str) -> Iterable[_Listed]:
-    """One file a channel, ``<case>_<4 digits>.<ending>``, in the order of these digits."""
-    images: dict[str, list[Path]] = {}
-    for image in _image_files(root / f"images{part}"):
-        images.setdefault(_CHANNEL.sub("", stem(image)), []).append(image)
-    labels = {stem(label): label for label in _image_files(root / f"labels{part}")}
-    for name, files in images.items():
-        yield _Listed(name, tuple(files), labels.get(name), part)
+    for part in ("Tr", "Ts"):  # one file a channel, <case>_<4 digits>.<ending>, in the order of these digits
+        channels_of: dict[str, list[Path]] = {}
+        for image in _image_files(root / f"images{part}"):
+            channels_of.setdefault(_CHANNEL.sub("", stem(image)), []).append(image)
+        label_of = {stem(label): label for label in _image_files(root / f"labels{part}")}
+        for name, files in channels_of.items():
+            yield _Listed(name, tuple(files), label_of.get(name), part)
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -161,8 +153,7 @@ def _raw_case(case: _Listed, labels: Mapping[str, int], columns: Mapping[str, st
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise InputError(f"a file of case {case.name!r} is missing", where=missing[0], fix="unpack the dataset again")
-    name = re.sub(r"[^A-Za-z0-9_-]+", "-", case.name).strip("-_")
-    return RawCase(name, files, {"part": case.part, **columns}, {"labels": dict(labels)})
+    return RawCase(safe_name(case.name), files, {"part": case.part, **columns}, {"labels": dict(labels)})
 
 
 def _columns_of_cases(root: Path, raw: Path, options: NnunetOptions) -> partial[dict[str, str]]:
@@ -171,7 +162,7 @@ def _columns_of_cases(root: Path, raw: Path, options: NnunetOptions) -> partial[
     table = Path(options.table)
     if options.table:
         table = table if table.is_absolute() or table.is_file() else raw / table
-        rows = {row["case"]: row for row in read_rows(table, ("case",))}
+        rows = {row["case"]: row for _, row in read_rows(table, ("case",))}
     beside = root.parent / "patients.json"
     patients = read_json(beside) if beside.is_file() else {}
     return partial(_columns, rows=rows, patients=patients, options=options, table=table)
@@ -185,7 +176,9 @@ def _columns(
     table: Path,
 ) -> dict[str, str]:
     if options.table and name not in rows:
-        raise InputError(f"no row for case {name!r}", where=table, fix="add the row, its column case is the case name")
+        raise InputError(
+            f"there is no row for case {name!r}", where=table, fix="add it; its column case is the case name"
+        )
     row = {key: value for key, value in rows.get(name, {}).items() if key != "case"}
     columns = {"site": options.site, "patient": patients.get(name, "")}
     for column, pattern in (("patient", options.patient_pattern), ("site", options.site_pattern)):

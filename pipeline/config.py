@@ -160,11 +160,11 @@ class GeneratorConfig:
         """
         built_in = built_in_adapters()
         name = find_generator(self.adapter or AUTO).name if self.name == AUTO else self.name
-        if self.adapter is not None and (name in built_in) != (self.adapter in built_in.values()):
-            problem = f"the generator called {name} is not {self.adapter}"
-            raise InputError(
-                problem, where="generator.name", fix=f"use {AUTO}, the adapter's own name, or another name"
-            )
+        if name not in built_in and self.adapter in (None, *built_in.values()):
+            find_generator(name)  # there is none: the message lists those there are
+        if name in built_in and self.adapter not in (None, *built_in.values()):
+            fix = f"use {AUTO}, which is the adapter's own name, or another name"
+            raise InputError(f"the generator called {name} is not {self.adapter}", where="generator.name", fix=fix)
         if not NAME.fullmatch(name):
             fix = "use at most 32 lower-case letters, digits and _, a letter first"
             raise InputError(f"{name!r} is not allowed", where="generator.name", fix=fix)

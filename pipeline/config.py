@@ -109,21 +109,18 @@ class TrainConfig:
 
     def segmentation(self, n_epochs: int | None = None) -> TrainSettings:
         """Settings of a training from scratch, of another length if given."""
-        return TrainSettings(
-            n_epochs=n_epochs or self.nnunet_epochs,
-            n_iterations=self.nnunet_iterations,
-            n_val_iterations=self.nnunet_val_iterations,
-            schedule=self.nnunet_schedule,
-            augmentation_processes=self.augmentation_processes,
-        )
+        return self._settings(n_epochs or self.nnunet_epochs, self.nnunet_schedule)
 
     def fine_tuning(self) -> TrainSettings:
         """Settings of the fine-tuning at a site."""
+        return self._settings(self.nnunet_epochs_finetune or self.nnunet_epochs, self.nnunet_schedule_finetune)
+
+    def _settings(self, n_epochs: int, schedule: str) -> TrainSettings:
         return TrainSettings(
-            n_epochs=self.nnunet_epochs_finetune or self.nnunet_epochs,
+            n_epochs=n_epochs,
             n_iterations=self.nnunet_iterations,
             n_val_iterations=self.nnunet_val_iterations,
-            schedule=self.nnunet_schedule_finetune,
+            schedule=schedule,
             augmentation_processes=self.augmentation_processes,
         )
 

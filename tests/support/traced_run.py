@@ -19,6 +19,7 @@ sys.path.insert(0, str(REPOSITORY))
 
 import common.drawing  # noqa: E402
 
+ENGINE = str(REPOSITORY / "engine")
 drawn: set[CodeType] = set()
 executed: dict[str, set[CodeType]] = defaultdict(set)
 stage_now = ""
@@ -34,7 +35,7 @@ def profile(frame: FrameType, event: str, _: object) -> None:
     if not stage_now or event not in ("call", "return"):
         return
     code, thread = frame.f_code, threading.get_ident()
-    if code in drawn:
+    if code in drawn or code.co_filename.startswith(ENGINE):  # the engine shows progress, and reads the context
         depth_of_drawing[thread] += 1 if event == "call" else -1
     elif event == "call" and not depth_of_drawing[thread]:
         executed[stage_now].add(code)
@@ -43,7 +44,8 @@ def profile(frame: FrameType, event: str, _: object) -> None:
 def described(code: CodeType) -> tuple[str, str, list[str]] | None:
     """Module, top-level definition and names read, if the code is the repository's own."""
     path = Path(code.co_filename)
-    if not path.is_relative_to(REPOSITORY) or ".venv" in path.parts or code.co_name == "<module>":
+    is_ours = path.is_relative_to(REPOSITORY) and ".venv" not in path.parts
+    if not is_ours or code.co_qualname.startswith("<"):  # an import
         return None
     module = path.relative_to(REPOSITORY).with_suffix("").as_posix().replace("/", ".")
     return module, code.co_qualname.split(".")[0], sorted(code.co_names)

@@ -25,12 +25,14 @@ from common.exit_codes import ExitCode
 from common.image_set import ImageEntry, ImageSet, save_image_set
 from diffusion.data import ImageData
 from diffusion.training_run import train
+from pipeline.experiments import FEDERATED, NNUNET, SCALING
 from pipeline.launch import run_experiment
 from sharing import write_package
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 PLACEHOLDERS = ("/path/to/data", "/path/to/polyps", "/path/to/cxr_hannover")
 SCRIPTS = {"run_nnunet.py": "nnunet", "run_federated.py": "federated", "run_scaling.py": "scaling"}
+EXPERIMENT_OF = {"run_nnunet.py": NNUNET, "run_federated.py": FEDERATED, "run_scaling.py": SCALING}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
@@ -133,7 +135,7 @@ def test_experiment_command_dry_runs(words, tiny_source, tmp_path, caplog, monke
         overrides = [word if "[" in word else word.split(",")[0] for word in overrides]
     with initialize_config_dir(str(REPOSITORY / "config" / SCRIPTS[script]), version_base="1.3"):
         composed = compose(names[0] if names else "demo", [*overrides, "dry_run=true", f"path.logs={tmp_path}"])
-    assert run_experiment(OmegaConf.to_container(composed, resolve=True)) == 0, caplog.text
+    assert run_experiment(EXPERIMENT_OF[script], OmegaConf.to_container(composed, resolve=True)) == 0, caplog.text
     assert "nothing was run" in caplog.text
     if str(tiny_source) in " ".join(arguments):
         assert "data not read" not in caplog.text

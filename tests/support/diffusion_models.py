@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from diffusion.augment import n_augment_numbers
+
 from diffusion.settings import (
     AutoencoderConfig,
     AutoencoderSettings,

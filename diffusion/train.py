@@ -78,17 +78,14 @@ def train(
     card = Card(out, data, settings, seed, device)
     has_autoencoder = settings.autoencoder is None or (out / AUTOENCODER_FOLDER / AUTOENCODER).is_file()
     for name in (DENOISER,) if has_autoencoder else (AUTOENCODER_FOLDER, DENOISER):
-        arguments = (name, out, data, settings, seed)
 
-        def lead(
-            shard: BatchShard, own_device: str, begun: tuple[str, Path, Data, DiffusionSettings, int] = arguments
-        ) -> None:
-            run, folder = _begin(shard, own_device, *begun, monitor=monitor)
+        def lead(shard: BatchShard, own_device: str, name: str = name) -> None:
+            run, folder = _begin(shard, own_device, name, out, data, settings, seed, monitor)
             _lead(run, folder, settings, progress, card)
 
         # the file has a name of its own: followers of a killed training may still use theirs
         rendezvous = out / f".{uuid4().hex}.{RENDEZVOUS}"
-        run_distributed(n_processes, rendezvous, device, lead, _follow, *arguments)
+        run_distributed(n_processes, rendezvous, device, lead, _follow, name, out, data, settings, seed)
 
 
 def check_processes(settings: DiffusionSettings, n_processes: int) -> None:

@@ -45,8 +45,9 @@ def command(
     def decorate(run: Callable[[argparse.Namespace], ExitCode | None]) -> Main:
         def main(arguments: Sequence[str] | None = None) -> ExitCode:
             module = sys.modules[run.__module__]
-            name = run.__module__ if module.__spec__ is None else module.__spec__.name  # not "__main__"
-            parser = argparse.ArgumentParser(f"python -m {name}", description=module.__doc__, formatter_class=_Help)
+            name = module.__spec__.name if module.__spec__ else run.__module__  # "__main__" is no name
+            prog = f"python -m {name.removesuffix('.__main__')}"
+            parser = argparse.ArgumentParser(prog, description=module.__doc__, formatter_class=_Help)
             add_arguments(parser)
             chosen = parser.parse_intermixed_args(arguments)
             logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -35,6 +35,15 @@ def describe_machine(device: str) -> Machine:
     return Machine("cpu", float(max(1, total // 2**30)), "avx512_bf16" in flags or "amx_bf16" in flags)
 
 
+def found_device(name: str) -> str:
+    """``auto`` is a GPU where there is one, and the CPU elsewhere; every other name is itself."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def checked_device(name: str) -> torch.device:
     """The device ``name``.
 

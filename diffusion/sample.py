@@ -25,8 +25,7 @@ from diffusion.data import channels_as_labels
 from diffusion.model import RESULT, Opened, open_model
 from diffusion.pictures import write_samples
 from diffusion.settings import SAMPLERS
-from training.pictures import images_to_integers
-from training.single_images import write_image
+from training.pictures import images_to_integers, write_image
 
 MOST_ON_A_SHEET = 64
 

@@ -64,7 +64,7 @@ class Store:
         return self._beside(stage, "progress.json")
 
     def embeddings(self, stage: Stage) -> Path:
-        """Where a site's stages keep features of images (``features.embedding_cache``), all folds together."""
+        """Where a site's stages keep features of images (``features.embedders``), all folds together."""
         return self.run / "embeddings" / stage.site
 
     def manifest(self, stage: Stage) -> dict[str, Any] | None:

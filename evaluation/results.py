@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from evaluation.statistics import fold_values, interval_of_folds, split_folds
 if TYPE_CHECKING:
     import pandas as pd
 
-TEXT_COLUMNS = ("model", "trained_on", "tested_on", "case", "label")
 KEY_COLUMNS = ("model", "trained_on", "tested_on", "fold", "case", "label")
 COLUMNS = (*KEY_COLUMNS, "dice", "iou", "hd95", "nsd")
 FOREGROUND = "foreground"  # the summary's row over all labels: the plain mean of the labels' means
@@ -51,23 +50,19 @@ def read_results(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False)
         missing = [column for column in COLUMNS if column not in table]
         if missing:
-            raise InputError(f"has no column {missing[0]!r}", where=path, fix=fix)
+            raise InputError(f"the table has no column {missing[0]!r}", where=path, fix=fix)
         table = table.astype({"fold": int})
         for metric in METRICS:
             table[metric] = table[metric].replace("", "nan").astype(float)
     except InputError:
         raise
     except (OSError, ValueError) as error:  # pandas' parser errors are ValueErrors
-        raise InputError(f"not a readable table ({error})", where=path, fix=fix) from error
-    _refuse_twice(table, path)
-    return table[list(COLUMNS)]
-
-
-def _refuse_twice(table: pd.DataFrame, path: Path) -> None:
+        raise InputError(f"it is not a readable table ({error})", where=path, fix=fix) from error
     twice = table[table.duplicated(list(KEY_COLUMNS))]
     if len(twice):
         case = ", ".join(f"{name} {twice.iloc[0][name]}" for name in KEY_COLUMNS)
-        raise InputError(f"lists twice: {case}", where=path, fix="delete it and run the evaluate stage again")
+        raise InputError(f"the table lists twice: {case}", where=path, fix=fix)
+    return table[list(COLUMNS)]
 
 
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
@@ -100,22 +95,20 @@ def _summaries_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
         for metric in METRICS:
             values = wide[metric][columns].to_numpy(float)
             n_scored = sum(n_cases[name] for name in columns)
-            row = _summary_of(split_folds(values, folds), metric)
-            n_undefined = n_scored - int(np.count_nonzero(~np.isnan(values)))
-            yield {"label": str(label), **row, "n_cases": int(n_cases[label]), "n_undefined": n_undefined}
-
-
-def _summary_of(matrices: Mapping[int, np.ndarray], metric: str) -> dict[str, Any]:
-    interval, folds = interval_of_folds(matrices, metric), list(fold_values(matrices).values())
-    return {
-        "metric": metric,
-        "mean": interval.mean,
-        "std": float(np.std(folds, ddof=1)) if len(folds) > 1 else math.nan,
-        "low": interval.low,
-        "high": interval.high,
-        "interval_kind": interval.kind,
-        "n_folds": len(folds),
-    }
+            matrices = split_folds(values, folds)
+            interval, of_folds = interval_of_folds(matrices, metric), list(fold_values(matrices).values())
+            yield {
+                "label": str(label),
+                "metric": metric,
+                "mean": interval.mean,
+                "std": float(np.std(of_folds, ddof=1)) if len(of_folds) > 1 else math.nan,
+                "low": interval.low,
+                "high": interval.high,
+                "interval_kind": interval.kind,
+                "n_folds": len(of_folds),
+                "n_cases": int(n_cases[label]),
+                "n_undefined": n_scored - int(np.count_nonzero(~np.isnan(values))),
+            }
 
 
 def format_value(value: float, metric: str, *, signed: bool = False) -> str:
@@ -170,11 +163,15 @@ def format_table(summary: pd.DataFrame) -> str:
     for words, models in by_approach(chosen).items():
         lines.append([words])
         lines += [[f"  {model}", *(cells.get((model, site), "-") for site in sites)] for model in models]
-    lengths = [[len(line[column]) for line in lines if len(line) > 1] for column in range(len(sites) + 1)]
-    widths = [max(column) for column in lengths]
-    padded = [[cell.ljust(width) for cell, width in zip(line, widths, strict=False)] for line in lines]
     legend = "*: the column's best without pooling real images; ^: the model's own site"
-    return "\n".join([*("  ".join(line).rstrip() for line in padded), legend])
+    return "\n".join([*aligned(lines), legend])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table as lines whose columns stand below each other; a row of one cell is a heading."""
+    columns = zip(*(row for row in rows if len(row) > 1), strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
 
 
 def _terminal_cell(row: Mapping[Any, Any], best: Collection[tuple[str, str]]) -> str:

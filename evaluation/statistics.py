@@ -6,7 +6,7 @@ A fold's value is the mean over its cases of each label, then the plain mean ove
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ LEVEL = 0.95
 N_RESAMPLES = 2000
 DEPENDENCE_NOTE = (
     "The pairs share folds, training images and test images and are not independent, so this p is smaller than it "
-    "should be (the paper tests the same way); the interval over folds is the safer reading."
+    "should be (the paper tests the same way). Rely on the interval over folds instead."
 )
 
 
@@ -128,20 +128,10 @@ def _percentile_interval(mean: float, means: np.ndarray, kind: str) -> Interval:
     return Interval(mean, float(low), float(high), kind)
 
 
-def case_matrix(results: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Cases by labels of one model, tested site and fold: index ``case``, one column a label, both sorted."""
-    return results.pivot(index="case", columns="label", values=metric).sort_index().sort_index(axis=1)
-
-
-def fold_matrices(results: pd.DataFrame, metric: str) -> dict[int, np.ndarray]:
-    """Fold -> (n_cases, n_labels) of one model and tested site; cases and labels sorted, NaN where undefined."""
-    wide = results.pivot(index=["fold", "case"], columns="label", values=metric).sort_index().sort_index(axis=1)
-    return split_folds(wide.to_numpy(float), wide.index.get_level_values("fold").to_numpy())
-
-
-def split_folds(values: np.ndarray, folds: np.ndarray) -> dict[int, np.ndarray]:
+def split_folds(values: np.ndarray, folds: Iterable[int]) -> dict[int, np.ndarray]:
     """Rows of ``values`` (n, n_labels) by their fold (n,), in ascending order of the folds."""
-    return {int(fold): values[folds == fold] for fold in np.unique(folds)}
+    of_row = np.asarray(folds)
+    return {int(fold): values[of_row == fold] for fold in np.unique(of_row)}
 
 
 def fold_values(matrices: Mapping[int, np.ndarray]) -> dict[int, float]:
@@ -158,7 +148,8 @@ def fold_means(results: pd.DataFrame, metric: str) -> pd.Series:
 
 def interval_of(results: pd.DataFrame, metric: str, seed: int = 0) -> Interval:
     """The mean of one model on one tested site with its interval; see ``interval_of_folds``."""
-    return interval_of_folds(fold_matrices(results, metric), metric, seed)
+    wide = results.pivot(index=["fold", "case"], columns="label", values=metric).sort_index()
+    return interval_of_folds(split_folds(wide.to_numpy(float), wide.index.get_level_values("fold")), metric, seed)
 
 
 def interval_of_folds(matrices: Mapping[int, np.ndarray], metric: str, seed: int = 0) -> Interval:
@@ -185,34 +176,24 @@ def gain(
     """
     chosen = results[results["tested_on"].isin(list(tested_on))]
     means = fold_means(chosen, metric).groupby(level=["model", "fold", "tested_on"]).mean()
-    differences = _difference(means, model_a, model_b).groupby(level="fold").mean()
-    if len(differences) != 1:
-        return t_interval(differences.to_numpy())
-    chosen = chosen[chosen["fold"] == differences.index[0]]
-    by_site = [
-        _resampled_difference(group, model_a, model_b, metric, derive_seed(seed, site))
-        for site, group in chosen.groupby("tested_on", sort=True)
-    ]
-    n_cases = int(chosen.groupby("tested_on")["case"].nunique().sum())
-    resampled = nan_mean(np.array(by_site), axis=0)
-    return _percentile_interval(float(differences.iloc[0]), resampled, f"bootstrap over {n_cases} cases")
-
-
-def _difference(means: pd.Series, model_a: str, model_b: str) -> pd.Series:
     levels = means.index.get_level_values("model")
     of_a, of_b = (means[levels == model].droplevel("model") for model in (model_a, model_b))
-    return (of_a - of_b).dropna()
-
-
-def _resampled_difference(results: pd.DataFrame, model_a: str, model_b: str, metric: str, seed: int) -> np.ndarray:
-    cases = sorted(results["case"].unique())
-    of_a, of_b = (
-        bootstrap_means(case_matrix(results[results["model"] == model], metric).reindex(cases).to_numpy(float), seed)
-        if (results["model"] == model).any()
-        else np.full(N_RESAMPLES, math.nan)
-        for model in (model_a, model_b)
-    )
-    return of_a - of_b
+    differences = (of_a - of_b).dropna().groupby(level="fold").mean()
+    if len(differences) != 1:
+        return t_interval(differences.to_numpy())
+    # one fold: each site's cases are drawn with one seed for both models, then the sites' differences are averaged
+    chosen = chosen[chosen["fold"] == differences.index[0]]
+    by_site = []
+    for site, group in chosen.groupby("tested_on", sort=True):
+        resampled = {model: np.full(N_RESAMPLES, math.nan) for model in (model_a, model_b)}
+        for model in resampled.keys() & set(group["model"]):
+            wide = group[group["model"] == model].pivot(index="case", columns="label", values=metric)
+            values = wide.reindex(sorted(group["case"].unique())).to_numpy(float)
+            resampled[model] = bootstrap_means(values, derive_seed(seed, site))
+        by_site.append(resampled[model_a] - resampled[model_b])
+    n_cases = int(chosen.groupby("tested_on")["case"].nunique().sum())
+    means_of_draws = nan_mean(np.array(by_site), axis=0)
+    return _percentile_interval(float(differences.iloc[0]), means_of_draws, f"bootstrap over {n_cases} cases")
 
 
 def paired_test(results: pd.DataFrame, model_a: str, model_b: str, metric: str = "dice") -> PairedTest:
@@ -221,41 +202,38 @@ def paired_test(results: pd.DataFrame, model_a: str, model_b: str, metric: str =
     Families (``syn-real``, ``real``) are paired over (fold, training site, tested site), as in the paper; two full
     model names (``syn-real-A``, ``real-all``) over (fold, tested site).
     """
-    of_a, of_b = (_pairable_means(results, model, metric) for model in (model_a, model_b))
-    differences = (of_a - of_b).dropna().to_numpy(float)
+    from scipy import stats
+
+    means = []
+    for model in (model_a, model_b):
+        if (results["model"] == model).any():
+            chosen = results[results["model"] == model].assign(trained_on="")
+        else:
+            chosen = results[results["model"] == model + "-" + results["trained_on"].astype(str)]
+        means.append(fold_means(chosen, metric).droplevel("model"))
+    differences = (means[0] - means[1]).dropna().to_numpy(float)
     better = differences if METRICS[metric].direction == "higher" else -differences
-    p, reason = _signed_rank(better)
-    return PairedTest(
-        model_a, model_b, metric, len(differences), float(nan_mean(differences)), _rank_biserial(better), p, reason
-    )
-
-
-def _pairable_means(results: pd.DataFrame, model: str, metric: str) -> pd.Series:
-    if (results["model"] == model).any():
-        chosen = results[results["model"] == model].assign(trained_on="")
-    else:
-        chosen = results[results["model"] == model + "-" + results["trained_on"].astype(str)]
-    return fold_means(chosen, metric).droplevel("model")
-
-
-def _signed_rank(better: np.ndarray) -> tuple[float, str]:
-    from scipy import stats
-
-    if len(better) < MIN_PAIRS:
-        return math.nan, f"{len(better)} pairs, at least {MIN_PAIRS} are needed"
-    if not better.any():
-        return math.nan, "the two are equal in every pair"
-    return float(stats.wilcoxon(better, alternative="greater").pvalue), ""
-
-
-def _rank_biserial(better: np.ndarray) -> float:
-    from scipy import stats
-
     changed = better[better != 0]
-    if not len(changed):
-        return math.nan
+    p, reason = math.nan, ""
+    if len(better) < MIN_PAIRS:
+        reason = f"{len(better)} pairs, at least {MIN_PAIRS} are needed"
+    elif not len(changed):
+        reason = "the two are equal in every pair"
+    else:
+        p = float(stats.wilcoxon(better, alternative="greater").pvalue)
+    # matched-pairs rank-biserial correlation (Kerby, Compr. Psychol. 3 (2014) 11): pairs without a change have no rank
     ranks = stats.rankdata(np.abs(changed))
-    return float((ranks * np.sign(changed)).sum() / ranks.sum())
+    effect = float((ranks * np.sign(changed)).sum() / ranks.sum()) if len(changed) else math.nan
+    return PairedTest(
+        model_a=model_a,
+        model_b=model_b,
+        metric=metric,
+        n_pairs=len(differences),
+        mean_difference=float(nan_mean(differences)),
+        effect=effect,
+        p=p,
+        reason=reason,
+    )
 
 
 def bonferroni(p_values: Sequence[float]) -> list[float]:

@@ -1,4 +1,6 @@
-"""What the exact search costs: ``python -m features.benchmark --queries 100000``.
+"""What the exact search costs.
+
+    python -m features.benchmark --queries 100000
 
 Ours beside faiss's IndexFlatL2 (where it is installed) and a loop in double precision over some of the queries, in
 turns in one process, on random unit vectors, the hardest case: all are about as far from each other. With ``--memory``
@@ -13,13 +15,15 @@ import multiprocessing
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from common.command import command
+from common.exit_codes import ExitCode
 from common.files import write_json
 from features.index import RESOLUTION_L2, nearest
 
@@ -41,17 +45,19 @@ class Sizes:
     threads: int
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; with ``--out`` the figures also go to a JSON file. 1 where ours is not exact."""
-    parser = argparse.ArgumentParser(prog="python -m features.benchmark", description=__doc__)
-    parser.add_argument("--queries", type=int, default=20_000)
-    parser.add_argument("--references", type=int, default=10_000)
-    parser.add_argument("--dimension", type=int, default=1024)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--queries", type=int, default=20_000, help="number of query vectors")
+    parser.add_argument("--references", type=int, default=10_000, help="number of vectors that are searched")
+    parser.add_argument("--dimension", type=int, default=1024, help="of a vector")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--repeats", type=int, default=3, help="of each search; the fastest counts")
     parser.add_argument("--memory", action="store_true", help="also peak memory; takes one more run of each")
-    parser.add_argument("--out", type=Path)
-    chosen = parser.parse_args(arguments)
+    parser.add_argument("--out", type=Path, help="also write the figures to this JSON file")
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> ExitCode:
+    """Measure and print; failed where ours is not exact."""
     sizes = Sizes(chosen.queries, chosen.references, chosen.dimension, chosen.threads)
     references, queries = _vectors(sizes)
     with threadpool_limits(sizes.threads):
@@ -64,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.stdout.write(f"identical to double precision: {'yes' if exact else 'NO'}\n")
     if chosen.out:
         write_json(chosen.out, {**vars(sizes), "seconds": seconds, "peak_mib": peaks, "exact": exact})
-    return 0 if exact else 1
+    return ExitCode.DONE if exact else ExitCode.FAILED
 
 
 def _searches() -> dict[str, Search]:

@@ -1,17 +1,23 @@
-"""Images to unit vectors: an offline embedder that comes with the installation, and the paper's OpenCLIP."""
+"""Images to unit vectors: an offline embedder that comes with the installation, and the paper's OpenCLIP.
+
+A site keeps the features of its images in files (``CachedEmbedder``) that never leave it. A file holds the SHA-256 of
+some images and their features. Files are written whole and never changed, so stages that run at once may share a
+folder; a file that cannot be read is ignored.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from common.errors import InputError
-from common.files import sha256_of_file
+from common.files import atomic_path, sha256_of_file, sha256_of_json
 from common.progress import Progress, silent
 from features.efficientnet import IMAGENET_MEAN, IMAGENET_STD, load_efficientnet_lite0
 
@@ -25,6 +31,11 @@ OPENCLIP_FIX = (
     "is a network and set memorization.weights to the file, or use memorization=offline"
 )
 INPUT_SIZE_PX = 224
+IMAGES_PER_FILE = 256  # as many are lost when a stage is killed
+SUFFIX = ".safetensors"
+DIGEST_BYTES = 32
+
+log = logging.getLogger(__name__)
 
 
 class Embedder(Protocol):
@@ -48,7 +59,7 @@ def check_embedder(name: str, weights: str | None) -> None:
         InputError: an unknown name, a package that is not installed, a file of weights that is not there or not used.
     """
     if name not in EMBEDDERS:
-        raise InputError(f"no embedder {name!r}", where="memorization.embedder", fix=f"use one of {EMBEDDERS}")
+        raise InputError(f"there is no embedder {name!r}", where="memorization.embedder", fix=f"use one of {EMBEDDERS}")
     if name == "openclip" and importlib.util.find_spec("open_clip") is None:
         raise InputError("open_clip is not installed", where="memorization.embedder", fix=OPENCLIP_FIX)
     if weights is not None and not Path(weights).is_file():
@@ -61,18 +72,23 @@ def check_embedder(name: str, weights: str | None) -> None:
         )
 
 
-def build_embedder(name: str, *, batch_size: int, device: str, weights: str | None = None) -> Embedder:
-    """The embedder called ``name``.
+def build_embedder(
+    name: str, *, batch_size: int, device: str, weights: str | None = None, embeddings: Path | None = None
+) -> Embedder:
+    """The embedder called ``name``; it keeps features in the folder ``embeddings``, where that is given.
 
     Raises:
-        InputError: an unknown name, or weights that cannot be had.
+        InputError: an unknown name, or weights that cannot be loaded.
     """
     check_embedder(name, weights)
+    embedder: Embedder
     if name == "efficientnet_lite0":
         imagenet = IMAGENET_MEAN, IMAGENET_STD
-        return NetworkEmbedder(name, _efficientnet_lite0(), 1280, imagenet, "bilinear", batch_size, device)
-    network, dimension, normalisation = _openclip(weights)
-    return NetworkEmbedder(name, network, dimension, normalisation, "bicubic", batch_size, device)
+        embedder = NetworkEmbedder(name, _efficientnet_lite0(), 1280, imagenet, "bilinear", batch_size, device)
+    else:
+        network, dimension, normalisation = _openclip(weights)
+        embedder = NetworkEmbedder(name, network, dimension, normalisation, "bicubic", batch_size, device)
+    return cached(embedder, embeddings)
 
 
 class NetworkEmbedder:
@@ -188,7 +204,94 @@ def _openclip(weights: str | None) -> tuple[torch.nn.Module, int, tuple[tuple[fl
     except Exception as error:  # the hub, torch, safetensors and a broken pickle share no narrower class
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise InputError(
-            f"the OpenCLIP weights cannot be had ({reason})", where=weights or "hub", fix=OPENCLIP_FIX
+            f"the OpenCLIP weights cannot be loaded ({reason})", where=weights or "hub", fix=OPENCLIP_FIX
         ) from error
     visual = model.visual
     return visual, int(visual.output_dim), (tuple(visual.image_mean), tuple(visual.image_std))
+
+
+class CachedEmbedder:
+    """An embedder that embeds no image twice."""
+
+    def __init__(self, embedder: Embedder, folder: Path) -> None:
+        """``folder``: of the site; another embedder, other weights or other code has another folder in it."""
+        self.name, self.dimension, self.identity = embedder.name, embedder.dimension, embedder.identity
+        self._embedder = embedder
+        self._folder = folder / sha256_of_json(embedder.identity)[:DIGEST_BYTES]
+        self._places: dict[bytes, tuple[Path, int]] = {}
+        self._read: set[Path] = set()
+
+    def embed(self, images: np.ndarray, progress: Progress = silent) -> np.ndarray:
+        """As the embedder's own; what is new is embedded once and stored."""
+        digests = [image_digest(image) for image in images]
+        self._look()
+        places = {digest: i for i, digest in reversed(list(enumerate(digests)))}  # the first of equal images
+        new = sorted(i for digest, i in places.items() if digest not in self._places)
+        n_done = len(images) - len(new)
+        for start in range(0, len(new), IMAGES_PER_FILE):
+            part = new[start : start + IMAGES_PER_FILE]
+            self._store([digests[i] for i in part], self._embedder.embed(images[part]))
+            n_done += len(part)
+            progress(n_done, len(images), "images")
+        return self._load(digests) if digests else self._embedder.embed(images)
+
+    def _look(self) -> None:
+        """Learn what other calls and other stages have stored since."""
+        for path in sorted(set(self._folder.glob(f"[!.]*{SUFFIX}")) - self._read):
+            stored = _read(path)
+            if stored is not None:
+                self._remember(path, [row.tobytes() for row in stored["digests"]])
+
+    def _remember(self, path: Path, digests: Sequence[bytes]) -> None:
+        self._read.add(path)
+        self._places |= {digest: (path, row) for row, digest in enumerate(digests)}
+
+    def _store(self, digests: Sequence[bytes], features: np.ndarray) -> None:
+        from safetensors.numpy import save_file
+
+        path = self._folder / f"{hashlib.sha256(b''.join(digests)).hexdigest()[:DIGEST_BYTES]}{SUFFIX}"
+        rows = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
+        with atomic_path(path) as temporary:
+            save_file({"digests": rows, "features": features}, temporary)
+        self._remember(path, digests)
+
+    def _load(self, digests: Sequence[bytes]) -> np.ndarray:
+        wanted: dict[Path, list[tuple[int, int]]] = {}
+        for i, digest in enumerate(digests):
+            path, row = self._places[digest]
+            wanted.setdefault(path, []).append((i, row))
+        features: np.ndarray | None = None
+        for path, pairs in wanted.items():
+            stored = _read(path)
+            assert stored is not None, f"{path} was there a moment ago"
+            places, rows = (np.array(side) for side in zip(*pairs, strict=True))
+            if features is None:
+                features = np.empty((len(digests), stored["features"].shape[1]), np.float32)
+            features[places] = stored["features"][rows]
+        assert features is not None
+        return features
+
+
+def cached(embedder: Embedder, folder: Path | None) -> Embedder:
+    """The embedder with a cache in ``folder``; alone where there is none."""
+    return embedder if folder is None else CachedEmbedder(embedder, folder)
+
+
+def image_digest(image: np.ndarray) -> bytes:
+    """SHA-256 of an image's type, shape and pixels."""
+    content = hashlib.sha256(f"{image.dtype.str} {image.shape}".encode())
+    content.update(image.tobytes())
+    return content.digest()
+
+
+def _read(path: Path) -> dict[str, np.ndarray] | None:
+    """``digests`` (n, 32) and ``features`` (n, d); None, and a word about it, where the file is not whole."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        stored: dict[str, np.ndarray] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        log.warning("%s is no whole file of features (%s); its images are embedded again", path, error)
+        return None
+    return stored

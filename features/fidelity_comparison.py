@@ -17,7 +17,7 @@ from features.fidelity import N_RESAMPLES, Estimate, frechet_distance
 
 
 @dataclass(frozen=True, eq=False)
-class Sides:
+class ComparedSets:
     """Features (n, d) at one site: two sets, and the images, of ``owners``, that both are compared with."""
 
     a: np.ndarray
@@ -41,7 +41,7 @@ class FrechetComparison:
 
 
 def compare_frechet(
-    folds: Sequence[Sequence[Sides]], seed: int, *, is_paired: bool = False, n_resamples: int = N_RESAMPLES
+    folds: Sequence[Sequence[ComparedSets]], seed: int, *, is_paired: bool = False, n_resamples: int = N_RESAMPLES
 ) -> FrechetComparison:
     """Means over outer folds (usually one); the sites of a fold are one set, and each is resampled by itself.
 
@@ -66,7 +66,7 @@ Parts = tuple[list[np.ndarray], list[np.ndarray], np.ndarray]
 """Of one site: rows of both sets, part by part, and rows of the references."""
 
 
-def _all_of(site: Sides) -> Parts:
+def _all_of(site: ComparedSets) -> Parts:
     return _parts_of(site.a, site.n_images), _parts_of(site.b, site.n_images), np.arange(len(site.references))
 
 
@@ -75,11 +75,11 @@ def _parts_of(features: np.ndarray, n_images: int) -> list[np.ndarray]:
     return [np.arange(start, start + n_images) for start in range(0, len(features) - n_images + 1, n_images)]
 
 
-def _resampled(folds: Sequence[Sequence[Sides]], is_paired: bool, rng: np.random.Generator) -> np.ndarray:
+def _resampled(folds: Sequence[Sequence[ComparedSets]], is_paired: bool, rng: np.random.Generator) -> np.ndarray:
     return np.mean([_distances(sites, [_drawn(site, is_paired, rng) for site in sites]) for sites in folds], axis=0)
 
 
-def _drawn(site: Sides, is_paired: bool, rng: np.random.Generator) -> Parts:
+def _drawn(site: ComparedSets, is_paired: bool, rng: np.random.Generator) -> Parts:
     """Images of each part, and patients of the references, drawn with replacement."""
     parts_a, parts_b, _ = _all_of(site)
     drawn_a = [rng.choice(part, len(part)) for part in parts_a]
@@ -89,7 +89,7 @@ def _drawn(site: Sides, is_paired: bool, rng: np.random.Generator) -> Parts:
     return drawn_a, drawn_a if is_paired else drawn_b, np.repeat(np.arange(len(owner)), counts[owner])
 
 
-def _distances(sites: Sequence[Sides], parts: Sequence[Parts]) -> np.ndarray:
+def _distances(sites: Sequence[ComparedSets], parts: Sequence[Parts]) -> np.ndarray:
     """Of both sets (2,): the mean over parts, each of images of all sites."""
     references = np.concatenate([site.references[rows] for site, (_, _, rows) in zip(sites, parts, strict=True)])
     means = []

@@ -16,8 +16,7 @@ import numpy as np
 
 from common.image_set import ImageSet
 from common.seeds import derive_seed
-from features.embedders import Embedder, build_embedder
-from features.embedding_cache import cached
+from features.embedders import Embedder, build_embedder, cached
 from features.fidelity import frechet_distance, kernel_distance, kernel_interval
 from features.index import RESOLUTION_L2, nearest
 from training.monitor import (
@@ -59,7 +58,7 @@ class References:
     spread: float  # mean distance between two training images
 
 
-class FeatureGauge:
+class FidelityMonitor:
     """The gauge of one site. Real images are embedded on first use and again after a resume, to the same features."""
 
     def __init__(

@@ -12,7 +12,6 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -50,6 +49,7 @@ class BatchSampler:
         drawn: deque[Future[Tensor]] = deque()
         with ThreadPoolExecutor(n_threads) as pool:
             for position, start in enumerate(starts):
+                # the numbers of this pass and of the next n_threads are on their way
                 for later in starts[position + len(drawn) : position + 1 + n_threads]:
                     drawn.append(pool.submit(self.draw, seeds[later : later + self.n_images]))
                 n_wanted = min(self.n_images, len(seeds) - start)
@@ -72,17 +72,15 @@ class BatchSampler:
 
     def forward(self, numbers: Tensor) -> Tensor:
         """As ``images``, in about [-1, 1] and on the device."""
-        latents, *flat = numbers.to(self.device, non_blocking=True).split(self._sizes, dim=1)
-        sizes = self.network.noise_sizes()
-        noise = [maps.reshape(self.n_images, 1, *size) for maps, size in zip(flat, sizes, strict=True)]
-        with torch.inference_mode(), _repeatable():
+        latents, noise = self.parts(numbers)
+        # cuDNN tries no algorithms, and takes none whose sums change from call to call; on a CPU nothing changes
+        tf32 = torch.backends.cudnn.allow_tf32
+        repeatable = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32)
+        with torch.inference_mode(), repeatable:
             return self.network(latents, noise)
 
-
-def _repeatable() -> AbstractContextManager[None]:
-    """cuDNN without trials and without algorithms whose sums change from call to call; nothing on a CPU."""
-    tf32 = torch.backends.cudnn.allow_tf32
-    flags: AbstractContextManager[None] = torch.backends.cudnn.flags(
-        enabled=True, benchmark=False, deterministic=True, allow_tf32=tf32
-    )
-    return flags
+    def parts(self, numbers: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """``draw``'s numbers on the device: latents (n, z_dim) and one noise map (n, 1, h, w) a layer."""
+        latents, *flat = numbers.to(self.device, non_blocking=True).split(self._sizes, dim=1)
+        sizes = self.network.noise_sizes()
+        return latents, [maps.reshape(self.n_images, 1, *size) for maps, size in zip(flat, sizes, strict=True)]

@@ -126,6 +126,22 @@ class GeneratorNetwork(nn.Module):
         sizes = list(reversed(self.settings.resolutions))
         return [size for index, size in enumerate(sizes) for _ in range(1 if index == 0 else 2)]
 
+    def draw_noise(self, n_images: int, generator: torch.Generator) -> list[Tensor]:
+        """Fresh N(0, 1) noise maps, one (n_images, 1, h, w) a layer, on the generator's device."""
+        device = generator.device
+        return [torch.randn(n_images, 1, *size, generator=generator, device=device) for size in self.noise_sizes()]
+
+    def draw_latents(self, n_images: int, generator: torch.Generator) -> tuple[Tensor, int]:
+        """Latents (2, n_images, z_dim) and the layer from which on the second one's style is used.
+
+        With the style-mixing probability that layer is drawn, one for the batch; else it is ``n_styles``, that is none.
+        """
+        config = self.settings.config
+        latents = torch.randn(2, n_images, config.z_dim, generator=generator)
+        is_mixed = float(torch.rand((), generator=generator)) < config.style_mixing
+        cutoff = int(torch.randint(1, self.n_styles, (), generator=generator)) if is_mixed else self.n_styles
+        return latents, cutoff
+
     def mixed_styles(self, latents: Tensor, cutoff: int) -> Tensor:
         """``latents`` (2, b, z_dim) -> styles (b, n_styles, w_dim), those from ``cutoff`` on of the second latent."""
         first = self.mapping(latents[0])[:, None].expand(-1, cutoff, -1)
@@ -200,3 +216,15 @@ class Discriminator(nn.Module):
         x = leaky_relu_(self.conv(x, self.bias, LRELU_GAIN)).to(self.bias.dtype)
         logits: Tensor = self.logit(leaky_relu_(self.hidden(x.flatten(1), gain=LRELU_GAIN)))
         return logits[:, 0]
+
+
+def on_device(draws: torch.Generator, device: torch.device) -> torch.Generator:
+    """A generator of large tensors that follows from ``draws``: itself on the CPU, else one on ``device``.
+
+    Noise maps and projections are nearly all numbers of a step; drawn on the CPU they would take longer than a GPU
+    takes for the step.
+    """
+    if device.type == "cpu":
+        return draws
+    seed = int(torch.randint(2**62, (), generator=draws, device=draws.device))
+    return torch.Generator(device).manual_seed(seed)

@@ -9,7 +9,6 @@ import torch
 
 from common.files import atomic_path
 from common.seeds import derive_seed
-from gan.draws import draw_noise
 from gan.model import GeneratorNetwork
 from training.pictures import (
     SHEET,
@@ -44,7 +43,7 @@ def draw_sheet(network: GeneratorNetwork, seed: int, path: Path) -> None:
     device = network.constant.device
     draws = torch.Generator().manual_seed(derive_seed(seed, "sheet"))
     latents = torch.randn(rows * columns, network.settings.config.z_dim, generator=draws)
-    noise = draw_noise(network, rows * columns, draws)
+    noise = network.draw_noise(rows * columns, draws)
     batches = zip(latents.split(BATCH_SIZE), *(maps.split(BATCH_SIZE) for maps in noise), strict=True)
     fakes = torch.cat([network(z.to(device), [m.to(device) for m in maps]).cpu() for z, *maps in batches])
     write_grid(images_to_integers(fakes, np.dtype(np.uint8)), SHEET_SHAPE, path)
@@ -59,7 +58,7 @@ def draw_interpolation(network: GeneratorNetwork, seed: int, path: Path) -> None
     device = network.constant.device
     draws = torch.Generator().manual_seed(derive_seed(seed, "interpolation"))
     ends = network.mapping(torch.randn(2 * PATHS, network.settings.config.z_dim, generator=draws).to(device))
-    noise = [maps.to(device) for maps in draw_noise(network, PATHS, draws)]
+    noise = [maps.to(device) for maps in network.draw_noise(PATHS, draws)]
     frames = []
     for share in np.linspace(0, 1, FRAMES):
         styles = ends[:PATHS].lerp(ends[PATHS:], float(share))[:, None].expand(-1, network.n_styles, -1)
@@ -77,6 +76,6 @@ def draw_fixed_samples(network: GeneratorNetwork, seed: int, n_samples: int, dty
         n_images = min(COMPARED_AT_ONCE, n_samples - start)
         draws = torch.Generator().manual_seed(derive_seed(seed, "fixed samples", start))
         latents = torch.randn(n_images, network.settings.config.z_dim, generator=draws).to(device)
-        noise = [maps.to(device) for maps in draw_noise(network, n_images, draws)]
+        noise = [maps.to(device) for maps in network.draw_noise(n_images, draws)]
         blocks.append(images_to_integers(network(latents, noise).cpu(), dtype))
     return np.concatenate(blocks)

@@ -6,48 +6,73 @@ run of one training on one machine.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from gan.card import build_card, write_card
+from common.settings import to_dict
+from gan.privacy import privacy_record
 from gan.settings import GanSettings
-from training.card import CARD, CARD_TEXT, seconds_so_far
-from training.events import EVENTS, Events
-from training.pictures import SHEETS, kimg_of_sheet
+from training.card import CARD, CARD_TEXT, TrainingCard
+from training.curves import EVENTS, Events, Rows
+from training.pictures import remove_sheets_after
 
 TIMED = (CARD, CARD_TEXT, EVENTS)
-
-Rows = Sequence[Mapping[str, Any]]
+ABOUT = "A StyleGAN2 shaped by nnU-Net's plan, with DiffAugment."
 
 
 class Record:
-    """Begun when a training begins or is resumed, told of every snapshot."""
+    """Begun when a training begins or is resumed, told of every snapshot.
+
+    Of ``images`` (n, channels, height, width) only shape and type are written down.
+    """
 
     def __init__(self, out: Path, images: np.ndarray, settings: GanSettings, seed: int, device: torch.device) -> None:
-        self.out, self.images, self.settings, self.seed, self.device = out, images, settings, seed, device
-        self._seconds_before, self._started = 0.0, time.monotonic()
+        self.out, self.images, self.settings, self.seed = out, images, settings, seed
+        self._card = TrainingCard(out, device, "Generator", "gan.sample")
         self._events: Events | None = None
 
     def begin(self, rows: Rows, kimg: float) -> None:
         """Take up the history of a training resumed at ``kimg`` (at 0 there is none); sheets of its future go."""
-        for sheet in (self.out / SHEETS).glob("kimg_*.png"):
-            if kimg_of_sheet(sheet) > kimg:
-                sheet.unlink()
-        self._seconds_before = seconds_so_far(self.out) if kimg else 0.0
+        remove_sheets_after(self.out, kimg)
         self._events = Events(self.out)
         if kimg:
+            self._card.resume()
             self._events.add(rows, kimg)
 
     def snapshot(self, rows: Rows, kimg: float, chosen: Mapping[str, Any] | None = None) -> None:
-        """The card of now, and the new points; ``chosen`` as in ``build_card``."""
-        seconds = self._seconds_before + time.monotonic() - self._started
-        arguments = (self.images, self.settings, self.seed, rows, kimg, seconds, self.device, chosen)
-        write_card(self.out, build_card(*arguments))
+        """Write the card of now, and the new points of the curves.
+
+        Args:
+            rows: the curves so far; the last one is what the card calls scores.
+            chosen: ``{"kimg": ..., "rule": ...}`` of the weights in ``generator.safetensors``; None: the last ones.
+        """
+        settings = self.settings
+        n_images, n_channels, height, width = self.images.shape
+        privacy = privacy_record(settings, n_images, round(kimg * 1000 / settings.config.batch_size))
+        data = {"n_images": n_images, "height_px": height, "width_px": width, "n_channels": n_channels}
+        facts = {
+            "generator": "stylegan2",
+            "is_finished": kimg >= settings.n_steps * settings.config.batch_size / 1000 - 1e-6,
+            "data": {**data, "dtype": str(self.images.dtype)},
+            "settings": to_dict(settings),
+            "privacy": privacy,
+            "seed": self.seed,
+            "scores": {key: value for key, value in (rows[-1] if rows else {}).items() if key not in ("step", "unit")},
+            "snapshot": dict(chosen or {"kimg": kimg, "rule": "last"}),
+        }
+        self._card.write(
+            facts,
+            kimg,
+            settings.kimg,
+            about=ABOUT,
+            trained_on=f"{n_images} images, {height} x {width} px, {n_channels} channels, {self.images.dtype}",
+            length_note=f"; each image {kimg * 1000 / n_images:.0f} times",
+            more_rows={"differential privacy": _privacy_text(privacy)},
+        )
         if self._events is not None:
             self._events.add(rows, kimg)
 
@@ -55,3 +80,14 @@ class Record:
         """No more points will come."""
         if self._events is not None:
             self._events.close()
+
+
+def _privacy_text(privacy: Mapping[str, Any] | None) -> str:
+    if privacy is None:
+        return "none: the filter is evidence that no patient was copied, and not a guarantee"
+    return (
+        f"epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:.3g} for {privacy['unit']}: noise of "
+        f"{privacy['noise_multiplier']:.3f} clipping norms of {privacy['clip_norm']:g}, sampling rate "
+        f"{privacy['sampling_rate']:.3g}, {privacy['n_steps']} steps. It covers the weights and what is made of them, "
+        "not labels, filter or plan; for a patient of k images epsilon is k times that"
+    )

@@ -2,37 +2,38 @@
 
     python -m gan.sample --checkpoint runs/demo/fold_0/generator/A/generator.safetensors --n 64 --sheet
 
-Exit code 1 on bad input, and on a file that holds no generator. ``--help`` lists the options; docs/generator.md
-explains them.
+docs/generator.md explains the options.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from common.checkpoints import load_tensors
+from common.command import command
 from common.errors import InputError
-from common.machine import checked_device
+from common.machine import checked_device, found_device
 from common.progress import Progress, silent
 from common.settings import from_dict
-from gan.batch_sampler import BatchSampler
-from gan.model import GeneratorNetwork
-from gan.progress_line import progress_line
 from gan.settings import GanSettings
-from training.pictures import as_sheet, write_grid
-from training.single_images import write_image
+
+if TYPE_CHECKING:
+    from gan.model import GeneratorNetwork
 
 AVERAGE = "average."  # the averaged generator's tensors in the checkpoint of a running training
 RESULT = "generator.safetensors"
 MOST_ON_A_SHEET = 400
+LINE_INTERVAL_S = 10.0  # where there is no terminal
+BAR_WIDTH = 24
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ def open_generator(checkpoint: Path, device: str = "cpu") -> Opened:
     Raises:
         InputError: the file is missing or holds neither, or there is no such device.
     """
+    from gan.model import GeneratorNetwork
+
     if checkpoint.is_dir():
         raise InputError("a folder, not a checkpoint", where=checkpoint, fix=f"give {checkpoint / RESULT}")
     if not checkpoint.is_file():
@@ -88,6 +91,8 @@ def sample(
     Raises:
         InputError: ``checkpoint`` holds no generator.
     """
+    from gan.batch_sampler import BatchSampler
+
     opened = open_generator(checkpoint, device)
     settings = opened.network.settings
     images = np.empty((len(seeds), settings.n_channels, *settings.image_size_px), opened.dtype)
@@ -99,36 +104,15 @@ def sample(
     return images
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 when the images are written, 1 on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen = _parser().parse_args(arguments)
-    try:
-        if chosen.n < 1 or chosen.seed < 0:
-            raise InputError(
-                f"--n {chosen.n} --seed {chosen.seed}", where="gan.sample", fix="use --n 1 or more, --seed 0 or more"
-            )
-        written = _write(chosen)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
-    sys.stdout.write(f"{written}\n")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m gan.sample", description="Images of a trained generator.")
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help=f"{RESULT}, or a running training's checkpoint")
-    parser.add_argument("--n", type=int, default=64, help="number of images (default 64)")
-    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to (default samples)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the first image, the others follow (default 0)")
-    parser.add_argument("--batch", type=_batch, default=None, help="images in a forward pass, or auto (default)")
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1 ..., or auto (default): a GPU if there is one"
-    )
+    parser.add_argument("--n", type=int, default=64, help="number of images")
+    parser.add_argument("--out", type=Path, default=Path("samples"), help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first image, the others follow")
+    parser.add_argument("--batch", type=_batch, help="images in a forward pass (default: auto)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ..., or auto: a GPU if there is one")
     parser.add_argument("--sheet", action="store_true", help="write sheet.png, a grid of the images, instead of files")
     parser.add_argument("--images", action="store_true", help="with --sheet: write the single files too")
-    return parser
 
 
 def _batch(text: str) -> int | None:
@@ -139,15 +123,22 @@ def _batch(text: str) -> int | None:
     return int(text)
 
 
-def _write(chosen: argparse.Namespace) -> str:
-    """Sample and write, pass by pass, so that any number of images fits into memory; returns what was written."""
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if chosen.device == "auto" else chosen.device
-    opened = open_generator(chosen.checkpoint, device)
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Sample and write, pass by pass, so that any number of images fits into memory; print what was written."""
+    from gan.batch_sampler import BatchSampler
+    from training.pictures import as_sheet, write_grid, write_image
+
+    if chosen.n < 1 or chosen.seed < 0:
+        raise InputError(
+            f"--n {chosen.n} --seed {chosen.seed}", where="gan.sample", fix="use --n 1 or more, --seed 0 or more"
+        )
+    opened = open_generator(chosen.checkpoint, found_device(chosen.device))
     seeds = range(chosen.seed, chosen.seed + chosen.n)
     singles = chosen.images or not chosen.sheet
     shown: list[np.ndarray] = []
     done, names = 0, []
-    with progress_line(sys.stderr) as progress:
+    with _progress_line() as progress:
         for made in BatchSampler(opened.network, opened.dtype, chosen.batch)(seeds):
             if singles:
                 names += [write_image(image, chosen.out, seeds[done + i]).name for i, image in enumerate(made)]
@@ -162,7 +153,31 @@ def _write(chosen: argparse.Namespace) -> str:
         write_grid(images, shape, chosen.out / "sheet.png")
         more = f" (the first {MOST_ON_A_SHEET})" if chosen.n > MOST_ON_A_SHEET else ""
         lines.append(f"sheet{more}: {chosen.out / 'sheet.png'}")
-    return "\n".join(lines)
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+@contextmanager
+def _progress_line() -> Iterator[Progress]:
+    """A bar with rate and time left (``[###  ] 24 of 64 images, 31.2 images/s, 1 s left``), or lines now and then."""
+    started = last = time.monotonic()
+    on_terminal = sys.stderr.isatty()
+
+    def show(done: float, total: float, unit: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if not on_terminal and done < total and now - last < LINE_INTERVAL_S:
+            return
+        last = now
+        rate = done / max(now - started, 1e-9)
+        left = f", {(total - done) / rate:.0f} s left" if 0 < done < total else ""
+        line = f"{done:g} of {total:g} {unit}, {rate:.1f} {unit}/s{left}"
+        filled = "#" * int(BAR_WIDTH * done / total)
+        sys.stderr.write(f"\r[{filled:{BAR_WIDTH}}] {line}\033[K" if on_terminal else f"{line}\n")
+        sys.stderr.flush()
+
+    yield show
+    if on_terminal:
+        sys.stderr.write("\n")
 
 
 def _nearby(folder: Path | None) -> str:

@@ -10,12 +10,11 @@ import math
 from dataclasses import dataclass
 
 from gan.settings import GanSettings
+from training.monitor import MonitorSchedule, schedule_within
 
 SHARE_OF_TIME = 0.03
 SAFETY = 0.6  # of the share; the estimates are off by up to 1.6
 MIN_SAMPLES, MAX_SAMPLES = 64, 512
-MIN_GAUGINGS = 3  # with fewer there is no choice of a snapshot
-N_SETUP_IMAGES = 20  # loading the embedder takes as long as embedding these
 # forward passes' worth of multiplications per training image. Generator: Gmain 3 (forward, backward twice as much),
 # Dmain 1, path lengths on half a batch about 9 / 2 over their interval; discriminator: Gmain 2, Dmain 6, R1 about 9.
 GENERATOR_PASSES, GENERATOR_LAZY_PASSES = 4.0, 4.5
@@ -36,22 +35,6 @@ class Speed:
 SPEEDS = {"cpu": Speed(25e9, 8e-8, 0.0), "cuda": Speed(200e12, 0.0, 5e-3)}
 
 
-@dataclass(frozen=True)
-class MonitorSchedule:
-    """Monitor the last snapshot and every ``every``-th before it, ``n_samples`` each; ``every`` 0: never."""
-
-    every: int
-    n_samples: int
-    n_references: int  # real images embedded at most
-
-    def is_due(self, n_snapshots_left: int) -> bool:
-        """Whether the snapshot with so many still to come is scored."""
-        return self.every > 0 and n_snapshots_left % self.every == 0
-
-
-NEVER = MonitorSchedule(0, 0, 0)
-
-
 def snapshot_interval(settings: GanSettings) -> int:
     """Steps from one snapshot to the next; the last step has one too."""
     return max(1, math.ceil(settings.n_steps / settings.config.n_snapshots))
@@ -60,22 +43,17 @@ def snapshot_interval(settings: GanSettings) -> int:
 def derive_schedule(
     settings: GanSettings, seconds_per_image: float, n_references: int, device: str = "cpu"
 ) -> MonitorSchedule:
-    """As many gaugings (at most one a snapshot), then as many samples, as the share of the training's time allows.
-
-    Real images take half of it at most. A training too short for ``MIN_GAUGINGS`` of ``MIN_SAMPLES`` has none.
-    """
-    speed = SPEEDS["cuda" if device.startswith("cuda") else "cpu"]
-    generate_s, train_s = image_seconds(settings, speed)
-    budget_s = SAFETY * SHARE_OF_TIME * train_s * settings.n_steps * settings.config.batch_size
-    budget_s -= N_SETUP_IMAGES * seconds_per_image
-    n_embedded = min(n_references, math.floor(max(0.0, budget_s) / 2 / seconds_per_image))
-    n_samples = math.floor((budget_s - n_embedded * seconds_per_image) / (generate_s + seconds_per_image))
-    n_snapshots = math.ceil(settings.n_steps / snapshot_interval(settings))
-    n_gaugings = min(n_snapshots, n_samples // MIN_SAMPLES)
-    if n_gaugings < MIN_GAUGINGS:
-        return NEVER
-    every = math.ceil(n_snapshots / n_gaugings)
-    return MonitorSchedule(every, min(MAX_SAMPLES, n_samples // math.ceil(n_snapshots / every)), n_embedded)
+    """The measurements, samples and real images that the training's share of the time allows."""
+    generate_s, train_s = image_seconds(settings, SPEEDS["cuda" if device.startswith("cuda") else "cpu"])
+    return schedule_within(
+        budget_s=SAFETY * SHARE_OF_TIME * train_s * settings.n_steps * settings.config.batch_size,
+        sample_s=generate_s,
+        embed_s=seconds_per_image,
+        n_references=n_references,
+        n_snapshots=math.ceil(settings.n_steps / snapshot_interval(settings)),
+        min_samples=MIN_SAMPLES,
+        max_samples=MAX_SAMPLES,
+    )
 
 
 def image_seconds(settings: GanSettings, speed: Speed) -> tuple[float, float]:

@@ -20,6 +20,7 @@ N_FOR_THE_MEAN = 1000
 BATCH_SIZE = 8
 
 
+@torch.inference_mode()
 def sample_truncated(checkpoint: Path, seeds: Sequence[int], share: float, device: str = "cpu") -> np.ndarray:
     """One image per seed, its style at this share of the way from the mean style to its own; (n, channels, h, w).
 
@@ -27,36 +28,32 @@ def sample_truncated(checkpoint: Path, seeds: Sequence[int], share: float, devic
         InputError: ``checkpoint`` holds no generator.
     """
     opened = open_generator(checkpoint, device)
-    with torch.inference_mode():
-        latents = torch.randn(
-            N_FOR_THE_MEAN, opened.network.settings.config.z_dim, generator=torch.Generator().manual_seed(0)
-        )
-        mean = opened.network.mapping(latents.to(device)).mean(dim=0)
-        styles, noise = _drawn(opened, seeds)
-        return _synthesise(opened, mean.lerp(styles, share), noise)
+    draws = torch.Generator().manual_seed(0)
+    latents = torch.randn(N_FOR_THE_MEAN, opened.network.settings.config.z_dim, generator=draws)
+    mean = opened.network.mapping(latents.to(device)).mean(dim=0)
+    styles, noise = _drawn(opened, seeds)
+    return _synthesise(opened, mean.lerp(styles, share), noise)
 
 
+@torch.inference_mode()
 def sample_between(checkpoint: Path, seeds: Sequence[int], share: float, device: str = "cpu") -> np.ndarray:
     """One image per seed, its style at this share of the way from the seed's style to that of the next seed.
 
-    The last one's next is the first. Noise is the seed's own.
+    The seed after the last one is the first. Noise is the seed's own.
 
     Raises:
         InputError: ``checkpoint`` holds no generator.
     """
     opened = open_generator(checkpoint, device)
-    with torch.inference_mode():
-        styles, noise = _drawn(opened, seeds)
-        return _synthesise(opened, styles.lerp(styles.roll(-1, dims=0), share), noise)
+    styles, noise = _drawn(opened, seeds)
+    return _synthesise(opened, styles.lerp(styles.roll(-1, dims=0), share), noise)
 
 
 def _drawn(opened: Opened, seeds: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
     """Styles (n, w_dim) and noise maps of the seeds: the numbers that sampling draws for them."""
-    network, n_images = opened.network, len(seeds)
-    sizes = network.noise_sizes()
-    numbers = BatchSampler(network, opened.dtype, n_images).draw(seeds).to(network.constant.device)
-    latents, *flat = numbers.split([network.settings.config.z_dim, *(h * w for h, w in sizes)], dim=1)
-    return network.mapping(latents), [m.reshape(n_images, 1, *size) for m, size in zip(flat, sizes, strict=True)]
+    sampler = BatchSampler(opened.network, opened.dtype, len(seeds))
+    latents, noise = sampler.parts(sampler.draw(seeds))
+    return opened.network.mapping(latents), noise
 
 
 def _synthesise(opened: Opened, styles: Tensor, noise: Sequence[Tensor]) -> np.ndarray:

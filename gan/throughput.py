@@ -1,4 +1,6 @@
-"""What sampling costs over the network alone: ``python -m gan.throughput``.
+"""What sampling costs over the network alone.
+
+    python -m gan.throughput --checkpoint runs/demo/fold_0/generator/A/generator.safetensors
 
 Images per second of everything between seeds and integers in memory (random numbers, transfers, rounding) beside the
 bare forward pass on numbers that lie ready, at the same batch size, in turns, so that a busy machine slows both.
@@ -9,20 +11,19 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from common.errors import InputError
-from gan.batch_sampler import BatchSampler
-from gan.model import GeneratorNetwork
-from gan.sample import open_generator
-from gan.settings import GanConfig
-from gan.square import square_settings
+from common.command import command
+from common.machine import found_device
+from common.plan import square_plan
+from gan.settings import GanConfig, derive_settings
+
+if TYPE_CHECKING:
+    from gan.model import GeneratorNetwork
 
 
 @dataclass(frozen=True)
@@ -35,78 +36,66 @@ class Throughput:
     batch_size: int
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure and print; 1 on bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gan.throughput", description="What sampling costs over the network."
-    )
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", type=Path, help="generator.safetensors; else an untrained one of --res and --base"
     )
     parser.add_argument("--res", type=int, default=64, help="side of square images in pixels, a power of two")
-    parser.add_argument("--base", type=int, default=16384, help="channel_base (default 16384)")
+    parser.add_argument("--base", type=int, default=16384, help="channel_base")
     parser.add_argument("--batch", type=int, help="images in a forward pass (default: what gan.sample takes)")
-    parser.add_argument("--passes", type=int, default=4, help="forward passes in a round (default 4)")
-    parser.add_argument("--rounds", type=int, default=7, help="of both in turn (default 7)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    chosen = parser.parse_args(arguments)
-    try:
-        network = _network(chosen)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    parser.add_argument("--passes", type=int, default=4, help="forward passes in a round")
+    parser.add_argument("--rounds", type=int, default=7, help="of both in turn")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ..., or auto: a GPU if there is one")
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Measure and print."""
+    import torch
+
+    from gan.model import GeneratorNetwork
+    from gan.sample import open_generator
+
+    device = found_device(chosen.device)
+    if chosen.checkpoint:
+        network = open_generator(chosen.checkpoint, device).network
+    else:
+        settings = derive_settings(square_plan(chosen.res), 2, 1, 1.0, GanConfig(channel_base=chosen.base))
+        network = GeneratorNetwork(settings).eval().requires_grad_(False).to(device)
     measured = measure(network, chosen.batch, chosen.passes, chosen.rounds)
     height, width = network.settings.image_size_px
     sys.stdout.write(
-        f"{height} x {width} px, {measured.batch_size} images a pass, {chosen.device}, "
-        f"{torch.get_num_threads()} threads\n"
+        f"{height} x {width} px, {measured.batch_size} images a pass, {device}, {torch.get_num_threads()} threads\n"
         f"sample         {measured.sampled_per_s:10.1f} images/s\n"
         f"bare forward   {measured.bare_per_s:10.1f} images/s\n"
         f"ratio          {measured.ratio:10.3f}\n"
     )
-    return 0
 
 
 def measure(network: GeneratorNetwork, batch_size: int | None, n_passes: int, n_rounds: int) -> Throughput:
     """Both ways in turn, after one round that does not count."""
-    passes = BatchSampler(network, np.dtype(np.uint8), batch_size)
-    n_images = n_passes * passes.n_images
-    ready = passes.draw(range(passes.n_images)).to(passes.device)
+    from gan.batch_sampler import BatchSampler
+    from training.timing import interleaved_seconds
+
+    sampler = BatchSampler(network, np.dtype(np.uint8), batch_size)
+    n_images = n_passes * sampler.n_images
+    ready = sampler.draw(range(sampler.n_images)).to(sampler.device)
 
     def sampled() -> None:
-        for _ in passes(range(n_images)):
+        for _ in sampler(range(n_images)):
             pass
 
     def bare() -> None:
         for _ in range(n_passes):
-            passes.forward(ready)
+            sampler.forward(ready)
 
-    seconds: dict[str, list[float]] = {"sampled": [], "bare": []}
-    for _ in range(n_rounds + 1):
-        seconds["sampled"].append(_timed(sampled, passes.device))
-        seconds["bare"].append(_timed(bare, passes.device))
-    counted = list(zip(seconds["sampled"][1:], seconds["bare"][1:], strict=True))
+    seconds = interleaved_seconds({"sampled": sampled, "bare": bare}, n_rounds, sampler.device)
     return Throughput(
-        sampled_per_s=n_images / statistics.median(own for own, _ in counted),
-        bare_per_s=n_images / statistics.median(other for _, other in counted),
-        ratio=statistics.median(other / own for own, other in counted),
-        batch_size=passes.n_images,
+        sampled_per_s=n_images / statistics.median(seconds["sampled"]),
+        bare_per_s=n_images / statistics.median(seconds["bare"]),
+        ratio=statistics.median(b / s for s, b in zip(seconds["sampled"], seconds["bare"], strict=True)),
+        batch_size=sampler.n_images,
     )
-
-
-def _timed(work: Callable[[], None], device: torch.device) -> float:
-    started = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started
-
-
-def _network(chosen: argparse.Namespace) -> GeneratorNetwork:
-    if chosen.checkpoint:
-        return open_generator(chosen.checkpoint, chosen.device).network
-    settings = square_settings(chosen.res, 1, GanConfig(channel_base=chosen.base))
-    return GeneratorNetwork(settings).eval().requires_grad_(False).to(chosen.device)
 
 
 if __name__ == "__main__":

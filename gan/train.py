@@ -9,21 +9,19 @@ import numpy as np
 import torch
 
 from common.checkpoints import load_tensors
+from common.errors import InputError
 from common.progress import Progress, silent
-from gan.alarms import ALARMS, LAST_GOOD, TrainingFailedError
 from gan.batches import Batches
-from gan.parallel import check_shares
-from gan.pictures import INTERPOLATION
-from gan.record import TIMED, Record
+from gan.record import Record
 from gan.settings import GanSettings
-from gan.training import CHECKPOINT, CURVES, RESULT, Training, remove_state
+from gan.training import CHECKPOINT, RESULT, Training, remove_state
+from training.alarms import TrainingFailedError
 from training.batch_shard import BatchShard
 from training.distributed import run_distributed
 from training.memory import keep_freed_memory
 from training.monitor import Monitor
-from training.pictures import SHEET, SHEETS
-from training.snapshots import CANDIDATE
-from training.training_state import check_same_run
+from training.pictures import SHEETS
+from training.training_state import check_same_run, remove_half_written
 
 RENDEZVOUS = "rendezvous"  # of the processes, while there are several
 
@@ -51,9 +49,9 @@ def train(
         RuntimeError: the training diverged or collapsed, every time it was tried, or another process failed.
     """
     batches = Batches(images, settings, seed)
-    check_shares(settings, n_processes)
+    check_processes(settings, n_processes)
     keep_freed_memory()
-    _remove_half_written(out)
+    remove_half_written(out, out / SHEETS)
     if (out / RESULT).is_file():
         check_same_run(out / RESULT, load_tensors(out / RESULT)[1], settings, seed)
         remove_state(out)
@@ -61,15 +59,48 @@ def train(
 
     def lead(shard: BatchShard, own_device: str) -> None:
         run = Training(batches, settings, seed, torch.device(own_device), monitor, shard)
-        _lead(run, Record(out, images, settings, seed, run.phases.device), out, progress)
+        _lead(run, Record(out, images, settings, seed, run.train_step.device), out, progress)
 
     # a name of its own: what followers of a killed training still do to theirs must not be done to this one
     rendezvous = out / f".{uuid4().hex}.{RENDEZVOUS}"
     run_distributed(n_processes, rendezvous, device, lead, _follow, images, out, settings, seed)
 
 
+def check_processes(settings: GanSettings, n_processes: int) -> None:
+    """InputError unless every process gets as many images, and whole minibatch-deviation groups of them.
+
+    Under differential privacy there is one process: nobody knows in advance how many images a step has.
+    """
+    if settings.config.privacy is not None and n_processes > 1:
+        problem = f"{n_processes} processes cannot share the images of a step under differential privacy"
+        raise InputError(problem, where="n_processes", fix="use 1, or generator.settings.privacy=null")
+    refusal = _refusal(settings, n_processes)
+    if refusal is not None:
+        half = settings.config.batch_size // 2
+        fix = f"use a number of processes that divides {half}, or a larger generator.settings.batch_size"
+        raise InputError(refusal, where="n_processes", fix=fix)
+
+
+def n_processes_for(settings: GanSettings, n_devices: int) -> int:
+    """The largest number of processes up to ``n_devices`` that ``check_processes`` accepts; it accepts one always."""
+    if settings.config.privacy is not None:
+        return 1
+    return max((n for n in range(2, n_devices + 1) if _refusal(settings, n) is None), default=1)
+
+
+def _refusal(settings: GanSettings, n_processes: int) -> str | None:
+    """Why the batch cannot be shared by so many."""
+    batch_size, group = settings.config.batch_size, settings.config.minibatch_std_group
+    if n_processes == 1:
+        return None
+    if batch_size % n_processes or (batch_size // 2) % n_processes:
+        return f"{batch_size} images, and half of them, do not divide by {n_processes}"
+    n_own = batch_size // n_processes
+    return f"{n_own} images a process are no whole groups of {group}" if n_own % min(group, batch_size) else None
+
+
 def _lead(run: Training, record: Record, out: Path, progress: Progress) -> None:
-    """The training as the process sees it that writes."""
+    """The training in the process that writes."""
     run.resume(out)
     run.shard.barrier()  # the others have read the checkpoint
     record.begin(run.rows, run.kimg_at(run.step))
@@ -92,7 +123,7 @@ def _lead(run: Training, record: Record, out: Path, progress: Progress) -> None:
 
 
 def _follow(shard: BatchShard, device: str, images: np.ndarray, out: Path, settings: GanSettings, seed: int) -> None:
-    """The training as the others see it: the steps, and after a failure the checkpoint to which the leader went."""
+    """The training in the others: the steps, and after a failure the checkpoint to which the leader went back."""
     keep_freed_memory()
     run = Training(Batches(images, settings, seed), settings, seed, torch.device(device), shard=shard)
     if (out / CHECKPOINT).is_file():
@@ -106,23 +137,3 @@ def _follow(shard: BatchShard, device: str, images: np.ndarray, out: Path, setti
             went_back = shard.barrier()
         if went_back:
             run.load(out / CHECKPOINT)
-
-
-def _remove_half_written(out: Path) -> None:
-    """A killed training may leave a temporary sibling of the file it was writing (``common.files.atomic_path``)."""
-    for name in (
-        CHECKPOINT,
-        RESULT,
-        CURVES,
-        SHEET,
-        INTERPOLATION,
-        ALARMS,
-        LAST_GOOD,
-        CANDIDATE.format(step="*"),
-        RENDEZVOUS,
-        *TIMED,
-    ):
-        for leftover in out.glob(f".*.{name}"):
-            leftover.unlink()
-    for leftover in (out / SHEETS).glob(".*.png"):
-        leftover.unlink()

@@ -1,4 +1,4 @@
-"""A training at some step: four phases a step at most, snapshots, what is on disk, and how to go back to it.
+"""A training at some step: its snapshots, what is on disk, and how to go back to it. ``gan.train_step`` is one step.
 
 Every random number of step i comes from a generator seeded by (seed, i, purpose), so that a resumed training needs no
 generator state to draw what an undisturbed one draws. Whether a snapshot is scored follows from its step alone.
@@ -6,7 +6,6 @@ generator state to draw what an undisturbed one draws. Whether a snapshot is sco
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import time
@@ -18,10 +17,16 @@ import numpy as np
 import torch
 
 from common.checkpoints import load_tensors, save_tensors
-from common.files import atomic_path, write_text
+from common.files import atomic_path
 from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
-from gan.alarms import (
+from gan.batches import Batches, PoissonBatches
+from gan.pictures import INTERPOLATION, draw_fixed_samples, draw_interpolation, draw_sheet, write_pictures
+from gan.privacy import derive_mechanism, new_secret, privacy_record
+from gan.schedule import derive_schedule, snapshot_interval
+from gan.settings import GanSettings
+from gan.train_step import TrainStep
+from training.alarms import (
     ALARMS,
     LAST_GOOD,
     N_ATTEMPTS,
@@ -35,15 +40,9 @@ from gan.alarms import (
     seed_of_attempt,
     write_alarms,
 )
-from gan.batches import Batches, PoissonBatches
-from gan.pictures import INTERPOLATION, draw_fixed_samples, draw_interpolation, draw_sheet, write_pictures
-from gan.privacy import derive_mechanism, new_secret, privacy_record
-from gan.schedule import NEVER, MonitorSchedule, derive_schedule, snapshot_interval
-from gan.settings import GanSettings
-from gan.state import load_phases, phases_to_tensors
-from gan.train_step import Measured, TrainStep
 from training.batch_shard import SINGLE_PROCESS, BatchShard
-from training.monitor import DIVERSITY, Monitor
+from training.curves import is_curve_point, write_curves
+from training.monitor import DIVERSITY, NEVER, Monitor, MonitorSchedule
 from training.pictures import SHEET
 from training.snapshots import (
     Candidate,
@@ -60,13 +59,16 @@ log = logging.getLogger(__name__)
 
 CHECKPOINT = "training.safetensors"
 RESULT = "generator.safetensors"
-CURVES = "curves.jsonl"
-N_CURVE_POINTS = 200
-CURVE_KEYS = ("step", "unit", "loss_g", "loss_d", "r1", "path_length", "real_logit", "fake_logit", "loss_d_fake", "r2")
+BOUNDED = ("loss_g", "loss_d", "real_logit", "fake_logit")
+FIX_DIVERGENCE = "raise generator.settings.r1_gamma or lower generator.settings.learning_rate"
+FIX_COLLAPSE = (
+    "raise generator.settings.r1_gamma, keep generator.settings.augment complete, "
+    "or lower generator.settings.learning_rate"
+)
 
 
 class Training:
-    """A training at some step: its phases, what was measured, and how to leave and find it on disk."""
+    """A training at some step: its networks, what was measured, and how to leave and find it on disk."""
 
     def __init__(
         self,
@@ -81,18 +83,18 @@ class Training:
         self.dtype = str(batches.images.dtype)
         self.mechanism = derive_mechanism(settings, len(batches.images))
         if self.mechanism is not None:
-            self._set_secret(new_secret())
+            self.batches = PoissonBatches(batches.images, settings, seed, new_secret())
         self.schedule = NEVER
-        if monitor is not None and self.mechanism is None:  # scores would tell of real images
+        if monitor is not None and self.mechanism is None:  # with privacy, scores would tell of real images
             self.schedule = derive_schedule(settings, monitor.seconds_per_image, monitor.n_references, device.type)
             if self.schedule == NEVER:
-                log.info("%g kimg are too short for a monitor: none, and the last snapshot is taken", settings.kimg)
+                log.info("%g kimg are too short for a monitor: the last snapshot will be taken", settings.kimg)
         self.alarms: list[dict[str, Any]] = []
         self.monitor_s, self.started_s = 0.0, time.monotonic()  # for the log alone
         self._begin(0, device)
 
     def _begin(self, attempt: int, device: torch.device) -> None:
-        self.phases = TrainStep(self.settings, seed_of_attempt(self.seed, attempt), device, self.shard)
+        self.train_step = TrainStep(self.settings, seed_of_attempt(self.seed, attempt), device, self.shard)
         self.step = 0
         self.rows: list[dict[str, float | str]] = []
         self.measured: dict[str, float] = {}
@@ -105,35 +107,23 @@ class Training:
         if attempt:
             self.batches = Batches(self.batches.images, self.settings, seed_of_attempt(self.seed, attempt))
 
-    def _set_secret(self, secret: str) -> None:
-        self.batches = PoissonBatches(self.batches.images, self.settings, self.seed, secret)
-
     def advance(self) -> None:
-        """One step: generator, path length every few steps, discriminator, R1 every few steps, weight average."""
-        config, phases = self.settings.config, self.phases
-        measured = phases.generator_main(self._draws("generator"))
-        if self.step % config.path_length_interval == 0:
-            measured |= phases.path_length(self._draws("path length"))
-        measured |= self._update_discriminator(self.step % config.r1_interval == 0)
-        phases.average_weights()
+        """One step, and every now and then a row in the curves.
+
+        Raises:
+            TrainingFailedError: what it measured is no number any more, or too large.
+        """
+        secret_draws = None
+        if isinstance(self.batches, PoissonBatches):
+            secret_draws = torch.Generator().manual_seed(derive_seed(self.batches.secret, self.step, "noise"))
+        reals = self.batches.at(self.step)
+        measured = self.train_step.update(self.step, reals, self._draws, self.mechanism, secret_draws)
         self.step += 1
         values = torch.stack(list(measured.values())).tolist()  # one wait for the device
         self.measured |= dict(zip(measured, values, strict=True))
-        check_measured(self.measured, self.step)
-        every = max(1, self.settings.n_steps // N_CURVE_POINTS)
-        if self.step % every == 0 or self.step == self.settings.n_steps:
+        check_measured(self.measured, BOUNDED, self.step, FIX_DIVERGENCE)
+        if is_curve_point(self.step, self.settings.n_steps):
             self.rows.append({"step": self.kimg_at(self.step), "unit": "kimg", **self.measured})
-
-    def _update_discriminator(self, is_penalised: bool) -> Measured:
-        phases, draws = self.phases, self._draws("discriminator")
-        reals = self.batches.at(self.step).to(phases.device)
-        if self.mechanism is None:
-            measured = phases.discriminator_main(reals, draws)
-            return measured | (phases.r1(reals, self._draws("r1")) if is_penalised else {})
-        assert isinstance(self.batches, PoissonBatches)
-        secret_draws = torch.Generator().manual_seed(derive_seed(self.batches.secret, self.step, "noise"))
-        measured = phases.private_discriminator_main(reals, draws, self.mechanism, secret_draws)
-        return measured | (phases.r2(self._draws("r1")) if is_penalised else {})
 
     def kimg_at(self, step: int) -> float:
         """Thousand images shown after ``step`` steps."""
@@ -152,51 +142,50 @@ class Training:
         Raises:
             TrainingFailedError: weights that exploded, or samples that collapsed; nothing is written then.
         """
-        check_weights(self.phases.modules(), self.step)
+        check_weights(self.train_step.modules(), self.step, FIX_DIVERGENCE)
         was_good = self.health.n_collapsed == 0
-        scores, diversity = self._monitored()
+        scores, diversity = self._scores()
         if diversity is not None:
             self.health = self.health.after(diversity)
-            self.health.check(diversity, self.step)
+            self.health.check(diversity, self.step, FIX_COLLAPSE)
         if scores:
             self.rows.append({"step": self.kimg_at(self.step), "unit": "kimg", **scores})
         is_good = self.health.n_collapsed == 0
+        # the averaged weights of a snapshot are kept as long as it may still be chosen
         if is_good and scores:
-            self._consider(Candidate(self.step, self.kimg_at(self.step), scores), out)
+            candidate = Candidate(self.step, self.kimg_at(self.step), scores)
+            self.candidates = still_eligible([*self.candidates, candidate], self.settings.config.snapshot)
+            if candidate in self.candidates:
+                save_candidate(candidate, self.train_step.average.state_dict(), out)
+        # at the first sign of a collapse the checkpoint before it is kept, until a good snapshot follows
         if was_good and not is_good and (out / CHECKPOINT).is_file():
             with atomic_path(out / LAST_GOOD) as temporary:
                 shutil.copyfile(out / CHECKPOINT, temporary)
-        write_pictures(self.phases.average, self.seed, out, self.kimg_at(self.step))
+        write_pictures(self.train_step.average, self.seed, out, self.kimg_at(self.step))
         self._save(out)
         remove_candidates(out, but=self.candidates)
         if is_good:
             (out / LAST_GOOD).unlink(missing_ok=True)
 
-    def _monitored(self) -> tuple[dict[str, float], float | None]:
+    def _scores(self) -> tuple[dict[str, float], float | None]:
         """The scores, where this snapshot is to have some, and the samples' diversity, where it was measured."""
         if self.mechanism is not None:
             return {}, None
         dtype = self.batches.images.dtype
         if self.monitor is None or not self.schedule.every:
-            samples = draw_fixed_samples(self.phases.average, self.seed, N_COMPARED, dtype)
+            samples = draw_fixed_samples(self.train_step.average, self.seed, N_COMPARED, dtype)
             chosen = np.unique(np.linspace(0, len(self.batches.images) - 1, N_COMPARED).round().astype(int))
             return {}, pixel_diversity(samples, self.batches.images[chosen])
         interval = snapshot_interval(self.settings)
         if not self.schedule.is_due(-(-(self.settings.n_steps - self.step) // interval)):
             return {}, None
         started_s = time.monotonic()
-        samples = draw_fixed_samples(self.phases.average, self.seed, self.schedule.n_samples, dtype)
+        samples = draw_fixed_samples(self.train_step.average, self.seed, self.schedule.n_samples, dtype)
         scores = dict(self.monitor.measure(samples, self.schedule.n_references))
         seconds = time.monotonic() - started_s
         self.monitor_s += seconds
         log.info("scored at %g kimg in %.1f s: %s", self.kimg_at(self.step), seconds, scores)
         return scores, scores.get(DIVERSITY)
-
-    def _consider(self, candidate: Candidate, out: Path) -> None:
-        """Keep the snapshot's averaged weights while it may still be chosen."""
-        self.candidates = still_eligible([*self.candidates, candidate], self.settings.config.snapshot)
-        if candidate in self.candidates:
-            save_candidate(candidate, self.phases.average.state_dict(), out)
 
     def fall_back(self, out: Path, failure: TrainingFailedError) -> None:
         """Go on from the last good snapshot, or the start, as another attempt.
@@ -210,7 +199,7 @@ class Training:
         if good.is_file():
             self.load(good)
         else:
-            self._begin(0, self.phases.device)
+            self._begin(0, self.train_step.device)
         record = alarm_record(failure, attempt, kimg, self.kimg_at(self.step), rows)
         self.alarms = [*self.alarms, record]
         write_alarms(self.alarms, out)
@@ -218,20 +207,30 @@ class Training:
         if attempt + 1 >= n_attempts:
             raise RuntimeError(f"{failure} (attempt {attempt + 1} of {n_attempts}; see {out / ALARMS})") from failure
         log.warning(
-            "alarm at %g kimg: %s. Back to %g kimg with other random numbers (attempt %d of %d). The curve so far: %s",
-            *(kimg, failure, self.kimg_at(self.step), attempt + 2, N_ATTEMPTS, record["curve"]),
+            "alarm at %g kimg: %s. The training goes back to %g kimg and on with other random numbers "
+            "(attempt %d of %d). The curve so far: %s",
+            kimg,
+            failure,
+            self.kimg_at(self.step),
+            attempt + 2,
+            N_ATTEMPTS,
+            record["curve"],
         )
         if self.step == 0:
-            self._begin(attempt + 1, self.phases.device)
+            self._begin(attempt + 1, self.train_step.device)
         self._set_attempt(attempt + 1)
         self._save(out)
         (out / LAST_GOOD).unlink(missing_ok=True)
 
+    def _identity(self) -> dict[str, Any]:
+        return {"settings": to_dict(self.settings), "seed": self.seed, "dtype": self.dtype}
+
     def _save(self, out: Path) -> None:
         """Curves and alarms, then everything a resumed training needs."""
-        write_text(out / CURVES, "".join(json.dumps(_ordered(row)) + "\n" for row in self.rows))
+        write_curves(out, self.rows)
         write_alarms(self.alarms, out)
-        state_of_run = {
+        metadata = {
+            **self._identity(),
             "step": self.step,
             "rows": self.rows,
             "measured": self.measured,
@@ -242,9 +241,8 @@ class Training:
             "schedule": to_dict(self.schedule),
         }
         if isinstance(self.batches, PoissonBatches):
-            state_of_run["secret"] = self.batches.secret
-        metadata = {**state_of_run, "settings": to_dict(self.settings), "seed": self.seed, "dtype": self.dtype}
-        save_tensors(out / CHECKPOINT, phases_to_tensors(self.phases), metadata)
+            metadata["secret"] = self.batches.secret
+        save_tensors(out / CHECKPOINT, self.train_step.tensors(), metadata)
 
     def resume(self, out: Path) -> None:
         """Go on from the last checkpoint in ``out``, if there is one."""
@@ -259,14 +257,14 @@ class Training:
         """Take over everything from a checkpoint; InputError if it is of other settings or another seed."""
         tensors, metadata = load_tensors(path)
         check_same_run(path, metadata, self.settings, self.seed)
-        load_phases(self.phases, tensors)
+        self.train_step.load(tensors)
         self.step, self.rows, self.measured = metadata["step"], metadata["rows"], metadata["measured"]
         self.alarms, self.health = metadata["alarms"], from_dict(Health, metadata["health"])
         self.candidates = [from_dict(Candidate, one) for one in metadata["candidates"]]
         self.schedule = from_dict(MonitorSchedule, metadata["schedule"])
         self._set_attempt(metadata["attempt"])
         if self.mechanism is not None:
-            self._set_secret(metadata["secret"])
+            self.batches = PoissonBatches(self.batches.images, self.settings, self.seed, metadata["secret"])
 
     def choose(self, out: Path) -> dict[str, Any]:
         """Make the chosen snapshot's weights the averaged ones, draw its pictures; returns which it is and why."""
@@ -274,9 +272,9 @@ class Training:
         candidate, reason = choose(self.candidates, rule)
         last = Candidate(self.step, self.kimg_at(self.step))
         if candidate is not None:
-            self.phases.average.load_state_dict(load_candidate(candidate, out))
-            draw_sheet(self.phases.average, self.seed, out / SHEET)
-            draw_interpolation(self.phases.average, self.seed, out / INTERPOLATION)
+            self.train_step.average.load_state_dict(load_candidate(candidate, out))
+            draw_sheet(self.train_step.average, self.seed, out / SHEET)
+            draw_interpolation(self.train_step.average, self.seed, out / INTERPOLATION)
         chosen = chosen_as_metadata(candidate, last, rule, reason)
         log.info("chose the snapshot at %g of %g kimg: %s; %s", chosen["kimg"], last.kimg, reason, chosen["scores"])
         share = self.monitor_s / max(time.monotonic() - self.started_s, 1e-9)
@@ -284,22 +282,15 @@ class Training:
         return chosen
 
     def finish(self, out: Path, chosen: Mapping[str, Any]) -> None:
-        """The averaged generator, and which snapshot it is."""
-        metadata = {"settings": to_dict(self.settings), "seed": self.seed, "dtype": self.dtype}
-        metadata |= {"snapshot": dict(chosen), "n_alarms": len(self.alarms)}
-        metadata |= {"privacy": privacy_record(self.settings, len(self.batches.images), self.step)}
-        save_tensors(out / RESULT, self.phases.average.state_dict(), metadata)
+        """Write the averaged generator and which snapshot it is; what was kept for resuming goes."""
+        metadata = {**self._identity(), "snapshot": dict(chosen), "n_alarms": len(self.alarms)}
+        metadata["privacy"] = privacy_record(self.settings, len(self.batches.images), self.step)
+        save_tensors(out / RESULT, self.train_step.average.state_dict(), metadata)
         remove_state(out)
 
 
 def remove_state(out: Path) -> None:
-    """The state for resuming has done its work."""
+    """Delete what a finished training does not need: checkpoints and the weights of other snapshots."""
     for name in (CHECKPOINT, LAST_GOOD):
         (out / name).unlink(missing_ok=True)
     remove_candidates(out)
-
-
-def _ordered(row: Mapping[str, float | str]) -> dict[str, float | str]:
-    """A row of losses or of scores in an order that a checkpoint's JSON does not change."""
-    keys = [key for key in CURVE_KEYS if key in row] if "loss_g" in row else ("step", "unit", *sorted(row))
-    return {key: row[key] for key in keys}

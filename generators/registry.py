@@ -111,8 +111,7 @@ class StyleGan2:
         import torch
 
         from gan.auto import resolve
-        from gan.parallel import n_processes_for
-        from gan.train import train
+        from gan.train import n_processes_for, train
 
         if labels is not None:
             raise ValueError("StyleGAN2 generates no labels")

@@ -1,4 +1,6 @@
-"""Audit the filter on a site's images: ``python -m memorization.audit --site-images <folder> --out <folder>``.
+"""Audit the filter on a site's images.
+
+    python -m memorization.audit --site-images images --out audit
 
 Plants copies of the site's own images under many kinds of change and reports what the filter finds of them, and how
 many honest images it drops. The folder holds PNG, JPEG or TIFF images, or is an autoshare image set (the artifact of a
@@ -9,48 +11,63 @@ from __future__ import annotations
 
 import argparse
 import csv
-import logging
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.command import command
 from common.errors import InputError
 from common.files import write_json, write_text
 from common.image_set import load_image_set
 from common.progress import shown_progress
 from common.settings import to_dict
 from features.embedders import EMBEDDERS, build_embedder
-from memorization.embedding_scorer import EmbeddingScorer
-from memorization.likeness import Learner, Scorer
-from memorization.planted.audit_report import as_markdown, draw_copies, draw_recall
-from memorization.planted.copies import KINDS, Kind, plant
-from memorization.planted.planted_audit import FilterAudit, audit_paper_rule, audit_scorers
-from memorization.registration.scorer import RegistrationScorer
+from memorization.copy_score import EmbeddingScorer, Learner, RegistrationScorer, Scorer
 from memorization.site_descriptor.scorer import SiteDescriptorLearner
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from memorization.planted.copies import Kind
+    from memorization.planted.planted_audit import FilterAudit
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 EMBEDDER_BATCH = 32
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Audit and write; 2 where the input cannot be audited."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen = _parser().parse_args(arguments)
-    try:
-        images, patients = read_site_images(chosen.site_images, chosen.patient, chosen.size_px, chosen.patients)
-        audits = _audit(chosen, images, patients)
-    except InputError as error:
-        log.error("%s", error)
-        return 2
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--site-images", type=Path, required=True, help="folder of images, or an image set")
+    parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures; stays at the site")
+    parser.add_argument("--patient", default="(.+)", help="regular expression: its first group is the patient")
+    parser.add_argument("--patients", type=Path, help="CSV instead: file names, then patients, below a header")
+    parser.add_argument("--size-px", type=int, default=128, help="images of files are resized to this square")
+    parser.add_argument("--level", type=float, default=0.05, help="of honest images that may be dropped")
+    parser.add_argument("--copies", type=int, default=8, help="of every kind and strength")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("--embedder", choices=EMBEDDERS, default=EMBEDDERS[0], help="what makes features of images")
+    parser.add_argument("--weights", help="a local file, for openclip")
+    parser.add_argument("--device", default="cpu", help="of the embedder")
+    parser.add_argument(
+        "--site-descriptor",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="train a descriptor on half of the indexed patients and audit it too: minutes on one core",
+    )
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Audit, write the tables and pictures, print the table."""
+    from memorization.planted.audit_report import draw_copies
+    from memorization.planted.copies import KINDS
+
+    images, patients = read_site_images(chosen.site_images, chosen.patient, chosen.size_px, chosen.patients)
+    audits = _audit(chosen, images, patients)
     write_audit(chosen.out, audits, len(images), len(set(patients)))
     draw_copies(chosen.out / "copies.png", {kind.name: _example(kind, images, chosen.seed) for kind in KINDS})
     sys.stdout.write((chosen.out / "audit.md").read_text(encoding="utf-8"))
-    return 0
 
 
 def read_site_images(
@@ -82,6 +99,8 @@ def read_site_images(
 
 def _audit(chosen: argparse.Namespace, images: np.ndarray, patients: Sequence[str]) -> list[FilterAudit]:
     """The paper's rule, every scorer alone, and the fused filter last."""
+    from memorization.planted.planted_audit import audit_paper_rule, audit_scorers
+
     embedder = build_embedder(chosen.embedder, batch_size=EMBEDDER_BATCH, device=chosen.device, weights=chosen.weights)
     scorers: list[Scorer] = [EmbeddingScorer(embedder), RegistrationScorer()]
     learners: list[Learner] = [SiteDescriptorLearner()] if chosen.site_descriptor else []
@@ -95,6 +114,8 @@ def _audit(chosen: argparse.Namespace, images: np.ndarray, patients: Sequence[st
 
 def write_audit(folder: Path, audits: Sequence[FilterAudit], n_images: int, n_patients: int) -> None:
     """``audit.json``, ``audit.md`` and ``recall.png``."""
+    from memorization.planted.audit_report import as_markdown, draw_recall
+
     folder.mkdir(parents=True, exist_ok=True)
     figures = {
         "n_images": n_images,
@@ -127,28 +148,6 @@ def _plain(audit: FilterAudit) -> dict[str, object]:
         "consistency_kappa": audit.consistency,
         "copies": rows,
     }
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m memorization.audit", description=__doc__)
-    parser.add_argument("--site-images", type=Path, required=True, help="folder of images, or an image set")
-    parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures; stays at the site")
-    parser.add_argument("--patient", default="(.+)", help="regular expression: its first group is the patient")
-    parser.add_argument("--patients", type=Path, help="CSV instead: file names, then patients, below a header")
-    parser.add_argument("--size-px", type=int, default=128, help="images of files are resized to this square")
-    parser.add_argument("--level", type=float, default=0.05, help="of honest images that may be dropped")
-    parser.add_argument("--copies", type=int, default=8, help="of every kind and strength")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--embedder", choices=EMBEDDERS, default=EMBEDDERS[0])
-    parser.add_argument("--weights", help="a local file, for openclip")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument(
-        "--site-descriptor",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="train a descriptor on half of the indexed patients and audit it too: minutes on one core",
-    )
-    return parser
 
 
 def _read(path: Path, size_px: int) -> np.ndarray:
@@ -185,6 +184,8 @@ def _patient(path: Path, expression: str) -> str:
 
 def _example(kind: Kind, images: np.ndarray, seed: int) -> np.ndarray:
     """The first image under every strength."""
+    from memorization.planted.copies import plant
+
     pair = images[:2]
     return np.stack([plant(kind, strength, pair[:1], pair[1:], seed)[0] for strength in kind.strengths])
 

@@ -1,7 +1,8 @@
-"""The threshold: how close images of different patients of the site come to each other.
+"""Calibration: how close images of different patients of a site come to each other.
 
-A nearest distance shrinks as the index grows, so the threshold must be measured against an index of the size the filter
-will use; the original measured it on half of the site and used it on all of it (D31).
+``calibrate`` measures it by the distance of features and sets the threshold of the paper's rule; ``real_to_real``
+measures it by every statistic of the fused rule. A nearest distance shrinks as the index grows, so both compare with an
+index of the size that the filter will use. The original measured on half of the site and filtered with all of it (D31).
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from common.errors import InputError
+from common.progress import Progress, silent
 from common.seeds import derive_seed
+from features.embedders import Embedder, build_embedder
 from features.index import nearest
+from memorization.copy_score import FUSED_STATISTICS, FusedIndex
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +28,9 @@ CALIBRATIONS = ("cross_fit", "paper_half")
 MIRRORS = ("auto", "always", "never")
 PAPER_SEED = 42  # of the original's half split
 N_RESAMPLES = 1000
+DUPLICATE_BY = FUSED_STATISTICS.index("0 to 1 px, best 100 %")  # agreement of the finest detail over the whole frame
+DUPLICATE_CORRELATION = 0.99
+MAX_CALIBRATING = 200  # images, drawn with a fixed seed: p-values are fine enough then, and each costs a search
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class MemorizationConfig:
     rule: str = "fused"  # p-values of registration and embedder together; "percentile": the embedder's distance alone
     embedder: str = "efficientnet_lite0"
     weights: str | None = None  # a local file, for openclip
-    percentile: float = 5.0  # of honest images as alike as what is dropped
+    percentile: float = 5.0  # per cent of real images, compared with other patients', that the filter may drop
     calibration: str = "cross_fit"  # or "paper_half"
     drop_ties: bool = True  # drop at the threshold itself too; the paper's comparison is strict
     mirror: str = "auto"  # mirrored real images in the index: where the generator saw them; "always"; "never"
@@ -47,7 +55,9 @@ class MemorizationConfig:
             if value not in allowed:
                 raise InputError(f"{value!r} is not allowed", where=f"memorization.{key}", fix=f"use one of {allowed}")
         if not 0 <= self.percentile <= 100:
-            raise InputError(f"{self.percentile} is no percentile", where="memorization.percentile", fix="use 0 to 100")
+            raise InputError(
+                f"{self.percentile} is not a percentile", where="memorization.percentile", fix="use 0 to 100"
+            )
         if self.rule == "fused" and (self.calibration, self.drop_ties) != ("cross_fit", True):
             raise InputError(
                 "the fused rule is calibrated patient by patient and drops at a tie",
@@ -55,7 +65,9 @@ class MemorizationConfig:
                 fix="leave calibration=cross_fit and drop_ties=true, or set rule=percentile",
             )
         if self.batch_size < 1:
-            raise InputError(f"{self.batch_size} images", where="memorization.batch_size", fix="use 1 or more")
+            raise InputError(
+                f"{self.batch_size} images do not make a batch", where="memorization.batch_size", fix="use 1 or more"
+            )
 
 
 @dataclass(frozen=True)
@@ -74,8 +86,19 @@ class Calibration:
 
     @property
     def expected_drop(self) -> float:
-        """Share of honest images at or below the threshold; above the percentile where real images are duplicates."""
+        """Share of real images at or below the threshold; above the percentile where real images are duplicates."""
         return float(np.mean(np.asarray(self.distances) <= self.threshold_l2))
+
+
+def site_embedder(config: MemorizationConfig, device: str, embeddings: Path | None) -> Embedder:
+    """The embedder that the filter's rule names; it keeps features in ``embeddings``, where that is a folder."""
+    return build_embedder(
+        config.embedder,
+        batch_size=config.batch_size,
+        device=device,
+        weights=config.weights,
+        embeddings=embeddings,
+    )
 
 
 def calibrate(
@@ -96,89 +119,111 @@ def calibrate(
     Raises:
         InputError: fewer than two patients.
     """
-    names = sorted(set(patients))
-    if len(names) < 2:
+    names = np.unique(np.asarray(patients))
+    n_patients = len(names)
+    if n_patients < 2:
         raise InputError(
-            f"{len(names)} patients cannot calibrate a threshold between patients",
+            f"a threshold between patients cannot be set with {n_patients} patients",
             where="memorization",
             fix="give the site more patients",
         )
-    order = _stored_order_free(features, patients)
+    # Order by patient, then along a fixed direction: it depends neither on the stored order nor on rounding.
+    direction = np.random.default_rng(0).standard_normal((features.shape[1], 1), np.float32)
+    order = np.lexsort(((features @ direction)[:, 0], np.asarray(patients)))
     owner = np.asarray(patients)[order]
     index = features[order][None] if mirrored_features is None else np.stack([features, mirrored_features])[:, order]
-    groups = _halves(names) if config.calibration == "paper_half" else _groups(owner, n_references, seed)
+
+    # Groups of patients that are queried, each against images of all other patients. Cross-fit: every patient is
+    # queried once, in groups that leave about as many images as the filter's index has. The paper: one half only.
+    if config.calibration == "paper_half":
+        np.random.default_rng(PAPER_SEED).shuffle(names)
+        groups = [np.array_split(names, 2)[1]]
+    else:
+        n_left_out = max(1, len(owner) - n_references)
+        np.random.default_rng(derive_seed(seed, "groups")).shuffle(names)
+        groups = np.array_split(names, min(n_patients, max(2, -(-len(owner) // n_left_out))))
+
+    # The distance of every queried image to its nearest reference; mirror images are references, never queries.
     limit = n_references if config.calibration == "cross_fit" else len(owner)
-    measured = [
-        _measure(index, owner, group, limit, derive_seed(seed, "subsample", i)) for i, group in enumerate(groups)
-    ]
-    size = min(n_indexed for _, _, n_indexed in measured)
-    if config.calibration == "cross_fit" and size < n_references:
-        log.warning("calibrated against %d images where the filter will use %d", size, n_references)
-    distances = np.concatenate([values for values, _, _ in measured])
-    return _summary(distances, np.concatenate([owners for _, owners, _ in measured]), size, len(names), config, seed)
+    found, owners, sizes = [], [], []
+    for number, group in enumerate(groups):
+        is_query = np.isin(owner, group)
+        references = np.flatnonzero(~is_query)
+        if len(references) > limit:
+            rng = np.random.default_rng(derive_seed(seed, "subsample", number))
+            references = np.sort(rng.choice(references, limit, replace=False))
+        searched = index[:, references].reshape(-1, index.shape[-1])
+        found.append(nearest(searched, index[0, is_query], 1)[0][:, 0])
+        owners.append(owner[is_query])
+        sizes.append(len(references))
+    if config.calibration == "cross_fit" and min(sizes) < n_references:
+        log.warning("calibrated against %d images where the filter will use %d", min(sizes), n_references)
 
-
-def _stored_order_free(features: np.ndarray, patients: Sequence[str]) -> np.ndarray:
-    """Positions by patient, then along a fixed direction: an order that rounding of the features leaves alone."""
-    direction = np.random.default_rng(0).standard_normal((features.shape[1], 1), np.float32)
-    order: np.ndarray = np.lexsort(((features @ direction)[:, 0], np.asarray(patients)))
-    return order
-
-
-def _measure(
-    index: np.ndarray, owner: np.ndarray, queried: list[str], n_references: int, seed: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Nearest distances of the queried patients' images to at most ``n_references`` images of all other patients.
-
-    ``index`` is (1 or 2, n, d): the images and, where given, their mirror images, which are never queried.
-    """
-    is_query = np.isin(owner, queried)
-    references = np.flatnonzero(~is_query)
-    if len(references) > n_references:
-        references = np.sort(np.random.default_rng(seed).choice(references, n_references, replace=False))
-    searched = index[:, references].reshape(-1, index.shape[-1])
-    return nearest(searched, index[0, is_query], 1)[0][:, 0], owner[is_query], len(references)
-
-
-def _halves(names: list[str]) -> list[list[str]]:
-    """The paper's split: one half of the patients is queried, the other indexed."""
-    shuffled = np.array(names)
-    np.random.default_rng(PAPER_SEED).shuffle(shuffled)
-    return [[str(name) for name in np.array_split(shuffled, 2)[1]]]
-
-
-def _groups(owner: np.ndarray, n_references: int, seed: int) -> list[list[str]]:
-    """Groups of patients, each queried once, such that all others hold about ``n_references`` images."""
-    names, n_images = np.unique(owner), len(owner)
-    n_groups = min(len(names), max(2, -(-n_images // max(1, n_images - n_references))))
-    np.random.default_rng(derive_seed(seed, "groups")).shuffle(names)
-    return [[str(name) for name in part] for part in np.array_split(names, n_groups)]
-
-
-def _summary(
-    distances: np.ndarray, owners: np.ndarray, n_references: int, n_patients: int, config: MemorizationConfig, seed: int
-) -> Calibration:
-    order = np.lexsort((distances, owners))
-    distances, owners = distances[order], owners[order]
-    low, high = _bootstrap(distances, owners, config.percentile, seed)
+    # The threshold is a percentile of these distances. Its interval resamples patients: images of one patient are not
+    # independent evidence.
+    distances, of_patient = np.concatenate(found), np.concatenate(owners)
+    order = np.lexsort((distances, of_patient))
+    distances, of_patient = distances[order], of_patient[order]
+    by_patient = [distances[of_patient == name] for name in np.unique(of_patient)]
+    rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
+    drawn = rng.integers(0, len(by_patient), (N_RESAMPLES, len(by_patient)))
+    resampled = [np.percentile(np.concatenate([by_patient[i] for i in row]), config.percentile) for row in drawn]
+    low, high = np.percentile(resampled, (2.5, 97.5))
     return Calibration(
         threshold_l2=float(np.percentile(distances, config.percentile)),
-        interval_l2=(low, high),
+        interval_l2=(float(low), float(high)),
         percentile=config.percentile,
         method=config.calibration,
         embedder=config.embedder,
-        n_references=n_references,
+        n_references=min(sizes),
         n_queries=len(distances),
         n_patients=n_patients,
         distances=tuple(float(value) for value in distances),
     )
 
 
-def _bootstrap(distances: np.ndarray, owners: np.ndarray, percentile: float, seed: int) -> tuple[float, float]:
-    """Resampling patients, as images of one patient are no independent evidence."""
-    of_patient = [distances[owners == name] for name in np.unique(owners)]
-    rng = np.random.default_rng(derive_seed(seed, "bootstrap"))
-    drawn = rng.integers(0, len(of_patient), (N_RESAMPLES, len(of_patient)))
-    values = [np.percentile(np.concatenate([of_patient[i] for i in row]), percentile) for row in drawn]
-    low, high = np.percentile(values, (2.5, 97.5))
-    return float(low), float(high)
+@dataclass(frozen=True, eq=False)
+class RealToReal:
+    """How alike images of different patients of a site are.
+
+    ``values`` (n, statistics) of the images that calibrate, ``images`` (n,) their positions among the images given;
+    ``duplicates``: pairs (image, its duplicate) of two patients. Duplicates do not calibrate: they are one image under
+    two names, and would let copies pass.
+    """
+
+    values: np.ndarray
+    images: np.ndarray
+    duplicates: tuple[tuple[int, int], ...]
+
+
+def real_to_real(
+    images: np.ndarray,
+    features: np.ndarray,
+    mirrored: np.ndarray | None,
+    patients: np.ndarray,
+    indexed: np.ndarray,
+    progress: Progress = silent,
+) -> RealToReal:
+    """Compare images with those of other patients among the ``indexed`` (n,), the filter's references.
+
+    Every image, or ``MAX_CALIBRATING`` of them.
+    """
+    # Every image is compared with the references of other patients. The only patient of an index cannot be.
+    positions = np.flatnonzero(indexed)
+    same_patient = patients[:, None] == patients[positions][None]
+    queries = drawn(np.flatnonzero(~same_patient.all(axis=1)))
+    index = FusedIndex(images[positions], features[positions], None if mirrored is None else mirrored[positions])
+    likeness = index.compare(images[queries], features[queries], same_patient[queries], progress)
+    # Images that agree down to the finest detail over the whole frame are one image.
+    is_duplicate = likeness.values[:, DUPLICATE_BY] >= -np.log(1 - DUPLICATE_CORRELATION)
+    originals = positions[likeness.nearest[:, DUPLICATE_BY]]
+    pairs = [(int(queries[row]), int(originals[row])) for row in np.flatnonzero(is_duplicate)]
+    return RealToReal(likeness.values[~is_duplicate], queries[~is_duplicate], tuple(pairs))
+
+
+def drawn(positions: np.ndarray) -> np.ndarray:
+    """At most ``MAX_CALIBRATING`` of them, in order."""
+    if len(positions) <= MAX_CALIBRATING:
+        return positions
+    rng = np.random.default_rng(derive_seed(0, "calibrating"))
+    return np.sort(rng.choice(positions, MAX_CALIBRATING, replace=False))

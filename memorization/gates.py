@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 
 from common.errors import InputError
 from common.resampling import clopper_pearson
-from memorization.leakage.evidence import Figure
+from memorization.leakage.evidence import MetricResult
 from memorization.leakage.metrics import Unmeasured
 
 MORE_PATIENTS = "give the site more patients"
@@ -91,7 +91,7 @@ class AuditedFigures:
     n_dropped: int
     n_train_patients: int
     n_heldout_patients: int
-    leakage: Mapping[str, Figure | Unmeasured]
+    leakage: Mapping[str, MetricResult | Unmeasured]
     planted: PlantedRecall | None = None  # None: no copies were planted
 
 
@@ -220,7 +220,7 @@ def _leakage_gate(
     return Gate(name, value, safer, limit, passed, reason, "" if passed else LESS_COPYING, figure.p, level)
 
 
-def _testable(figure: Figure | Unmeasured, level: float, n_labellings: int) -> Figure | Unmeasured:
+def _testable(figure: MetricResult | Unmeasured, level: float, n_labellings: int) -> MetricResult | Unmeasured:
     """The figure, unless no p of it could ever be small enough: a gate that cannot refuse says nothing."""
     if isinstance(figure, Unmeasured):
         return figure

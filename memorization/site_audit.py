@@ -16,7 +16,7 @@ from common.errors import InputError
 from common.files import atomic_path
 from common.seeds import derive_seed
 from memorization.gates import LESS_COPYING, AuditedFigures, Gate, GatesConfig, PlantedRecall, judge
-from memorization.leakage.evidence import Distance, Evidence, Figure
+from memorization.leakage.evidence import Evidence, MetricResult
 from memorization.leakage.exposure import (
     ExposureSummary,
     PatientExposure,
@@ -94,7 +94,6 @@ def audit(
     images: AuditImages,
     n_sampled: int,
     config: GatesConfig,
-    frechet_distance: Distance,
     seed: int,
     planted: PlantedRecall | None = None,
 ) -> tuple[SiteAudit, tuple[PatientExposure, ...]]:
@@ -104,13 +103,12 @@ def audit(
 
     Args:
         n_sampled: images that the filter judged: kept, dropped, and sampled in place of dropped ones.
-        frechet_distance: ``features.fidelity.frechet_distance``.
         planted: what the filter in use found of planted copies; None: none were planted.
     """
     n_kept = len(images.kept)
     audited = images.kept[_drawn(n_kept, seed)]
     of_patients = exposures(images.train, images.train_patients, audited) if n_kept else ()
-    measured = _measured(images, audited, frechet_distance, seed)
+    measured = _measured(images, audited, seed)
     if n_kept:
         measured[EXPOSURE] = largest_exposure(of_patients)
     n_train_patients, n_heldout_patients = len(set(images.train_patients)), len(set(images.heldout_patients))
@@ -156,9 +154,7 @@ def _drawn(n: int, seed: int) -> np.ndarray:
     return np.sort(drawn)
 
 
-def _measured(
-    images: AuditImages, audited: np.ndarray, frechet_distance: Distance, seed: int
-) -> dict[str, Figure | Unmeasured]:
+def _measured(images: AuditImages, audited: np.ndarray, seed: int) -> dict[str, MetricResult | Unmeasured]:
     if not len(audited):
         return {metric.name: NONE_KEPT for metric in METRICS}
     if not len(images.heldout):
@@ -170,7 +166,6 @@ def _measured(
             images.heldout,
             images.heldout_patients,
             audited,
-            frechet_distance,
             derive_seed(seed, "leakage"),
         )
     except InputError as error:
@@ -178,11 +173,11 @@ def _measured(
     return measure_each(evidence)
 
 
-def _recorded(measured: Mapping[str, Figure | Unmeasured]) -> tuple[AuditedFigure, ...]:
+def _recorded(measured: Mapping[str, MetricResult | Unmeasured]) -> tuple[AuditedFigure, ...]:
     return tuple(_record(metric, measured[metric.name]) for metric in METRICS)
 
 
-def _record(metric: Metric, figure: Figure | Unmeasured) -> AuditedFigure:
+def _record(metric: Metric, figure: MetricResult | Unmeasured) -> AuditedFigure:
     described = partial(AuditedFigure, metric.name, metric.says, metric.direction)
     if isinstance(figure, Unmeasured):
         return described(reason=figure.reason, what_would_help=figure.what_would_help)

@@ -13,7 +13,9 @@ from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
+from common.command import exit_code_of
 from common.errors import InputError
+from common.exit_codes import ExitCode, code_of_sweep
 from common.settings import to_dict
 from engine.dependencies import REPOSITORY
 from pipeline.config import ExperimentConfig, experiment_config
@@ -47,13 +49,22 @@ def compose_experiment(name: str, overrides: Sequence[str]) -> ExperimentConfig:
 
 def start(experiments: str) -> None:
     """Run the experiments that the command line names, from ``config/<experiments>``; ends the process."""
-    exit_codes: list[int] = []  # one a Hydra job: a failing fold of a multirun must not stop the others
+    codes: list[int] = []  # one a Hydra job: a failing fold of a multirun must not stop the others
 
     def job(composed: DictConfig) -> None:
         from pipeline.launch import run_experiment
 
-        exit_codes.append(run_experiment(OmegaConf.to_container(composed, resolve=True)))  # type: ignore[arg-type]
+        codes.append(ExitCode.FAILED)  # until it is known better
+        codes[-1] = run_experiment(OmegaConf.to_container(composed, resolve=True))  # type: ignore[arg-type]
 
-    folder = str(REPOSITORY / "config" / experiments)
-    hydra.main(version_base="1.3", config_path=folder, config_name="demo")(job)()
-    sys.exit(max(exit_codes, default=0))
+    def jobs() -> ExitCode:
+        folder = str(REPOSITORY / "config" / experiments)
+        try:
+            hydra.main(version_base="1.3", config_path=folder, config_name="demo")(job)()
+        except SystemExit as ended:  # Hydra has printed why
+            if ended.code == 1:
+                return code_of_sweep(codes) if codes else ExitCode.BAD_INPUT
+            raise
+        return code_of_sweep(codes)
+
+    sys.exit(exit_code_of(jobs))

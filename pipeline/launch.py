@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import InputError
+from common.exit_codes import ExitCode
 from common.files import read_json, sha256_of_json, write_json
 from common.settings import to_dict
 from dataset.check import check_cases
@@ -33,21 +34,18 @@ log = logging.getLogger(__name__)
 
 BEGUN = "begun_by_other_code"  # in a manifest
 CHECKED_DATA, RUN_RECORD, OTHER_CODE = "checked_data.json", "run.json", "other_code.json"
-EXIT_FAILED_STAGE = 1
-EXIT_BAD_INPUT = 2
-EXIT_REFUSED = 3  # all stages are done, and a site's gates refused its export
 
 
-def run_experiment(values: Mapping[str, Any]) -> int:
+def run_experiment(values: Mapping[str, Any]) -> ExitCode:
     """Check a composed configuration and carry it out; bad input is said in the log. Returns the exit code."""
     try:
         return launch(experiment_config(values))
     except InputError as error:
         log.error("%s", error)
-        return EXIT_BAD_INPUT
+        return error.exit_code
 
 
-def launch(config: ExperimentConfig) -> int:
+def launch(config: ExperimentConfig) -> ExitCode:
     """Carry out one experiment; returns the process's exit code.
 
     Raises:
@@ -58,7 +56,7 @@ def launch(config: ExperimentConfig) -> int:
     if config.dry_run:
         sites = planned_sites(config, sorted({case.site for case in cases}))
         log.info("%s", format_plan(plan_experiment(config, store, cases), config, sites, cases))
-        return 0
+        return ExitCode.DONE
     if config.evaluation.synthetic:
         check_embedder(config.memorization.embedder, config.memorization.weights)
     check_writable(config.run)
@@ -210,7 +208,7 @@ def _made_by_other_code(plan: RunPlan, manifests: Mapping[str, Mapping[str, Any]
     return begun | {name: f"made by other code: {words}" for name, words in made.items()}
 
 
-def _conclude(result: RunResult, store: Store, plan: RunPlan) -> int:
+def _conclude(result: RunResult, store: Store, plan: RunPlan) -> ExitCode:
     for outcome in result.failed:
         log.error("FAILED %s: %s\n  log: %s", outcome.stage_id, outcome.error, outcome.log)
     if result.blocked:
@@ -220,7 +218,9 @@ def _conclude(result: RunResult, store: Store, plan: RunPlan) -> int:
     refused = _refused(store, plan)
     for stage_id, refusal in refused.items():
         log.error("REFUSED %s: nothing leaves this site. %s", stage_id, refusal)
-    return EXIT_FAILED_STAGE if result.failed else EXIT_REFUSED if refused else 0
+    if result.failed:
+        return ExitCode.FAILED
+    return ExitCode.REFUSED if refused else ExitCode.DONE  # refused: all stages are done, and gates refused an export
 
 
 def _refused(store: Store, plan: RunPlan) -> dict[str, Refusal]:

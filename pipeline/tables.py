@@ -12,7 +12,7 @@ from dataset.images import VOLUME_ENDINGS, file_ending
 from dataset.source import Case
 from engine.run_plan import RunPlan
 from evaluation.report.page import write_report
-from evaluation.results import KEY_COLUMNS, format_table, read_results, summarise, write_table
+from evaluation.results import KEY_COLUMNS, aligned, format_table, read_results, summarise, write_table
 from pipeline.baselines import strategy_in_words
 from pipeline.config import IMAGES_PER_TRAINING_IMAGE, ExperimentConfig, Union
 from pipeline.stage_factory import ALL
@@ -34,19 +34,16 @@ def write_fold_results(run: Path, fold: int, evaluated: Sequence[Path]) -> None:
 
 def format_plan(plan: RunPlan, config: ExperimentConfig, sites: Sequence[str], cases: Sequence[Case]) -> str:
     """The dry run's table: every stage, done or to do, with what it asks for."""
-    header = ("stage", "state", "CPUs", "GPUs", "runs on")
-    rows = [header]
+    rows = [("stage", "state", "CPUs", "GPUs", "runs on")]
     for stage_id in plan.graph.topological_order():
         stage = plan.graph.stages[stage_id]
         pinned = config.cluster.pin_sites and stage.private_to
         node = f"site:{stage.private_to}" if pinned else "any node"
         asked = (f"{stage.resources.cpus:g}", f"{stage.resources.gpus:g}")
         rows.append((stage_id, plan.states[stage_id], *asked, node))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     n_to_do = len(plan.graph.stages) - len(plan.done)
     total = f"{len(plan.graph.stages)} stages, {n_to_do} to do; nothing was run"
-    return "\n".join([*lines, "", *_facts(config, sites, cases), *_kept(plan), total])
+    return "\n".join([*aligned(rows), "", *_facts(config, sites, cases), *_kept(plan), total])
 
 
 def _kept(plan: RunPlan) -> list[str]:

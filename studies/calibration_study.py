@@ -1,4 +1,6 @@
-"""How many honest images a filter drops at sites of several sizes: ``python -m studies.calibration_study``.
+"""How many honest images a filter drops at sites of several sizes.
+
+    python -m studies.calibration_study --site-images images --out draws.json
 
 Of a folder's patients, as many as give ``n`` images are a site; the images of the others are honest ones that it has
 never seen. Drawn again and again, so that the figure is that of a site of this size and not of one draw.
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.command import command
 from common.errors import InputError
 from common.files import write_json
 from common.progress import shown_progress
@@ -22,10 +25,9 @@ from common.seeds import derive_seed
 from common.settings import to_dict
 from features.embedders import EMBEDDERS, build_embedder
 from memorization.audit import EMBEDDER_BATCH, read_site_images
-from memorization.calibration import MemorizationConfig, calibrate
-from memorization.conformal_pvalues import attainable_level, p_values
-from memorization.copy_score import FusedIndex, honest_likeness
-from memorization.embedding_scorer import EmbeddedFeatures
+from memorization.calibration import MemorizationConfig, calibrate, real_to_real
+from memorization.copy_score import EmbeddedFeatures, FusedIndex
+from memorization.filter import attainable_level, p_values
 from memorization.planted.planted_audit import recall_of
 
 log = logging.getLogger(__name__)
@@ -46,26 +48,33 @@ class Draw:
     is_inside: bool  # the level is in the 95 % Clopper-Pearson interval of the share dropped
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw, judge, print; 2 where the input cannot be studied."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    chosen = _parser().parse_args(arguments)
-    try:
-        images, patients = read_site_images(chosen.site_images, chosen.patient, chosen.size_px, chosen.patients)
-        embedder = build_embedder(chosen.embedder, batch_size=EMBEDDER_BATCH, device="cpu", weights=chosen.weights)
-        features = [embedder.embed(view) for view in (images, images[..., ::-1])]
-        draws = []
-        with shown_progress() as progress:
-            pairs = [(n, number) for n in chosen.n_images for number in range(chosen.n_draws)]
-            for done, (n_images, number) in enumerate(pairs, start=1):
-                draws += draw(images, features, patients, n_images, derive_seed(chosen.seed, n_images, number))
-                progress(done, len(pairs), "sites")
-    except InputError as error:
-        log.error("%s", error)
-        return 2
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--site-images", type=Path, required=True, help="folder of images, or an image set")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file of every draw")
+    parser.add_argument("--n-images", type=int, nargs="+", default=[30, 100, 300], help="sizes of the sites drawn")
+    parser.add_argument("--n-draws", type=int, default=5, help="sites of each size")
+    parser.add_argument("--patient", default="(.+)", help="as of memorization.audit")
+    parser.add_argument("--patients", type=Path, help="as of memorization.audit")
+    parser.add_argument("--size-px", type=int, default=64, help="images of files are resized to this square")
+    parser.add_argument("--seed", type=int, default=0, help="of the draws")
+    parser.add_argument("--embedder", choices=EMBEDDERS, default=EMBEDDERS[0], help="what makes features of images")
+    parser.add_argument("--weights", help="a local file, for openclip")
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Draw, judge, print."""
+    images, patients = read_site_images(chosen.site_images, chosen.patient, chosen.size_px, chosen.patients)
+    embedder = build_embedder(chosen.embedder, batch_size=EMBEDDER_BATCH, device="cpu", weights=chosen.weights)
+    features = [embedder.embed(view) for view in (images, images[..., ::-1])]
+    draws = []
+    with shown_progress() as progress:
+        pairs = [(n, number) for n in chosen.n_images for number in range(chosen.n_draws)]
+        for done, (n_images, number) in enumerate(pairs, start=1):
+            draws += draw(images, features, patients, n_images, derive_seed(chosen.seed, n_images, number))
+            progress(done, len(pairs), "sites")
     write_json(chosen.out, {"draws": [to_dict(one) for one in draws]})
     sys.stdout.write("\n".join(format_rows(draws)) + "\n")
-    return 0
 
 
 def draw(
@@ -89,7 +98,7 @@ def draw(
             fix="ask for smaller sites, or give more images",
         )
     plain, mirrored = features
-    calibration = honest_likeness(images[site], plain[site], mirrored[site], owners[site], np.ones(site.sum(), bool))
+    calibration = real_to_real(images[site], plain[site], mirrored[site], owners[site], np.ones(site.sum(), bool))
     index = FusedIndex(images[site], plain[site], mirrored[site])
     level = attainable_level(0.05, len(calibration.values))
     dropped = p_values(calibration.values, index.compare(images[honest], plain[honest]).values) <= level
@@ -131,21 +140,6 @@ def _counted(rule: str, n_images: int, level: float, dropped: np.ndarray) -> Dra
     counted = recall_of(dropped)
     low, high = counted.interval
     return Draw(rule, n_images, level, counted.n, counted.found, low <= level <= high)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m studies.calibration_study", description=__doc__)
-    parser.add_argument("--site-images", type=Path, required=True, help="folder of images, or an image set")
-    parser.add_argument("--out", type=Path, required=True, help="JSON file of every draw")
-    parser.add_argument("--n-images", type=int, nargs="+", default=[30, 100, 300], help="sizes of the sites drawn")
-    parser.add_argument("--n-draws", type=int, default=5, help="sites of each size")
-    parser.add_argument("--patient", default="(.+)", help="as of memorization.audit")
-    parser.add_argument("--patients", type=Path, help="as of memorization.audit")
-    parser.add_argument("--size-px", type=int, default=64)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--embedder", choices=EMBEDDERS, default=EMBEDDERS[0])
-    parser.add_argument("--weights", help="a local file, for openclip")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Generators at equal wall-clock budgets: ``python -m studies.generator_comparison --config-name=... --minutes 8``.
+"""Generators at equal wall-clock budgets.
+
+    python -m studies.generator_comparison --config-name=demo --generators=stylegan2,ddpm --minutes 8 --out comparison
 
 Each generator's seconds per thousand images are measured here, its training is made so long that it takes the minutes
 asked for, and the whole experiment is run with it (``<out>/comparison_<generator>``). A generator may grow slower as it
@@ -24,7 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from common.errors import InputError
+from common.command import command
+from common.exit_codes import ExitCode
 from common.files import read_json, write_json, write_text
 from common.image_set import load_image_set
 from common.progress import silent
@@ -35,7 +38,6 @@ from engine.run_stage import set_threads
 from evaluation.report.run import RunFiles, find_folds
 from generators.registry import find_generator
 from pipeline.entry import compose_experiment
-from pipeline.launch import EXIT_BAD_INPUT, EXIT_FAILED_STAGE, EXIT_REFUSED
 from pipeline.stage_factory import ALL
 from studies.comparison_tables import N_SHOWN, NOTES, draw_samples, format_rows
 from studies.generator_figures import Place, figures_of, n_samples_of, places_of, read_features
@@ -49,39 +51,31 @@ N_TIMED_ROUNDS = 3
 TOLERANCE = 0.1  # of the minutes asked for
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, run, state; 0 when the table is written, 1 where a run failed, 2 on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    chosen = _parser().parse_args(arguments)
-    try:
-        _write_lengths(chosen)
-        for generator in chosen.generators:
-            code, path = _run_for_the_minutes(chosen, generator)
-            if code:
-                log.error("FAILED %s: exit code %d; log: %s", generator, code, path)
-                return EXIT_FAILED_STAGE
-        lines = _state(chosen, shlex.join(["python", "-m", "studies.generator_comparison", *arguments]))
-    except InputError as error:
-        log.error("%s", error)
-        return EXIT_BAD_INPUT
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m studies.generator_comparison", description=__doc__)
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-name", required=True, help="an experiment of config/nnunet")
     parser.add_argument("--generators", type=_names, required=True, help="of config/generator, with commas between")
     parser.add_argument(
         "--minutes", type=float, required=True, help="that a training of a generator may take at a site"
     )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--rounds", type=int, default=3, help="of the measurement of speed (default 3)")
-    parser.add_argument("--round-seconds", type=float, default=20.0, help="of its longest training (default 20)")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs, the table and the picture")
+    parser.add_argument("--rounds", type=int, default=3, help="of the measurement of speed")
+    parser.add_argument("--round-seconds", type=float, default=20.0, help="of its longest training")
     parser.add_argument("--with-real", action="store_true", help="real training images are the picture's first row")
     parser.add_argument("overrides", nargs="*", help="as of run_nnunet.py; of one generator alone: ddpm:key=value")
-    return parser
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> ExitCode:
+    """Measure, run, state."""
+    _write_lengths(chosen)
+    for generator in chosen.generators:
+        code, path = _run_for_the_minutes(chosen, generator)
+        if code:
+            log.error("FAILED %s: exit code %d; log: %s", generator, code, path)
+            return ExitCode.STOPPED if code == ExitCode.STOPPED else ExitCode.FAILED
+    own_command = shlex.join(["python", "-m", "studies.generator_comparison", *sys.argv[1:]])
+    sys.stdout.write("\n".join(_state(chosen, own_command)) + "\n")
+    return ExitCode.DONE
 
 
 def _names(text: str) -> list[str]:
@@ -160,7 +154,7 @@ def _run(chosen: argparse.Namespace, generator: str, kimg: float) -> tuple[int, 
         command = [sys.executable, str(script), f"--config-name={chosen.config_name}", *overrides]
         code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT).returncode
     run = chosen.out / f"{NAME}_{generator}"
-    is_result = code == EXIT_REFUSED or (code == EXIT_FAILED_STAGE and _nothing_shared(run))
+    is_result = code == ExitCode.REFUSED or (code == ExitCode.FAILED and _nothing_shared(run))
     return 0 if is_result else code, path
 
 

@@ -23,8 +23,8 @@ from evaluation.approaches import LOCAL, OURS, at_own_site
 from evaluation.report.run import RunFiles, find_folds
 from evaluation.statistics import bootstrap_means, nan_mean
 from features.fidelity import N_RESAMPLES
-from features.fidelity_comparison import Sides, compare_frechet
-from features.fidelity_monitor import FeatureGauge
+from features.fidelity_comparison import ComparedSets, compare_frechet
+from features.fidelity_monitor import FidelityMonitor
 from features.index import RESOLUTION_L2, nearest
 from generators.registry import find_generator
 from pipeline.stage_factory import ALL
@@ -80,9 +80,9 @@ class Features:
     test_patients: tuple[str, ...]
 
     @property
-    def sides(self) -> Sides:
+    def sides(self) -> ComparedSets:
         """Samples and training images, both compared with the test patients' images."""
-        return Sides(self.samples, self.training, self.test, self.test_patients)
+        return ComparedSets(self.samples, self.training, self.test, self.test_patients)
 
 
 def read_features(place: Place, n_samples: int, embeddings: Path, device: str) -> Features:
@@ -91,7 +91,7 @@ def read_features(place: Place, n_samples: int, embeddings: Path, device: str) -
     slices, test = load_image_set(place.folder("slices")), images_of_split(place.fold, place.site, "test")
     training, others = (slices.of_split(*splits[trained["train_on"]]) for splits in (TRAIN_SPLITS, HELD_OUT_SPLITS))
     validation = ImageSet(np.concatenate([others.images, test.images]), (*others.entries, *test.entries))
-    gauge = FeatureGauge(training, validation, 0, device, embeddings=embeddings)
+    gauge = FidelityMonitor(training, validation, 0, device, embeddings=embeddings)
     is_mirrored = find_generator(trained["name"]).sees_mirrored(trained["settings"])
     return Features(
         samples=gauge.embed(load_image_set(place.folder("sample")).images[:n_samples], keep=True),

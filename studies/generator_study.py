@@ -1,4 +1,6 @@
-"""How good a generator is on few real images: ``python -m studies.generator_study --config-name=cxr_hannover ...``.
+"""How good a generator is on few real images.
+
+    python -m studies.generator_study --config-name=cxr_hannover --out generator_study
 
 The patients of all sites are cut into two halves. The generator trains on one, and a fifth of that half's patients are
 kept for the choice of its snapshot; the other half is seen by nothing but the scores. Its distance to the training half
@@ -20,16 +22,16 @@ from typing import Any
 
 import numpy as np
 
+from common.command import command
 from common.files import read_json, write_json
 from common.image_set import ImageSet
-from common.plan import Plan
+from common.plan import Plan, square_plan
 from common.seeds import derive_seed
 from dataset.images import limit_size, read_image
 from dataset.slices import SliceCase, build_slices, case_of_image
 from dataset.source import Case, load_cases
 from features.fidelity import Estimate, frechet_distance, frechet_interval, kernel_interval
-from features.fidelity_monitor import FeatureGauge
-from gan.square import square_plan
+from features.fidelity_monitor import FidelityMonitor
 from generators.registry import find_generator
 from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
@@ -43,18 +45,19 @@ N_SUBSETS = 20  # of the samples, each as large as the training half: the Fréch
 RESULT = "study.json"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, score, print; every training resumes, and one that is done is not repeated."""
-    parser = argparse.ArgumentParser(prog="python -m studies.generator_study", description=__doc__)
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-name", required=True, help="an experiment of config/nnunet")
     parser.add_argument("--size-px", type=int, default=64, help="side of the square images, a power of two")
-    parser.add_argument("--plan", choices=tuple(PLANS), action="append", help="may be repeated; default: all")
+    parser.add_argument("--plan", choices=tuple(PLANS), action="append", help="may be repeated (default: all)")
     parser.add_argument("--n-seeds", type=int, default=1, help="each with halves of its own")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the generators and the figures")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("overrides", nargs="*", help="of the experiment, as on the command line of run_nnunet.py")
-    chosen = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Train, score, print; every training resumes, and one that is done is not repeated."""
     config = compose_experiment(chosen.config_name, chosen.overrides)
     images = load_images(load_cases(config.source, config.data_dir), square_plan(chosen.size_px))
     rows = []
@@ -66,7 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_json(chosen.out / RESULT, {"rows": rows})
     for line in format_rows(rows):
         sys.stdout.write(f"{line}\n")
-    return 0
 
 
 def uneven_plan(size_px: int) -> Plan:
@@ -120,7 +122,7 @@ def study(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, see
 def train_on_half(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, seed: int, device: str) -> None:
     """Train the experiment's generator in ``out``, its snapshot chosen by the patients kept for that."""
     generator, settings = find_generator(config.generator.name), dict(config.generator.settings)
-    gauge = FeatureGauge(halves.trained_on, halves.validation, seed, device, generator.sees_mirrored(settings))
+    gauge = FidelityMonitor(halves.trained_on, halves.validation, seed, device, generator.sees_mirrored(settings))
     kimg = None if config.train.gan.kimg == "auto" else float(config.train.gan.kimg)
     size_px = halves.trained_on.images.shape[-1]
     generator.train(
@@ -134,7 +136,7 @@ def _say_progress(done: float, total: float, unit: str) -> None:
 
 def score(halves: StudySite, samples: np.ndarray, seed: int, device: str) -> dict[str, Any]:
     """Distances of samples and of the training half to the unseen half, and of samples to training images."""
-    gauge = FeatureGauge(halves.trained_on, halves.unseen, seed, device)
+    gauge = FidelityMonitor(halves.trained_on, halves.unseen, seed, device)
     owners = [entry.patient for entry in halves.unseen.entries]
     unseen, first, features = (gauge.embed(x) for x in (halves.unseen.images, halves.own.images, samples))
     subsets = np.array_split(features, N_SUBSETS)

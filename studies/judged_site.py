@@ -13,16 +13,12 @@ import numpy as np
 
 from common.errors import InputError
 from common.progress import Progress, silent
-from features.fidelity import frechet_distance
-from memorization.calibration import MemorizationConfig, calibrate
-from memorization.conformal_pvalues import attainable_level, p_values
-from memorization.copy_score import honest_likeness
-from memorization.filter import FilterResult
+from memorization.calibration import MemorizationConfig, calibrate, real_to_real, site_embedder
+from memorization.copy_score import Likeness
+from memorization.filter import FilterResult, SiteFilter, attainable_level, p_values
 from memorization.gates import GatesConfig
-from memorization.likeness import Likeness
 from memorization.planted.planted_audit import Decision, recalibrated
 from memorization.site_audit import AuditImages, SiteAudit, audit
-from pipeline.site_filter import SiteFilter, site_embedder
 from studies.study_site import StudySite
 
 
@@ -79,14 +75,14 @@ def calibrate_site(
     patients = np.array([entry.patient for entry in real.entries])
     indexed = np.arange(len(real)) < n_references
     calibration = calibrate(features, patients.tolist(), n_references, config, seed, of_mirrored)
-    honest = honest_likeness(real.images, features, of_mirrored, patients, indexed, progress)
-    honest_patients = patients[honest.images]
+    honest = real_to_real(real.images, features, of_mirrored, patients, indexed, progress)
+    real_to_real_patients = patients[honest.images]
     mirrored_references = None if of_mirrored is None else of_mirrored[indexed]
     own = SiteFilter(
         *(config, calibration, site.trained_on, features[indexed], mirrored_references, embedder),
-        *(honest.values, honest_patients),
+        *(honest.values, real_to_real_patients),
     )
-    return CalibratedSite(site, own, honest.values, honest_patients)
+    return CalibratedSite(site, own, honest.values, real_to_real_patients)
 
 
 def judge_images(calibrated: CalibratedSite, images: np.ndarray, progress: Progress = silent) -> JudgedImages:
@@ -143,4 +139,4 @@ def audit_images(
         [entry.patient for entry in unseen.entries],
         features,
     )
-    return audit(images, n_sampled, config, frechet_distance, seed)[0]
+    return audit(images, n_sampled, config, seed)[0]

@@ -1,4 +1,6 @@
-"""Whether a copying generator is caught and an honest one passes: ``python -m studies.memorization_study ...``.
+"""Whether a copying generator is caught and an honest one passes.
+
+    python -m studies.memorization_study --config-name=cxr_hannover --out memorization_study
 
 Two generators of one source, each judged by the filter and the gates as an experiment would:
 
@@ -19,7 +21,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -27,15 +29,16 @@ from typing import Any
 
 import numpy as np
 
+from common.command import command
 from common.errors import InputError
 from common.files import read_json, sha256_of_json, write_json
 from common.image_set import ImageSet
+from common.plan import square_plan
 from common.progress import Progress, shown_progress, silent
 from common.seeds import derive_seed
 from common.settings import to_dict
 from dataset.source import load_cases
 from engine.dependencies import code_of
-from gan.square import square_plan
 from gan.styles import sample_between, sample_truncated
 from generators.registry import find_generator
 from memorization.planted.planted_audit import Recall, mean_kappa, recall_of
@@ -96,35 +99,29 @@ class Part:
     audits: Mapping[str, SiteAudit]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train what is not trained yet, judge, print; 2 on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    chosen = _parser().parse_args(arguments)
-    try:
-        with shown_progress() as progress:
-            result = _study(chosen, progress)
-    except InputError as error:
-        log.error("%s", error)
-        return 2
-    for line in format_study(result):
-        sys.stdout.write(f"{line}\n")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m studies.memorization_study", description=__doc__)
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-name", required=True, help="an experiment of config/nnunet")
     parser.add_argument("--size-px", type=int, default=64, help="side of the square images, a power of two")
     parser.add_argument("--n-trained-on", type=int, default=16, help="images of as many patients, overtrained on")
-    parser.add_argument("--overtrained-size-px", type=int, help="side of the images of the overtraining (--size-px)")
+    parser.add_argument(
+        "--overtrained-size-px", type=int, help="side of the images of the overtraining (default: --size-px)"
+    )
     parser.add_argument("--overtrained-kimg", type=float, default=50.4, help="length of the overtraining")
     parser.add_argument("--well-trained", type=Path, help="folder of one trained by generator_study, same --seed")
     parser.add_argument("--n-samples", type=int, default=200, help="of either generator")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the generators and the figures")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("overrides", nargs="*", help="of the experiment, as on the command line of run_nnunet.py")
-    return parser
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Train what is not trained yet, judge, print."""
+    with shown_progress() as progress:
+        result = _study(chosen, progress)
+    for line in format_study(result):
+        sys.stdout.write(f"{line}\n")
 
 
 def _study(chosen: argparse.Namespace, progress: Progress) -> dict[str, Any]:

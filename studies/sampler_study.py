@@ -1,4 +1,7 @@
-"""What fewer evaluations of the denoiser cost in quality: ``python -m studies.sampler_study --checkpoint ...``.
+"""What fewer evaluations of the denoiser cost in quality.
+
+    python -m studies.sampler_study --checkpoint runs/cxr_ddpm/fold_0/generator/A/generator.safetensors \\
+        --run runs/cxr_ddpm --site A --out samplers
 
 Images of the same seeds by every sampler, each way's Fréchet distance to images of patients nobody trained on (the
 site's test patients in the outer fold), and that distance over the reference's, the first of ``--samplers``: by default
@@ -19,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from common.command import command
 from common.errors import InputError
 from common.files import atomic_path, read_json, sha256_of_file, write_json, write_text
 from common.image_set import ImageSet, load_image_set
@@ -28,8 +32,8 @@ from diffusion.sample import sample
 from diffusion.settings import SAMPLERS
 from engine.run_stage import set_threads
 from features.fidelity import Estimate, frechet_interval
-from features.fidelity_comparison import FrechetComparison, Sides, compare_frechet
-from features.fidelity_monitor import FeatureGauge
+from features.fidelity_comparison import ComparedSets, FrechetComparison, compare_frechet
+from features.fidelity_monitor import FidelityMonitor
 from studies.comparison_tables import numbers_of, with_interval
 from studies.heldout_images import images_of_split
 
@@ -54,33 +58,25 @@ class Way:
         return f"{self.sampler}_{self.n_evaluations}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Sample what is not sampled yet, compare, print; 2 on bad input."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    chosen = _parser().parse_args(arguments)
-    set_threads(1)
-    try:
-        with shown_progress() as progress:
-            lines = _study(chosen, progress)
-    except InputError as error:
-        log.error("%s", error)
-        return 2
-    sys.stdout.write("\n".join(lines) + "\n")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m studies.sampler_study", description=__doc__)
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="generator.safetensors of a diffusion model")
     parser.add_argument("--run", type=Path, required=True, help="runs/<exp_name>, with the site's prepared images")
-    parser.add_argument("--site", required=True)
-    parser.add_argument("--fold", type=int, default=0, help="the outer fold of the checkpoint (default 0)")
-    parser.add_argument("--n-images", type=int, default=300, help="by each sampler (default 300)")
-    parser.add_argument("--samplers", type=_ways, default=_ways(WAYS), help=f"the reference first (default {WAYS})")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="cpu")
-    return parser
+    parser.add_argument("--site", required=True, help="the site of the checkpoint")
+    parser.add_argument("--fold", type=int, default=0, help="the outer fold of the checkpoint")
+    parser.add_argument("--n-images", type=int, default=300, help="by each sampler")
+    parser.add_argument("--samplers", type=_ways, default=_ways(WAYS), help=f"the reference first (default: {WAYS})")
+    parser.add_argument("--seed", type=int, default=0, help="of the images and the intervals")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the images and the table")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+
+
+@command(_add_arguments)
+def main(chosen: argparse.Namespace) -> None:
+    """Sample what is not sampled yet, compare, print."""
+    set_threads(1)
+    with shown_progress() as progress:
+        lines = _study(chosen, progress)
+    sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _ways(text: str) -> list[Way]:
@@ -98,7 +94,7 @@ def _study(chosen: argparse.Namespace, progress: Progress) -> list[str]:
     test = images_of_split(fold, chosen.site, "test")
     training = load_image_set(fold / "slices" / chosen.site).of_split("train")
     _check_same_images(chosen)
-    gauge = FeatureGauge(training, test, 0, chosen.device, embeddings=chosen.out / "embeddings")
+    gauge = FidelityMonitor(training, test, 0, chosen.device, embeddings=chosen.out / "embeddings")
     heldout, owners = gauge.embed(test.images, keep=True), [entry.patient for entry in test.entries]
     # the quick ones first, so that a table of them can be had early
     sampled = {way: sample_all(chosen, way, progress) for way in reversed(chosen.samplers)}
@@ -106,7 +102,9 @@ def _study(chosen: argparse.Namespace, progress: Progress) -> list[str]:
     reference = features[chosen.samplers[0]]
     rows = []
     for way in chosen.samplers:
-        compared = compare_frechet([[Sides(features[way], reference, heldout, owners)]], chosen.seed, is_paired=True)
+        compared = compare_frechet(
+            [[ComparedSets(features[way], reference, heldout, owners)]], chosen.seed, is_paired=True
+        )
         rows.append(_row(way, compared, chosen.n_images / sampled[way][1]))
     real = frechet_interval(gauge.embed(training.images, keep=True), heldout, chosen.seed, owners_b=owners)
     write_json(chosen.out / RESULT, {"rows": rows, "frechet_training_images": numbers_of(real)})

@@ -43,9 +43,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> Path:
-    """The finished tiny experiment: ``runs/tiny``."""
+    """The finished tiny experiment: ``runs/tiny``; ``executed.json`` beside ``runs`` says which code each stage ran."""
     cwd = tmp_path_factory.mktemp("tiny")
-    ended = run_tiny(cwd=cwd)
+    ended = run_tiny(cwd=cwd, traced_to=cwd / "executed.json")
     assert ended.returncode == 0, ended.stderr[-4000:]
     return cwd / "runs" / "tiny"
 

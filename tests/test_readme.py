@@ -33,7 +33,7 @@ SCRIPTS = {"run_nnunet.py": "nnunet", "run_federated.py": "federated", "run_scal
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
-MODULES = {"dataset.check", "dataset.export_table", "dataset.prepare", "evaluation.report.page", "federated.benchmark"}
+MODULES = {"dataset.check", "dataset.export_table", "dataset.prepare", "evaluation.report", "federated.benchmark"}
 MODULES |= {"memorization.audit", "diffusion.plan", "diffusion.train", "diffusion.sample", "diffusion.benchmark"}
 MODULES |= {"studies.generator_comparison", "studies.sampler_study"}
 MODULES |= {"gan.benchmark", "gan.sample", "gan.throughput", "studies.generator_study", "sharing.verify"}
@@ -277,7 +277,7 @@ def test_comparison_commands_are_understood(name):
         assert chosen.out is not None
 
 
-@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "evaluation.report.page"], ids=ids)
+@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "evaluation.report"], ids=ids)
 def test_report_command_writes_the_report(words, tmp_path):
     folder = tmp_path / words[3]
     (folder / "fold_0").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Images as integers, grids of them as pictures, and the sheets of a training by name."""
+"""Samples as files: images as integers, single ones and grids of them, and the sheets of a training by name."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def sheet_name(kimg: float) -> str:
 def kimg_of_sheet(path: Path) -> float:
     """The length ``sheet_name`` put into a file's name."""
     return float(path.stem.removeprefix("kimg_"))
+
+
+def remove_sheets_after(out: Path, kimg: float) -> None:
+    """Delete the sheets of a future that a training resumed at ``kimg`` will draw again."""
+    for sheet in (out / SHEETS).glob("kimg_*"):
+        if kimg_of_sheet(sheet) > kimg:
+            sheet.unlink()
 
 
 def images_to_integers(images: Tensor, dtype: np.dtype) -> np.ndarray:
@@ -70,3 +77,21 @@ def write_animation(frames: Sequence[np.ndarray], path: Path) -> None:
     played = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
     with atomic_path(path) as temporary:
         played[0].save(temporary, format="GIF", save_all=True, append_images=played[1:], duration=FRAME_MS, loop=0)
+
+
+def write_image(image: np.ndarray, folder: Path, seed: int) -> Path:
+    """Write one image (channels, height, width), uint8 or uint16, named by its seed.
+
+    One or three channels: ``.png`` of the image's own bit depth; others: ``.npy``, an array (channels, height, width).
+    """
+    is_png = len(image) in (1, 3)
+    path = folder / f"seed_{seed:08d}.{'png' if is_png else 'npy'}"
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        if is_png:
+            import imagecodecs  # Pillow writes no 16-bit colour
+
+            pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+            stream.write(imagecodecs.png_encode(np.ascontiguousarray(pixels)))
+        else:
+            np.save(stream, image)
+    return path

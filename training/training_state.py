@@ -1,4 +1,4 @@
-"""The state of a training on disk: networks and optimisers as named tensors, and whether a file is of this training."""
+"""The state of a training on disk: networks and optimisers as named tensors and back, and what a resume checks."""
 
 from __future__ import annotations
 
@@ -28,10 +28,22 @@ def check_same_run(path: Path, metadata: Mapping[str, Any], settings: Any, seed:
         raise InputError("its settings or seed are not this training's", where=path, fix="delete the folder")
 
 
+def remove_half_written(*folders: Path) -> None:
+    """Delete what a killed training was writing: temporary siblings of its files (``common.files.atomic_path``)."""
+    for folder in folders:
+        for leftover in folder.glob(".*.*"):
+            if leftover.is_file():
+                leftover.unlink()
+
+
 def state_to_tensors(
     modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
 ) -> dict[str, Tensor]:
-    """Weights as ``<module>.<key>`` and the moments of Adam as ``<optimizer>.adam.<index>.<key>``."""
+    """All that a training needs to go on bit for bit, except random numbers.
+
+    Weights are named ``<module>.<key>``, the moments of Adam ``<optimizer>.adam.<index>.<key>``; an optimiser whose
+    name is empty has no prefix.
+    """
     import torch
 
     tensors = {
@@ -39,7 +51,7 @@ def state_to_tensors(
     }
     for name, optimizer in optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"{name}.adam.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+            tensors |= {f"{_adam(name)}{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     return tensors
 
 
@@ -47,22 +59,22 @@ def load_state(
     modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer], tensors: Mapping[str, Tensor]
 ) -> None:
     """Put both into the state that ``state_to_tensors`` described."""
+    import torch
+
     for name, module in modules.items():
         module.load_state_dict({key: tensors[f"{name}.{key}"] for key in module.state_dict()})
     for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(_adam_state(optimizer, tensors, f"{name}.adam."))
+        state: dict[int, dict[str, Tensor]] = {}
+        for full_name in tensors:
+            if full_name.startswith(_adam(name)):
+                number, key = full_name.removeprefix(_adam(name)).split(".")
+                state.setdefault(int(number), {})[key] = tensors[full_name]
+        parameters = optimizer.param_groups[0]["params"]
+        for index, moments in state.items():
+            for key in moments.keys() - {"step"}:  # in the memory order of their parameter: a fused step needs it
+                moments[key] = torch.empty_like(parameters[index]).copy_(moments[key])
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _adam_state(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], prefix: str) -> dict[str, object]:
-    import torch
-
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith(prefix):
-            index, key = name.removeprefix(prefix).split(".")
-            state.setdefault(int(index), {})[key] = tensor
-    parameters = optimizer.param_groups[0]["params"]
-    for parameter, moments in ((parameters[index], moments) for index, moments in state.items()):
-        for key in moments.keys() - {"step"}:  # in the memory order of their parameter: a fused step needs it
-            moments[key] = torch.empty_like(parameter).copy_(moments[key])
-    return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+def _adam(name: str) -> str:
+    return f"{name}.adam." if name else "adam."

@@ -1,1 +1,1 @@
-"""Which stage starts when, and where: the order, the placement, a simulation and its benchmark."""
+"""Which stage starts when, and where: the order, the placement and a simulation."""

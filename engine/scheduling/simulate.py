@@ -29,11 +29,6 @@ class Simulation:
         """End of the last stage."""
         return max(self.ends.values(), default=0.0)
 
-    def gantt_rows(self) -> list[tuple[str, float, float]]:
-        """``(stage, start, end)``, by start and id."""
-        rows = ((stage_id, start, self.ends[stage_id]) for stage_id, start in self.starts.items())
-        return sorted(rows, key=lambda row: (row[1], row[0]))
-
 
 def simulate(
     graph: Graph,

@@ -6,14 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.drawing import drawing
 from evaluation.approaches import ScalingPoint, is_named
-from evaluation.report.pictures import PALETTE, new_figure, to_png
+from evaluation.report.pictures import PALETTE, colour_of, draw_curve, new_figure, new_panels, to_png
 from evaluation.statistics import Interval
 
 SITE_KEY, MEAN_KEYS = "val_dice_", ("val_dice_ema",)
 OFFSET = 0.05  # in sites, between marks at one number of sites
 
 
+@drawing
 def scaling_figure(points: Sequence[ScalingPoint]) -> bytes:
     """Gain in Dice points with 95 % intervals; a line through the first n sites, named unions as marks of their own."""
     figure = new_figure(6.6, 3.6)
@@ -45,33 +47,21 @@ def _draw_gains(axes: Any, gains: Sequence[tuple[ScalingPoint, Interval]], offse
     axes.errorbar([point.n_sites + offset for point, _ in gains], means, yerr=reach, **style)
 
 
+@drawing
 def rounds_figure(curves: Mapping[int, Sequence[Mapping[str, Any]]], best_rounds: Mapping[int, float]) -> bytes:
-    """Validation Dice of the averaged model, a panel a fold: at each site, their mean, and smoothed as chosen by.
+    """Validation Dice of the averaged model, one panel a fold: at each site, and their smoothed mean, which chooses.
 
     Args:
         curves: fold -> points with ``step``, ``val_dice``, ``val_dice_ema`` and ``val_dice_<site>``.
         best_rounds: fold -> the chosen round; NaN where none is known.
     """
-    n_columns = min(3, len(curves))
-    n_rows = -(-len(curves) // n_columns)
-    figure = new_figure(max(5.4, 3.6 * n_columns), 2.5 * n_rows + 0.4)
-    panels = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True).ravel()
-    sites = sorted(
-        {
-            key.removeprefix(SITE_KEY)
-            for curve in curves.values()
-            for point in curve
-            for key in point
-            if key.startswith(SITE_KEY) and key not in MEAN_KEYS
-        }
-    )
-    for panel in panels[len(curves) :]:
-        panel.set_axis_off()
-    for panel, (fold, curve) in zip(panels, curves.items(), strict=False):
-        for index, site in enumerate(sites):
-            dashes = "-" if index < len(PALETTE) else ":"
-            _draw(panel, curve, f"{SITE_KEY}{site}", color=PALETTE[index % len(PALETTE)], lw=0.9, ls=dashes, label=site)
-        _draw(panel, curve, "val_dice_ema", color="black", lw=1.8, label="mean of the sites, smoothed")
+    figure, panels = new_panels(len(curves), (max(3.6, 5.4 / len(curves)), 2.5), margin_inch=0.4, sharey=True)
+    keys = sorted({key for curve in curves.values() for point in curve for key in point if key.startswith(SITE_KEY)})
+    for panel, (fold, curve) in zip(panels, curves.items(), strict=True):
+        for index, key in enumerate(key for key in keys if key not in MEAN_KEYS):
+            style = {"color": colour_of(index), "ls": "-" if index < len(PALETTE) else ":", "lw": 0.9}
+            draw_curve(panel, curve, key, label=key.removeprefix(SITE_KEY), **style)
+        draw_curve(panel, curve, "val_dice_ema", color="black", lw=1.8, label="mean of the sites, smoothed")
         best = best_rounds.get(fold, math.nan)
         if not math.isnan(best):
             panel.axvline(best, color="#666666", lw=1.0, ls="--")
@@ -81,9 +71,3 @@ def rounds_figure(curves: Mapping[int, Sequence[Mapping[str, Any]]], best_rounds
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=9, fontsize=8, frameon=False)
     return to_png(figure)
-
-
-def _draw(axes: Any, curve: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
-    drawn = [(point["step"], point[key]) for point in curve if isinstance(point.get(key), (int, float))]
-    marker = "o" if len(drawn) < 3 else ""
-    axes.plot([step for step, _ in drawn], [value for _, value in drawn], marker=marker, ms=3, **style)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from evaluation.approaches import (
     APPROACHES,
@@ -18,20 +17,17 @@ from evaluation.approaches import (
 )
 from evaluation.report.approach_pictures import scaling_figure
 from evaluation.report.html import Html, element, heading, join, note, picture, table
-from evaluation.report.results import BEST_MARK, format_p, kinds_in_words, verdict
+from evaluation.report.results import BEST_MARK, kinds_in_words, test_cells, verdict
 from evaluation.report.run import RunFiles, read_mapping
 from evaluation.results import format_value, write_table
 from evaluation.statistics import DEPENDENCE_NOTE, Interval
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 GAIN_MARK, LOSS_MARK = "▲", "▼"
 
 
-def approaches_section(results: pd.DataFrame) -> Html | None:
+def approaches_section(files: RunFiles) -> Html | None:
     """What a site gets from each approach, and autoshare against each; None where there is nothing to compare."""
-    found = compare(results)
+    found = [] if files.results is None or files.results.empty else compare(files.results)
     if len(found) < 2:
         return None
     sites = sorted({site for row in found for site in row.by_site})
@@ -39,37 +35,28 @@ def approaches_section(results: pd.DataFrame) -> Html | None:
 
 
 def _scores_table(found: Sequence[Comparison], sites: Sequence[str]) -> Html:
+    def shown(row: Comparison, site: str) -> float:  # rounded as it is shown, so that equal values are marked together
+        return round(100 * row.by_site[site].mean, 1)
+
     in_use = [row for row in found if is_deployable(row.approach)]
-    best = {site: max((_shown(row, site) for row in in_use if site in row.by_site), default=None) for site in sites}
+    best = {site: max((shown(row, site) for row in in_use if site in row.by_site), default=None) for site in sites}
     rows = []
     for row in found:
-        cells = [_name(row)]
+        words = APPROACHES[row.approach]
+        cells = [element("strong", words) if row.approach == OURS else words]
         for site in sites:
-            is_best = row in in_use and site in row.by_site and _shown(row, site) == best[site]
-            cells.append(_score_cell(row.by_site.get(site), is_best=is_best))
+            interval = row.by_site.get(site)
+            if interval is None:
+                cells.append("-")
+                continue
+            is_best, score = row in in_use and shown(row, site) == best[site], format_value(interval.mean, "dice")
+            cells.append(join(element("strong", f"{BEST_MARK} {score}") if is_best else score, _small(interval)))
         rows.append([*cells, format_value(row.mean, "dice")])
     caption = (
-        "Dice, %, of the model that a site would use, on that site's test images, with 95 % intervals; mean: over "
-        f"sites. {BEST_MARK} and bold: a site's best without pooling real images."
+        "Dice, %, of the model that a site would use, on that site's test images, with 95 % intervals. Mean: over "
+        f"sites. {BEST_MARK} and bold: the best at this site without pooling real images."
     )
     return table(["A site that uses", *(f"gets at {site}" for site in sites), "mean"], rows, caption)
-
-
-def _name(row: Comparison) -> str:
-    words = APPROACHES[row.approach]
-    return element("strong", words) if row.approach == OURS else words
-
-
-def _shown(row: Comparison, site: str) -> float:
-    """Rounded as it is shown, so that equal-looking values are marked together."""
-    return round(100 * row.by_site[site].mean, 1)
-
-
-def _score_cell(interval: Interval | None, *, is_best: bool) -> str:
-    if interval is None:
-        return "-"
-    shown = format_value(interval.mean, "dice")
-    return join(element("strong", f"{BEST_MARK} {shown}") if is_best else shown, _small(interval))
 
 
 def _differences_table(found: Sequence[Comparison], sites: Sequence[str]) -> Html:
@@ -77,13 +64,19 @@ def _differences_table(found: Sequence[Comparison], sites: Sequence[str]) -> Htm
     compared = [row for row in found if row.difference is not None]
     if not compared:
         return Html("")
-    rows = [
-        [APPROACHES[row.approach], *(_difference_cell(row.difference_by_site.get(site)) for site in sites)]
-        for row in compared
-    ]
+    kinds = kinds_in_words([gained.kind for row in compared for gained in row.difference_by_site.values()])
+    marks = {"a gain": f"{GAIN_MARK} ", "a loss": f"{LOSS_MARK} "}
+    rows = []
+    for row in compared:
+        cells = [APPROACHES[row.approach]]
+        for site in sites:
+            gained = row.difference_by_site.get(site)
+            is_known = gained is not None and not math.isnan(gained.mean)
+            cells.append(_gain_cell(gained, mark=marks.get(verdict(gained), "")) if gained and is_known else "-")
+        rows.append(cells)
     caption = (
-        f"Dice points, paired, with 95 % intervals ({_kinds_of(compared)}); {GAIN_MARK}: the interval is above 0, "
-        f"{LOSS_MARK}: below 0, no mark: no clear difference. Intervals are not corrected for their number."
+        f"Dice points, paired, with 95 % intervals ({kinds}). {GAIN_MARK}: the interval is above 0. {LOSS_MARK}: it is "
+        "below 0. No mark: no clear difference. The intervals are not corrected for the number of comparisons."
     )
     return join(
         heading("Autoshare minus each other approach, at each site"),
@@ -91,40 +84,29 @@ def _differences_table(found: Sequence[Comparison], sites: Sequence[str]) -> Htm
     )
 
 
-def _difference_cell(interval: Interval | None) -> str:
-    if interval is None or math.isnan(interval.mean):
-        return "-"
-    mark = {"a gain": f"{GAIN_MARK} ", "a loss": f"{LOSS_MARK} "}.get(verdict(interval), "")
-    return join(f"{mark}{format_value(interval.mean, 'dice', signed=True)}", _small(interval, signed=True))
-
-
-def _kinds_of(compared: Sequence[Comparison]) -> str:
-    return kinds_in_words([gained.kind for row in compared for gained in row.difference_by_site.values()])
-
-
 def _tests_table(found: Sequence[Comparison]) -> Html:
     """The mean over sites, and the paired tests with their correction."""
     rows = []
     for row in found:
-        if row.difference is None or row.test is None:
-            continue
-        test = row.test
-        gained = f"{format_value(row.difference.mean, 'dice', signed=True)} ({verdict(row.difference)})"
-        effect = "-" if math.isnan(test.effect) else f"{test.effect:+.2f}"
-        p = format_p(test.p) if not test.reason else test.reason
-        cells = [APPROACHES[row.approach], join(gained, _small(row.difference, signed=True)), str(test.n_pairs)]
-        rows.append([*cells, effect, p, format_p(row.p_corrected)])
+        if row.difference is not None and row.test is not None:
+            gained = _gain_cell(row.difference, in_words=f" ({verdict(row.difference)})")
+            cells = test_cells(row.test, row.p_corrected)
+            rows.append([APPROACHES[row.approach], gained, str(row.test.n_pairs), *cells])
     if not rows:
         return Html("")
     caption = (
-        "Dice points, mean over sites, with 95 % intervals; p: one-sided Wilcoxon signed-rank test over pairs (fold, "
-        "site) that autoshare is better, and p times the number of tests (Bonferroni), which controls the chance of a "
-        "single false claim; near 1: no sign that autoshare is better. Effect: matched-pairs rank-biserial "
-        "correlation, +1 where autoshare is better in every pair, -1 where the other is."
+        "Dice points, mean over sites, with 95 % intervals. p: one-sided Wilcoxon signed-rank test over pairs (fold, "
+        "site) that autoshare is better. p, Bonferroni: p times the number of tests, so that the chance of a single "
+        "false claim stays small. Near 1: nothing shows that autoshare is better. Effect: matched-pairs rank-biserial "
+        "correlation, +1 where autoshare is better in every pair, -1 where the other approach is."
     )
     header = ["Autoshare minus", "mean over sites", "pairs", "effect", "p", "p, Bonferroni"]
     title = heading("Autoshare against each other approach, over all sites")
     return join(title, table(header, rows, caption), note(DEPENDENCE_NOTE))
+
+
+def _gain_cell(gained: Interval, mark: str = "", in_words: str = "") -> Html:
+    return join(f"{mark}{format_value(gained.mean, 'dice', signed=True)}{in_words}", _small(gained, signed=True))
 
 
 def _small(interval: Interval, *, signed: bool = False) -> Html:
@@ -174,14 +156,17 @@ def write_scaling(files: RunFiles, path: Path) -> None:
     import pandas as pd
 
     rows = [
-        {"union": point.union, "n_sites": point.n_sites, "tested": tested, "gain": gained.mean, "low": gained.low}
-        | {"high": gained.high, "interval_kind": gained.kind}
+        {
+            "union": point.union,
+            "n_sites": point.n_sites,
+            "tested": tested,
+            "gain": gained.mean,
+            "low": gained.low,
+            "high": gained.high,
+            "interval_kind": gained.kind,
+        }
         for point in scaling_points(files)
         for tested, gained in (("own site", point.own_test), ("all sites", point.all_tests))
     ]
     if rows:
         write_table(path, pd.DataFrame(rows))
-
-
-def _gain_cell(interval: Interval) -> Html:
-    return join(format_value(interval.mean, "dice", signed=True), _small(interval, signed=True))

@@ -8,7 +8,7 @@ from typing import Any
 
 from evaluation.report.approach_pictures import rounds_figure
 from evaluation.report.fields import format_bytes, format_number, table_of
-from evaluation.report.html import Html, details, element, heading, join, note, paragraph, picture
+from evaluation.report.html import Html, bullets, details, element, heading, join, note, paragraph, picture
 from evaluation.report.pictures import curves_figure
 from evaluation.report.run import RunFiles, StageFolder, read_curves, read_mapping
 from evaluation.results import format_value
@@ -16,13 +16,14 @@ from evaluation.results import format_value
 ROUNDS_STAGES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fedbn": "FedBN"}
 DSL_STAGE, SITE_LOSS = "dsl", "loss_l1_"
 MEANING = (
-    "Validation: the averaged model of each round, at every site, on images that were not trained on; it chooses the "
-    "round and is not the test. Bytes are of one site in one round, and in all of every site and round."
+    "The validation scores the averaged model of each round, at every site, on images that nobody trained on. It "
+    "chooses the round; it is not the test. Bytes sent and received are those of one site in one round; in all means "
+    "over all sites and rounds."
 )
 
 
 def is_baseline_run(files: RunFiles) -> bool:
-    """Whether something was trained across sites and no generator was: nothing of the main experiment is missing."""
+    """Whether a run trains across sites and has no generator: then nothing of the main experiment is missing."""
     across = any(files.stage_folders(stage) for stage in (*ROUNDS_STAGES, DSL_STAGE))
     return across and not files.stage_folders("generator")
 
@@ -104,7 +105,7 @@ def _left_out_list(summaries: Mapping[int, Mapping[str, Any]]) -> Html:
         f"Fold {fold}: round {_ranges(rounds)} went on without site {site}: {why}"
         for (fold, site, why), rounds in sorted(rounds_of.items())
     ]
-    return element("ul", join(*(element("li", line) for line in lines))) if lines else Html("")
+    return bullets(lines) if lines else Html("")
 
 
 def _ranges(numbers: Iterable[int]) -> str:

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from evaluation.report.html import Html, table
+from evaluation.report.html import Html, picture, table
+from evaluation.report.run import RunFiles
 
 MAX_FIELDS_ACROSS = 8  # what fits a page
 
@@ -60,3 +61,14 @@ def format_bytes(n_bytes: float) -> str:
             return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} TB"
+
+
+def stored_pictures(files: RunFiles, stage: str, captions: Mapping[str, str], *, with_fold: bool = True) -> list[Html]:
+    """The pictures that a stage left, of the first fold of each site; ``captions``: by the file's name."""
+    return [
+        picture((folder.path / name).read_bytes(), f"Site {folder.site}{fold}: {caption}")
+        for folder in files.first_of_each_site(stage)
+        for fold in [f", fold {folder.fold}" if with_fold else ""]
+        for name, caption in captions.items()
+        if (folder.path / name).is_file()
+    ]

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from common.drawing import drawing
 from evaluation.label_agreement import Pair
 from evaluation.report.pictures import (
     add_legend,
     draw_outlined,
-    new_figure,
+    new_panels,
     outline_colour,
     shown_pixels,
     to_png,
@@ -20,6 +21,7 @@ N_COLUMNS = 3
 STYLES = {"generated": "solid", "predicted": "dashed"}
 
 
+@drawing
 def draw_least_alike(
     pairs: Sequence[Pair], images: np.ndarray, generated: np.ndarray, predicted: np.ndarray, labels: Mapping[str, int]
 ) -> bytes:
@@ -32,9 +34,7 @@ def draw_least_alike(
         for index, name in enumerate(labels)
         for second, source in enumerate(STYLES)
     }
-    n_rows = -(-len(pairs) // N_COLUMNS)
-    figure = new_figure(3.0 * N_COLUMNS, 3.2 * n_rows + 0.4)
-    panels = figure.subplots(n_rows, N_COLUMNS, squeeze=False).ravel()
+    figure, panels = new_panels(max(len(pairs), N_COLUMNS), (3.0, 3.2), margin_inch=0.4, n_columns=N_COLUMNS)
     for panel in panels:
         panel.set_axis_off()
     for index, (panel, pair) in enumerate(zip(panels, pairs, strict=False)):

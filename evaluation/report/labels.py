@@ -1,4 +1,4 @@
-"""The report's part on labels that a generator made with its images, beside those that the site's network predicts."""
+"""The report's section on labels that a generator made with its images, compared with those the network predicts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from evaluation.report import html as page
+from evaluation.report.fields import stored_pictures
 from evaluation.report.run import RunFiles, StageFolder, read_mapping
 
 AGREEMENT, PICTURE = "agreement.json", "least_alike.png"
 HOW_TO_READ = (
-    "The generator made a label map with every image, and the site's network labelled the same kept images. Neither is "
-    "a reference: low agreement says that one of them is wrong, not which. Dice is the mean over images where at least "
-    "one of the two has the class, with a 95 % bootstrap interval over images."
+    "The generator made a label map with every image, and the site's network labelled the same kept images. Neither "
+    "map is a reference: low agreement says that one of them is wrong, but not which one. Dice is the mean over the "
+    "images where at least one map has the class, with a 95 % bootstrap interval over images."
 )
+PICTURE_CAPTION = "the images whose two label maps agree least, both outlined"
 HEADER = ("Class", "Dice", "images compared", "neither has it", "of all pixels, generated", "predicted")
 SHARED = {"network": "predicted labels are shared", "generated": "generated labels are shared"}
 
@@ -24,16 +26,9 @@ def labels_section(files: RunFiles) -> page.Html | None:
     found = [(folder, agreement) for folder, agreement in read if agreement]
     if not found:
         return None
-    pictures = [
-        page.picture(
-            (folder.path / PICTURE).read_bytes(),
-            f"Site {folder.site}, fold {folder.fold}: the images whose two label maps agree least, both outlined",
-        )
-        for folder in files.first_of_each_site("label")
-        if (folder.path / PICTURE).is_file()
-    ]
+    pictures = stored_pictures(files, "label", {PICTURE: PICTURE_CAPTION})
     groups = {_name(folder, agreement): _rows(agreement) for folder, agreement in found}
-    return page.join(page.note(HOW_TO_READ), page.grouped_table(HEADER, groups), *pictures)
+    return page.join(page.note(HOW_TO_READ), page.table(HEADER, groups), *pictures)
 
 
 def labelled_by(files: RunFiles, fold: int, site: str) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.drawing import drawing
 from common.image_set import load_image_set
 from evaluation.report.run import StageRecord, read_mapping, stage_rank
 from training.monitor import (
@@ -36,7 +37,7 @@ CURVE_TITLES = {
     FRECHET_HELDOUT: "Fréchet distance to held-out patients",
     KERNEL_TRAIN: "kernel distance to the training images",
     FRECHET_TRAIN: "Fréchet distance to the training images",
-    COPIED_TRAIN: "share of copies, by features alone\n(0.05: as of unseen patients' images)",
+    COPIED_TRAIN: "share of copies, by features alone\n(0.05: as for images of unseen patients)",
     NEAREST_TRAIN: "distance to the nearest training image\n(1: as near as an unseen patient; below: copies)",
     DIVERSITY: "diversity of the samples\n(1: that of the real images)",
 }
@@ -45,7 +46,7 @@ REFERENCE_VALUES = {KERNEL_HELDOUT: 0.0, NEAREST_TRAIN: 1.0, COPIED_TRAIN: 0.05,
 
 @dataclass(frozen=True)
 class ShownCase:
-    """One image to look at: ``image`` (height, width) or (height, width, 3) in 0..1, ``label_map`` (height, width).
+    """One image to show: ``image`` (height, width) or (height, width, 3) in 0..1, ``label_map`` (height, width).
 
     ``aspect`` is the height of a pixel over its width; ``label_map`` is None where there is no label.
     """
@@ -57,7 +58,7 @@ class ShownCase:
 
 
 def load_shown_cases(dataset: Path, n_shown: int = N_SHOWN) -> list[ShownCase]:
-    """Cases evenly spaced over the sorted names of an nnU-Net raw dataset; of a volume its middle slice."""
+    """Cases evenly spaced over the sorted names of an nnU-Net raw dataset; a volume is shown by its middle slice."""
     ending = str(read_mapping(dataset / "dataset.json").get("file_ending", ".png"))
     suffix = f"_0000{ending}"
     names = sorted(path.name.removesuffix(suffix) for path in dataset.glob(f"imagesTr/*{suffix}"))
@@ -118,6 +119,7 @@ def _windowed(pixels: np.ndarray) -> np.ndarray:
     return np.clip((pixels - low) / max(high - low, 1e-9), 0.0, 1.0)
 
 
+@drawing
 def real_beside_synthetic(rows: Mapping[str, Sequence[ShownCase]], labels: Mapping[str, Any]) -> bytes:
     """One row of images for each entry of ``rows`` (its key is the row's title), label outlines in colour."""
     n_columns = max(len(cases) for cases in rows.values())
@@ -128,7 +130,9 @@ def real_beside_synthetic(rows: Mapping[str, Sequence[ShownCase]], labels: Mappi
         for axes in axes_row:
             axes.set_axis_off()
         for axes, case in zip(axes_row, cases, strict=False):
-            _draw_case(axes, case, shown_labels)
+            masks = [] if case.label_map is None else [np.isin(case.label_map, v) for v in shown_labels.values()]
+            outlines = [(mask, outline_colour(index), "solid") for index, mask in enumerate(masks)]
+            draw_outlined(axes, case.image, outlines, case.aspect)
         axes_row[0].set_title(title, fontsize=9, loc="left", fontweight="bold")
     from matplotlib.lines import Line2D
 
@@ -149,13 +153,6 @@ def outline_colour(index: int) -> str:
     return OUTLINES[index % len(OUTLINES)]
 
 
-def _draw_case(axes: Any, case: ShownCase, labels: Mapping[str, Any]) -> None:
-    outlines = [] if case.label_map is None else [np.isin(case.label_map, value) for value in labels.values()]
-    draw_outlined(
-        axes, case.image, [(mask, outline_colour(i), "solid") for i, mask in enumerate(outlines)], case.aspect
-    )
-
-
 def draw_outlined(
     axes: Any, image: np.ndarray, outlines: Sequence[tuple[np.ndarray, str, str]], aspect: float = 1.0
 ) -> None:
@@ -170,6 +167,7 @@ def draw_outlined(
     axes.set(xlim=(-0.5, image.shape[1] - 0.5), ylim=(image.shape[0] - 0.5, -0.5))
 
 
+@drawing
 def curves_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> bytes | None:
     """Small multiples, one for each number of the curves; ``curves``: site -> one list of points a fold.
 
@@ -180,15 +178,15 @@ def curves_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
     keys = [key for key in found if key != "step" and key.removesuffix(ERROR) not in found.keys() - {key}]
     if not keys:
         return None
-    n_columns = min(3, len(keys))
-    n_rows = -(-len(keys) // n_columns)
-    figure = new_figure(3.6 * n_columns, 2.5 * n_rows + 0.3)
-    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-    for panel in panels[len(keys) :]:
-        panel.set_axis_off()
-    for panel, key in zip(panels, keys, strict=False):
-        for colour, (site, folds) in zip(_colours(len(curves)), curves.items(), strict=True):
-            _draw_curves(panel, key, site, folds, colour)
+    figure, panels = new_panels(len(keys), (3.6, 2.5))
+    for panel, key in zip(panels, keys, strict=True):
+        for number, (site, folds) in enumerate(curves.items()):
+            for index, fold in enumerate(folds):
+                draw_curve(panel, fold, key, color=colour_of(number), lw=1.2, label=site if index == 0 else None)
+                banded = [point for point in fold if _is_number(point.get(key + ERROR))]
+                if banded:
+                    at, middle, error = np.array([(p["step"], p[key], p[key + ERROR]) for p in banded]).T
+                    panel.fill_between(at, middle - error, middle + error, color=colour_of(number), alpha=0.15, lw=0)
         if key in REFERENCE_VALUES:
             panel.axhline(REFERENCE_VALUES[key], color="#8a93a0", lw=0.8, ls="--")
         panel.set_title(CURVE_TITLES.get(key, key), fontsize=9)
@@ -198,35 +196,18 @@ def curves_figure(curves: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -
     return to_png(figure)
 
 
-def _draw_curves(panel: Any, key: str, site: str, folds: Sequence[Sequence[Mapping[str, Any]]], colour: str) -> None:
-    for index, fold in enumerate(folds):
-        drawn = [(point["step"], point[key]) for point in fold if _is_number(point.get(key))]
-        steps, values = zip(*drawn, strict=True) if drawn else ((), ())
-        marker = "o" if len(drawn) < 3 else ""
-        panel.plot(steps, values, color=colour, lw=1.2, marker=marker, ms=3, label=site if index == 0 else None)
-        banded = [
-            (point["step"], point[key], point[key + ERROR]) for point in fold if _is_number(point.get(key + ERROR))
-        ]
-        if banded:
-            at, middle, error = np.array(banded).T
-            panel.fill_between(at, middle - error, middle + error, color=colour, alpha=0.15, lw=0)
-
-
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+@drawing
 def scores_figure(summary: pd.DataFrame, metric: str, title: str, scale: float) -> bytes:
     """Means and intervals, one panel a tested site, one line a model; ``summary``: rows of one label and metric."""
     chosen = summary[summary["metric"] == metric]
     sites, models = sorted(chosen["tested_on"].unique()), list(dict.fromkeys(chosen["model"]))
-    n_columns = min(4, len(sites))
-    n_rows = -(-len(sites) // n_columns)
-    figure = new_figure(1.2 + 2.5 * n_columns, n_rows * (0.7 + 0.28 * len(models)))
-    panels = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True, sharex=True).ravel()
-    for panel in panels[len(sites) :]:
-        panel.set_axis_off()
-    for panel, site in zip(panels, sites, strict=False):
+    size_inch = (2.5 + 1.2 / min(4, len(sites)), 0.7 + 0.28 * len(models))
+    figure, panels = new_panels(len(sites), size_inch, margin_inch=0.0, n_columns=4, sharey=True, sharex=True)
+    for panel, site in zip(panels, sites, strict=True):
         for row in chosen[chosen["tested_on"] == site].to_dict("records"):
             height = models.index(row["model"])
             colour = PALETTE[0] if row["model"].startswith("syn-real") else "#8a93a0"
@@ -240,6 +221,7 @@ def scores_figure(summary: pd.DataFrame, metric: str, title: str, scale: float) 
     return to_png(figure)
 
 
+@drawing
 def stage_times_figure(records: Sequence[StageRecord]) -> bytes:
     """Minutes of each stage, all folds together, the sites' shares in their colours."""
     stages = sorted({record.stage for record in records}, key=lambda stage: (stage_rank(stage), stage))
@@ -247,11 +229,9 @@ def stage_times_figure(records: Sequence[StageRecord]) -> bytes:
     figure = new_figure(9.0, 0.9 + 0.3 * len(stages))
     axes = figure.subplots()
     left = np.zeros(len(stages))
-    for colour, site in zip(_colours(len(sites)), sites, strict=True):
-        minutes = np.zeros(len(stages))
-        for record in records:
-            minutes[stages.index(record.stage)] += record.seconds / 60 if record.site == site else 0.0
-        axes.barh(range(len(stages)), minutes, left=left, color=colour, label=site, height=0.7)
+    for index, site in enumerate(sites):
+        minutes = np.array([sum(r.seconds for r in records if (r.stage, r.site) == (s, site)) / 60 for s in stages])
+        axes.barh(range(len(stages)), minutes, left=left, color=colour_of(index), label=site, height=0.7)
         left += minutes
     axes.set_yticks(range(len(stages)), stages, fontsize=8)
     axes.invert_yaxis()
@@ -262,22 +242,24 @@ def stage_times_figure(records: Sequence[StageRecord]) -> bytes:
     return to_png(figure)
 
 
+@drawing
 def exposure_figure(n_nearest: Sequence[int]) -> bytes:
-    """Bars of a site's patients, most exposed first; the line is what each would have if all were exposed alike."""
+    """Bars of a site's patients, the most exposed first; the line shows the number if all were equally exposed."""
     figure = new_figure(9.0, 2.6)
     axes = figure.subplots()
     axes.bar(range(1, len(n_nearest) + 1), n_nearest, color=PALETTE[0], width=0.8)
-    axes.axhline(float(np.mean(n_nearest)), color="#52606d", lw=1.2, ls="--", label="alike for all")
-    axes.set_xlabel("patients trained on, most exposed first", fontsize=8)
-    axes.set_ylabel("synthetic images nearest", fontsize=8)
+    axes.axhline(float(np.mean(n_nearest)), color="#52606d", lw=1.2, ls="--", label="if all were equally exposed")
+    axes.set_xlabel("patients that the generator was trained on, most exposed first", fontsize=8)
+    axes.set_ylabel("synthetic images nearest to theirs", fontsize=8)
     axes.legend(fontsize=8, frameon=False)
     axes.grid(axis="y", color="#e6e9ee", lw=0.8)
     axes.set_axisbelow(True)
     return to_png(figure)
 
 
-def _colours(n: int) -> list[str]:
-    return [PALETTE[index % len(PALETTE)] for index in range(n)]
+def colour_of(index: int) -> str:
+    """The colour of the site at ``index``."""
+    return PALETTE[index % len(PALETTE)]
 
 
 def new_figure(width_inch: float, height_inch: float) -> Figure:
@@ -286,6 +268,26 @@ def new_figure(width_inch: float, height_inch: float) -> Figure:
 
     # no pyplot: it keeps figures alive and picks a backend for the whole process
     return Figure(figsize=(width_inch, height_inch), dpi=110, layout="constrained")
+
+
+def new_panels(
+    n_panels: int, size_inch: tuple[float, float], margin_inch: float = 0.3, *, n_columns: int = 3, **sharing: Any
+) -> tuple[Figure, Sequence[Any]]:
+    """A figure of ``n_panels`` axes of this size (width, height) in rows; what is left of the last row stays empty."""
+    n_columns = min(n_columns, n_panels)
+    n_rows = -(-n_panels // n_columns)
+    figure = new_figure(size_inch[0] * n_columns, size_inch[1] * n_rows + margin_inch)
+    panels = figure.subplots(n_rows, n_columns, squeeze=False, **sharing).ravel()
+    for panel in panels[n_panels:]:
+        panel.set_axis_off()
+    return figure, panels[:n_panels]
+
+
+def draw_curve(panel: Any, points: Sequence[Mapping[str, Any]], key: str, **style: Any) -> None:
+    """The numbers under ``key`` against ``step``; marked where they are too few to make a line."""
+    drawn = [(point["step"], point[key]) for point in points if _is_number(point.get(key))]
+    steps, values = zip(*drawn, strict=True) if drawn else ((), ())
+    panel.plot(steps, values, **{"marker": "o" if len(drawn) < 3 else "", "ms": 3, **style})
 
 
 def to_png(figure: Figure) -> bytes:

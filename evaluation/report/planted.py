@@ -1,4 +1,4 @@
-"""The report's part on planted copies: what each site's filter found of them, kind by kind, beside what it drops."""
+"""The report's part on planted copies: how many each site's filter found, kind by kind, and what else it drops."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from evaluation.report import html as page
 from evaluation.report.run import RunFiles, StageFolder, read_mapping
 
 HOW_TO_READ = (
-    "Each site's filter, set as it judged the synthetic images, was given copies of the real images it compares with, "
-    "changed in known ways. A copy that it finds would have been dropped; in red kinds of which some would have left. "
-    "Honest images are real ones, each compared with other patients' alone; of these it should drop about its level."
+    "Each site's filter, with the settings that it used for the synthetic images, was given copies of the site's real "
+    "images, changed in known ways. It would have dropped every copy that it finds. A number is red where the filter "
+    "missed a copy. Honest images are real images, each compared with images of other patients only. Of these the "
+    "filter should drop about the share that its level names."
 )
 PICTURE = "planted.png"
 
@@ -32,7 +33,7 @@ def planted_part(files: RunFiles) -> page.Html:
     return page.join(
         page.heading("Planted copies"),
         page.note(HOW_TO_READ),
-        page.grouped_table(header, {"all together": _together(audits.values()), **_kinds(list(audits.values()))}),
+        page.table(header, {"all together": _together(audits.values()), **_kinds(list(audits.values()))}),
         page.note("Honest images: " + "; ".join(f"{name}: {_judged(audit)}" for name, audit in audits.items()) + "."),
         page.details("Every strength", page.join(*pictures)) if pictures else "",
     )
@@ -43,7 +44,7 @@ def _name(folder: StageFolder, files: RunFiles) -> str:
 
 
 def _kinds(audits: Sequence[Mapping[str, Any]]) -> dict[str, list[list[str]]]:
-    """Rows of the table by group of kinds; sites that were audited by other releases may lack a kind."""
+    """Rows of the table by group of kinds; a site that another release audited may lack a kind."""
     groups: dict[str, dict[str, list[str]]] = {}
     for column, audit in enumerate(audits):
         for kind in audit["kinds"]:

@@ -1,4 +1,4 @@
-"""The report's section on privacy: what each site's audit measured, what its gates decided, who is exposed how much.
+"""The report's section on privacy: what each site's audit measured, what its gates decided, which patients are exposed.
 
 It stays at the site: the audit holds numbers of real images, and the exposures name patients.
 """
@@ -25,11 +25,12 @@ COUNTS = {
     "kept": ("n_kept",),
     "of these audited": ("n_audited",),
 }
-HEADER = ("figure", "value", "95 % interval", "safer", "honest", "p", "limit", "gate")
+HEADER = ("figure", "value", "95 % interval", "safer if", "baseline", "p", "limit", "gate")
 STAYS = (
-    "This section stays at the site: it holds numbers of real images and names patients. A package holds the figures "
-    "and the gates' decisions alone. A leakage gate refuses where its value is beyond its limit and p, over relabelled "
-    "patients, is at most {level:.2g}: together they refuse an honest site with a probability of at most {family:g}."
+    "This section must stay at the site: it holds numbers of real images and names patients. A package contains only "
+    "the figures and the decisions of the gates. A leakage gate refuses the package if its value is beyond its limit "
+    "and its p, from patients relabelled at random, is at most {level:.2g}. If nothing leaks, the gates together "
+    "refuse with a probability of at most {family:g}. The baseline is the value that is expected if nothing leaks."
 )
 
 
@@ -56,7 +57,7 @@ def _site(folder: StageFolder, audit: Mapping[str, Any]) -> page.Html:
         page.table(["What", "Number"], [[name, _count(audit, keys)] for name, keys in COUNTS.items()]),
         page.table(HEADER, _rows(audit["figures"], gates), text=True),
         page.details(
-            "What they say", page.table(["figure", "what it says"], _meanings(audit["figures"], gates), text=True)
+            "What the figures mean", page.table(["figure", "meaning"], _meanings(audit["figures"], gates), text=True)
         ),
         page.table(["Patient", "images", "synthetic images nearest"], of_patients[:N_EXPOSED]),
         page.picture(exposure_figure([int(row[2]) for row in of_patients]), caption) if of_patients else "",
@@ -70,7 +71,7 @@ def _verdict(verdict: str, failed: Sequence[Mapping[str, Any]]) -> page.Html:
         f"{gate['name']}: {gate['reason']} (what would help: {gate['what_would_help']})" for gate in failed
     )
     said = (
-        "Refused: nothing leaves this site. " if verdict == "refused" else "The gates are not enforced; these failed. "
+        "Refused: nothing leaves this site. " if verdict == "refused" else "Gates failed, but they are not enforced. "
     )
     return page.element("div", said + reasons, "refused")
 
@@ -109,12 +110,12 @@ def _figure_row(figure: Mapping[str, Any], gate: Mapping[str, Any] | None) -> li
 
 
 def _decision(gate: Mapping[str, Any], value: float | None = None) -> list[str]:
-    """Its limit and what it decided; where it judged another number than the figure's ``value``, that over honest."""
+    """Its limit and its decision; a gate may judge the difference from the baseline, not the figure's ``value``."""
     limit = f"{'≤' if gate['safer'] == 'lower' else '≥'} {gate['limit']:g}"
     if gate["value"] is None:
         return [limit, "not measurable"]
     if value is not None and gate["value"] != value:
-        limit += " over honest"
+        limit += " over the baseline"
     return [limit, "passed" if gate["passed"] else page.element("span", "FAILED", "failed")]
 
 

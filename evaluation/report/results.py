@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from evaluation.approaches import COMPARED, OURS, at_own_site
 from evaluation.report.html import (
     Html,
     absent,
+    bullets,
     details,
     element,
-    escape,
-    grouped_table,
     heading,
     join,
     note,
@@ -23,9 +22,10 @@ from evaluation.report.html import (
     table,
 )
 from evaluation.report.pictures import scores_figure
+from evaluation.report.run import RunFiles
 from evaluation.results import FOREGROUND, best_cells, by_approach, format_interval, format_value, summarise
 from evaluation.segmentation import METRICS
-from evaluation.statistics import Interval, bonferroni, gain, paired_test
+from evaluation.statistics import Interval, PairedTest, bonferroni, gain, paired_test
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,28 +33,30 @@ if TYPE_CHECKING:
 BEST_MARK = "★"
 MANY_MODELS = 16  # from here the tables of the other metrics open on a click
 CONVENTIONS = (
-    "Each label of each test case is scored at the image's own resolution; a fold's value is the mean over cases, "
-    "then over labels; the tables show the mean over folds.",
-    "HD95 is the 95th percentile of the distances between both borders, pooled, in mm (pixels where images have no "
-    "spacing); NSD counts the border pixels within the tolerance of the other border.",
-    "A label absent from both reference and prediction is undefined: left out of the means and counted as undefined.",
-    "A label absent from one of the two scores Dice, IoU and NSD 0 and, as HD95, the image's diagonal, so that a "
-    "missed object never improves a mean.",
-    "2D images stored as volumes of depth 1 are scored as 2D.",
-    "With one fold, intervals come from its cases alone and do not hold the spread between trainings.",
+    "Each label of each test case is scored at the image's own resolution. A fold's value is the mean over cases, then "
+    "over labels. The tables show the mean over folds.",
+    "HD95 is the 95th percentile of the distances between the two borders, both directions pooled, in mm (in pixels "
+    "where images have no spacing). NSD is the share of border pixels within the tolerance of the other border.",
+    "If neither the reference nor the prediction has a label, the score is undefined: it is left out of the means and "
+    "counted as undefined.",
+    "If only one of the two has a label, Dice, IoU and NSD are 0 and HD95 is the image's diagonal. So a missed object "
+    "never improves a mean.",
+    "2D images that are stored as volumes of depth 1 are scored as 2D images.",
+    "With one fold, the intervals come from its cases alone and do not include the variation between trainings.",
 )
 
 
-def answer(results: pd.DataFrame, summary: pd.DataFrame) -> Html:
+def answer_section(files: RunFiles) -> Html:
     """The first screen: where there is syn-real, what it gained and the test; then Dice of every model."""
+    if files.results is None or files.summary is None:
+        return absent("No results yet: no chosen fold has finished its evaluate stage.")
+    results, table_of_models = files.results, metric_table(files.summary, "dice")
+    without = sorted(set(files.folds) - set(results["fold"]))
+    missing = absent(f"Not evaluated yet: fold {', '.join(map(str, without))}.") if without else ""
     if not results["model"].astype(str).str.startswith("syn-real-").any():
-        return metric_table(summary, "dice")
-    return join(
-        element("ul", join(*(element("li", sentence) for sentence in gain_sentences(results))), "answers"),
-        test_statement(results),
-        heading("Every model on every site"),
-        metric_table(summary, "dice"),
-    )
+        return join(table_of_models, missing)
+    sentences = bullets(gain_sentences(results), "answers")
+    return join(sentences, test_statement(results), heading("Every model on every site"), table_of_models, missing)
 
 
 def metric_table(summary: pd.DataFrame, metric: str, label: str = FOREGROUND) -> Html:
@@ -64,31 +66,23 @@ def metric_table(summary: pd.DataFrame, metric: str, label: str = FOREGROUND) ->
     cells = {}
     for row in chosen.to_dict("records"):
         key = row["model"], row["tested_on"]
-        cells[key] = _metric_cell(row, metric, is_best=key in best)
+        shown = format_value(row["mean"], metric)
+        mean = element("strong", f"{BEST_MARK} {shown}") if key in best else shown
+        spread = "" if math.isnan(row["std"]) else f"± {format_value(row['std'], metric)} "
+        marked = element("span", mean, "own") if row["trained_on"] == row["tested_on"] else mean
+        cells[key] = join(marked, element("small", spread + format_interval(row, metric)))
     groups = {
         words: [[model, *(cells.get((model, site), "-") for site in sites)] for model in models]
         for words, models in by_approach(chosen).items()
     }
-    header = ["Model", *(f"tested on {site}" for site in sites)]
-    return grouped_table(header, groups, _table_caption(chosen, metric))
-
-
-def _metric_cell(row: Mapping[Any, Any], metric: str, *, is_best: bool) -> Html:
-    shown = format_value(row["mean"], metric)
-    mean = element("strong", f"{BEST_MARK} {shown}") if is_best else escape(shown)
-    marked = element("span", mean, "own") if row["trained_on"] == row["tested_on"] else mean
-    spread = "" if math.isnan(row["std"]) else f"± {format_value(row['std'], metric)} "
-    return join(marked, element("small", spread + format_interval(row, metric)))
-
-
-def _table_caption(chosen: pd.DataFrame, metric: str) -> str:
     unit = "%" if METRICS[metric].unit == "fraction" else METRICS[metric].unit
     spread = " ± standard deviation over folds" if chosen["std"].notna().any() else ""
-    return (
+    caption = (
         f"{METRICS[metric].title}, {unit}: mean{spread} [95 % interval: {kinds_in_words(chosen['interval_kind'])}]. "
-        f"{METRICS[metric].direction.capitalize()} is better. {BEST_MARK} and bold: the site's best without pooling "
-        "real images; framed: the model's own site."
+        f"{METRICS[metric].direction.capitalize()} is better. {BEST_MARK} and bold: the best at this site without "
+        "pooling real images. Framed: the model's own site."
     )
+    return table(["Model", *(f"tested on {site}" for site in sites)], groups, caption)
 
 
 def kinds_in_words(kinds: Iterable[str]) -> str:
@@ -103,28 +97,22 @@ def kinds_in_words(kinds: Iterable[str]) -> str:
 def gain_sentences(results: pd.DataFrame) -> list[Html]:
     """For each site, in plain language: syn-real-X against real-X, on its own and on the other sites' test images."""
     models, tested = set(results["model"]), sorted(results["tested_on"].unique())
-    sites = sorted(set(results["trained_on"]) & set(tested))
     sentences = []
-    for site in sites:
-        if not {f"syn-real-{site}", f"real-{site}"} <= models:
-            sentences.append(join(element("strong", f"Site {site}:"), "not both syn-real and real are evaluated yet."))
-            continue
+    for site in sorted(set(results["trained_on"]) & set(tested)):
+        phrases = []
         others = [other for other in tested if other != site]
-        phrases = [_gain_phrase(results, site, [site], "its own test images")]
-        if others:
-            phrases.append(_gain_phrase(results, site, others, "the other sites' test images"))
-        start = f"against training on its own images alone, sharing changed Dice by {' and by '.join(phrases)}."
-        sentences.append(join(element("strong", f"Site {site}:"), start))
+        for tested_on, images in (([site], "its own test images"), (others, "the other sites' test images")):
+            if not tested_on:
+                continue
+            gained = gain(results, f"syn-real-{site}", f"real-{site}", tested_on)
+            mean, low, high = (format_value(v, "dice", signed=True) for v in (gained.mean, gained.low, gained.high))
+            interval = "no interval yet" if math.isnan(gained.low) else f"95 % interval {low} to {high}, {gained.kind}"
+            phrases.append(f"{mean} points on {images} ({interval}: {verdict(gained)})")
+        text = f"compared with training on its own images alone, sharing changed Dice by {' and by '.join(phrases)}."
+        if not {f"syn-real-{site}", f"real-{site}"} <= models:
+            text = "syn-real and real are not both evaluated yet."
+        sentences.append(join(element("strong", f"Site {site}:"), text))
     return sentences
-
-
-def _gain_phrase(results: pd.DataFrame, site: str, tested_on: Sequence[str], images: str) -> str:
-    difference = gain(results, f"syn-real-{site}", f"real-{site}", tested_on)
-    mean, low, high = (
-        format_value(value, "dice", signed=True) for value in (difference.mean, difference.low, difference.high)
-    )
-    interval = "no interval yet" if math.isnan(difference.low) else f"95 % interval {low} to {high}, {difference.kind}"
-    return f"{mean} points on {images} ({interval}: {verdict(difference)})"
 
 
 def verdict(difference: Interval) -> str:
@@ -140,11 +128,11 @@ def test_statement(results: pd.DataFrame) -> Html:
     """The paper's test on Dice in one line, and what its p is worth."""
     test = paired_test(results, "syn-real", "real")
     if math.isnan(test.p):
-        return paragraph(f"Paired test of syn-real-X against real-X: none ({test.reason}).")
+        return paragraph(f"A paired test of syn-real-X against real-X is not possible: {test.reason}.")
     sentence = (
         f"Over {test.n_pairs} pairs (fold, training site, tested site), syn-real-X minus real-X is "
-        f"{format_value(test.mean_difference, 'dice', signed=True)} Dice points on average; one-sided Wilcoxon "
-        f"signed-rank test that it is above 0: p = {format_p(test.p)}."
+        f"{format_value(test.mean_difference, 'dice', signed=True)} Dice points on average. The one-sided Wilcoxon "
+        f"signed-rank test that it is above 0 gives p = {format_p(test.p)}."
     )
     return join(paragraph(sentence), note(test.note))
 
@@ -156,71 +144,58 @@ def format_p(p: float) -> str:
     return f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"
 
 
-def more_results(results: pd.DataFrame, summary: pd.DataFrame) -> Html:
+def test_cells(test: PairedTest, p_corrected: float) -> list[str]:
+    """The cells under ``effect``, ``p`` and ``p, Bonferroni``."""
+    effect = "-" if math.isnan(test.effect) else f"{test.effect:+.2f}"
+    return [effect, test.reason or format_p(test.p), format_p(p_corrected)]
+
+
+def more_results_section(files: RunFiles) -> Html:
     """The other metrics, the labels one by one, the tests of all metrics, the undefined cases and the conventions."""
+    if files.results is None or files.summary is None:
+        return absent("No results yet.")
+    results, summary = files.results, files.summary
     foreground = summary[summary["label"] == FOREGROUND]
     many = foreground["model"].nunique() >= MANY_MODELS
-    folded = [_titled(METRICS[name].title, metric_table(summary, name), many) for name in ("hd95", "nsd", "iou")]
-    folded += [_titled(f"Label {label}", metric_table(summary, "dice", label), many) for label in _several(summary)]
-    has_ours = results["model"].astype(str).str.startswith(f"{OURS}-").any()
-    return join(
-        _scores_picture(results, foreground, many),
-        *folded,
-        join(heading("Tests of every metric"), tests_table(results)) if has_ours else "",
-        _titled("Cases behind the numbers", _counts_table(foreground), many),
-        heading("Conventions"),
-        element("ul", join(*(element("li", text) for text in CONVENTIONS))),
-    )
 
+    def titled(title: str, content: Html) -> Html:
+        return details(title, content) if many else join(heading(title), content)
 
-def _titled(title: str, content: Html, many: bool) -> Html:
-    return details(title, content) if many else join(heading(title), content)
-
-
-def _several(summary: pd.DataFrame) -> list[str]:
+    # where all models are too many to be told apart, the picture shows what each approach gives a site at home
+    own = summarise(at_own_site(results, COMPARED)) if many else summary
+    shown, of_what = own[own["label"] == FOREGROUND], " of the model that a site would use" if many else ""
+    scores = scores_figure(shown, "dice", "Dice, %", 100.0) if len(shown) else None
     labels = [str(label) for label in summary["label"].unique() if label != FOREGROUND]
-    return labels if len(labels) > 1 else []
-
-
-def _scores_picture(results: pd.DataFrame, foreground: pd.DataFrame, many: bool) -> Html:
-    """All models, or, where they are too many to be told apart, what each approach gives a site on its own images."""
-    shown, of_what = foreground, ""
-    if many:
-        summary = summarise(at_own_site(results, COMPARED))
-        shown, of_what = summary[summary["label"] == FOREGROUND], " of the model that a site would use"
-    caption = f"Dice{of_what} with 95 % intervals; blue: {OURS}."
-    return picture(scores_figure(shown, "dice", "Dice, %", 100.0), caption) if len(shown) else Html("")
+    counted = foreground[foreground["metric"] == "dice"]
+    counts = counted[["model", "tested_on", "n_folds", "n_cases", "n_undefined"]].astype(str).to_numpy().tolist()
+    counts_header = ["Model", "tested on", "folds", "cases", "undefined (case, label) pairs"]
+    return join(
+        picture(scores, f"Dice{of_what} with 95 % intervals; blue: {OURS}.") if scores else "",
+        *(titled(METRICS[name].title, metric_table(summary, name)) for name in ("hd95", "nsd", "iou")),
+        *(titled(f"Label {name}", metric_table(summary, "dice", name)) for name in labels if len(labels) > 1),
+        tests_table(results) if results["model"].astype(str).str.startswith(f"{OURS}-").any() else "",
+        titled("Cases behind the numbers", table(counts_header, counts) if counts else absent("No cases.")),
+        heading("Conventions"),
+        bullets(CONVENTIONS),
+    )
 
 
 def tests_table(results: pd.DataFrame) -> Html:
     """The paired test of every metric, with p corrected for testing several."""
     tests = [paired_test(results, "syn-real", "real", metric) for metric in METRICS]
-    corrected = bonferroni([test.p for test in tests])
     rows = [
         [
             METRICS[test.metric].title,
             str(test.n_pairs),
             format_value(test.mean_difference, test.metric, signed=True),
-            "-" if math.isnan(test.effect) else f"{test.effect:+.2f}",
-            format_p(test.p) if not test.reason else test.reason,
-            format_p(p_corrected),
+            *test_cells(test, p_corrected),
         ]
-        for test, p_corrected in zip(tests, corrected, strict=True)
+        for test, p_corrected in zip(tests, bonferroni([test.p for test in tests]), strict=True)
     ]
     header = ["Metric", "pairs", "syn-real-X minus real-X", "effect", "p", "p, Bonferroni"]
     caption = (
-        "One-sided Wilcoxon signed-rank tests that syn-real-X is better than real-X; effect: matched-pairs "
-        "rank-biserial correlation, +1 where syn-real-X is better in every pair. They are not independent either."
+        "One-sided Wilcoxon signed-rank tests that syn-real-X is better than real-X. Effect: matched-pairs "
+        "rank-biserial correlation, +1 where syn-real-X is better in every pair. Here too the pairs are not "
+        "independent."
     )
-    return table(header, rows, caption)
-
-
-def _counts_table(foreground: pd.DataFrame) -> Html:
-    chosen = foreground[foreground["metric"] == "dice"]
-    if chosen.empty:
-        return absent("No cases.")
-    rows = [
-        [row["model"], row["tested_on"], str(row["n_folds"]), str(row["n_cases"]), str(row["n_undefined"])]
-        for row in chosen.to_dict("records")
-    ]
-    return table(["Model", "tested on", "folds", "cases", "undefined (case, label) pairs"], rows)
+    return join(heading("Tests of every metric"), table(header, rows, caption))

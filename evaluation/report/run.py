@@ -18,7 +18,7 @@ from evaluation.results import read_results, summarise
 if TYPE_CHECKING:
     import pandas as pd
 
-logger = logging.getLogger(__name__)
+log = logging.getLogger(__name__)
 
 ALL_SITES = "all"
 STAGES = (
@@ -134,7 +134,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     try:
         content = read_json(path)
     except (OSError, ValueError) as error:
-        logger.warning("%s is left out of the report: %s", path, error)
+        log.warning("%s is left out of the report: %s", path, error)
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -149,7 +149,7 @@ def _points(path: Path) -> Iterator[dict[str, Any]]:
         try:
             value = json.loads(line)
         except ValueError:
-            logger.warning("%s: a broken line is left out: %.60s", path, line)
+            log.warning("%s: a broken line is left out: %.60s", path, line)
             continue
         if isinstance(value, dict) and isinstance(value.get("step"), (int, float)):
             yield value

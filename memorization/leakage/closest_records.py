@@ -19,7 +19,7 @@ from common.resampling import (
 )
 from common.seeds import derive_seed
 from features.index import nearest
-from memorization.leakage.evidence import CANDIDATES, Evidence, Figure
+from memorization.leakage.evidence import CANDIDATES, Evidence, MetricResult
 
 N_SUBSAMPLES = 10
 
@@ -64,10 +64,10 @@ def closest_record_share(evidence: Evidence) -> ClosestRecordShare:
     )
 
 
-def closest_record_figure(evidence: Evidence) -> Figure:
+def closest_record_figure(evidence: Evidence) -> MetricResult:
     """The share with its interval and p over relabelled patients."""
     result = closest_record_share(evidence)
-    return Figure(
+    return MetricResult(
         result.share,
         *result.patient_interval,
         interval="relabelled patients",

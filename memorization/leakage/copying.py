@@ -13,7 +13,7 @@ from common.resampling import N_RESAMPLES, bootstrap_weights
 from common.roc import area_under_curve, levels_of
 from common.seeds import derive_seed
 from features.index import nearest
-from memorization.leakage.evidence import CANDIDATES, Evidence, Figure
+from memorization.leakage.evidence import CANDIDATES, Evidence, MetricResult
 from memorization.leakage.relabelled import EXCHANGEABLE, p_over_patients, pool_of, squared_distances
 
 N_CELLS = 3
@@ -31,7 +31,7 @@ class Cell:
     generated: np.ndarray
 
 
-def copying_figure(evidence: Evidence) -> Figure:
+def copying_figure(evidence: Evidence) -> MetricResult:
     """C_T with its interval over resampled held-out patients and generated images, cells kept.
 
     Raises:
@@ -40,7 +40,7 @@ def copying_figure(evidence: Evidence) -> Figure:
     cells = usable_cells(evidence)
     value = c_t(cells)
     low, high = percentile_interval(_resampled(evidence, cells), value)
-    return Figure(
+    return MetricResult(
         value,
         low,
         high,

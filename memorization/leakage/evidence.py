@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,6 @@ import numpy as np
 from common.errors import InputError
 
 CANDIDATES = 8  # neighbours asked for where one counts: the search rounds to single precision, their order does not
-Distance = Callable[[np.ndarray, np.ndarray], float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +21,6 @@ class Evidence:
         train: (n, d) of the images the generator was trained on; ``train_patients``: one name each.
         heldout: (h, d) of real images of other patients; ``heldout_patients``: one name each.
         generated: (m, d).
-        frechet_distance: ``features.fidelity.frechet_distance``; rooms of one level do not import each other.
         seed: of every resampling.
         train_logits: (n,) and ``heldout_logits`` (h,) of the discriminator, where it is to be attacked too.
 
@@ -38,7 +36,6 @@ class Evidence:
     heldout: np.ndarray
     heldout_patients: Sequence[str]
     generated: np.ndarray
-    frechet_distance: Distance
     seed: int = 0
     train_logits: np.ndarray | None = None
     heldout_logits: np.ndarray | None = None
@@ -57,7 +54,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Figure:
+class MetricResult:
     """A measured value with its 95 % interval.
 
     ``interval`` says how the interval was made, ``baseline`` is what an honest generator gives on the same images and

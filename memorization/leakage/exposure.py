@@ -12,7 +12,7 @@ import numpy as np
 
 from common.resampling import clopper_pearson
 from features.index import nearest
-from memorization.leakage.evidence import CANDIDATES, Evidence, Figure
+from memorization.leakage.evidence import CANDIDATES, Evidence, MetricResult
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
@@ -69,16 +69,16 @@ def summarise_exposure(exposures: Sequence[PatientExposure]) -> ExposureSummary:
     )
 
 
-def exposure_figure(evidence: Evidence) -> Figure:
+def exposure_figure(evidence: Evidence) -> MetricResult:
     """The largest share of generated images nearest to one patient; the baseline is his share of the images."""
     return largest_exposure(exposure_per_patient(evidence))
 
 
-def largest_exposure(of_patients: Sequence[PatientExposure]) -> Figure:
+def largest_exposure(of_patients: Sequence[PatientExposure]) -> MetricResult:
     """The same of exposures that are there already."""
     most = max(of_patients, key=lambda exposure: exposure.n_nearest)
     n_generated = sum(exposure.n_nearest for exposure in of_patients)
-    return Figure(
+    return MetricResult(
         most.n_nearest / n_generated,
         *clopper_pearson(most.n_nearest, n_generated),
         interval="Clopper-Pearson, of that patient's share",

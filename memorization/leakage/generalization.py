@@ -7,13 +7,14 @@ import numpy as np
 from common.bootstrap import percentile_interval
 from common.resampling import equal_subsamples, random_patients, relabelling_p
 from common.seeds import derive_seed
-from memorization.leakage.evidence import Evidence, Figure
+from features.fidelity import frechet_distance
+from memorization.leakage.evidence import Evidence, MetricResult
 
 N_SUBSAMPLES = 3  # each costs two distances
 N_RELABELLINGS = 199  # each costs two distances; p is at least 1 / 200, below the level of one of six gates
 
 
-def frechet_gap_figure(evidence: Evidence) -> Figure:
+def frechet_gap_figure(evidence: Evidence) -> MetricResult:
     """Fréchet distance of (H, G) minus that of (T, G) with |T| = |H|, its bias being that of the number of images.
 
     Interval and p by relabelling patients as trained on or held out.
@@ -26,7 +27,7 @@ def frechet_gap_figure(evidence: Evidence) -> Figure:
         [_gap(evidence, np.flatnonzero(label), derive_seed(seed, i), 1) for i, label in enumerate(labels)]
     )
     low, high = percentile_interval(relabelled, value)
-    return Figure(
+    return MetricResult(
         value,
         low,
         high,
@@ -43,8 +44,8 @@ def _gap(evidence: Evidence, in_train: np.ndarray, seed: int, n_subsamples: int)
     patients = np.array((*evidence.train_patients, *evidence.heldout_patients))
     in_heldout = np.setdiff1d(np.arange(len(pool)), in_train)
     gaps = [
-        evidence.frechet_distance(pool[in_heldout[b]], evidence.generated)
-        - evidence.frechet_distance(pool[in_train[a]], evidence.generated)
+        frechet_distance(pool[in_heldout[b]], evidence.generated)
+        - frechet_distance(pool[in_train[a]], evidence.generated)
         for a, b in equal_subsamples(patients[in_train].tolist(), patients[in_heldout].tolist(), n_subsamples, seed)
     ]
     return float(np.mean(gaps))

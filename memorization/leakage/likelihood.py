@@ -12,7 +12,7 @@ from common.bootstrap import percentile_interval
 from common.errors import InputError
 from common.resampling import N_RESAMPLES, bootstrap_weights
 from common.seeds import derive_seed
-from memorization.leakage.evidence import Evidence, Figure
+from memorization.leakage.evidence import Evidence, MetricResult
 from memorization.leakage.relabelled import EXCHANGEABLE, p_over_patients, pool_of, squared_distances
 
 N_STEPS, STEP_SIZE = 50, 0.5  # of Adam, as in the authors' package fld
@@ -23,7 +23,7 @@ MAX_CENTRES = 10_000
 N_REFITS, REFIT_STEPS, REFIT_CENTRES = 199, 10, 500  # of p: every relabelling fits anew; p is at least 1 / 200
 
 
-def likelihood_gap_figure(evidence: Evidence) -> Figure:
+def likelihood_gap_figure(evidence: Evidence) -> MetricResult:
     """100 (NLL of T - NLL of H) / d with features standardised on T; interval over resampled patients, mixture kept."""
     train, heldout, generated = _standardised(evidence)
     log_variances = fit_log_variances(generated, train)
@@ -40,7 +40,7 @@ def likelihood_gap_figure(evidence: Evidence) -> Figure:
     )
     low, high = percentile_interval(resampled, value)
     p = _p_over_patients(evidence)
-    return Figure(value, low, high, interval="bootstrap over patients, mixture kept", p=p, test=EXCHANGEABLE)
+    return MetricResult(value, low, high, interval="bootstrap over patients, mixture kept", p=p, test=EXCHANGEABLE)
 
 
 def _p_over_patients(evidence: Evidence) -> float:

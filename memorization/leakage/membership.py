@@ -21,7 +21,7 @@ from common.resampling import (
 )
 from common.roc import area_under_curve, levels_of, true_positive_rate
 from common.seeds import derive_seed
-from memorization.leakage.evidence import Evidence, Figure
+from memorization.leakage.evidence import Evidence, MetricResult
 from memorization.leakage.membership_attacks import ATTACKS
 
 N_CONTROLS = 200
@@ -43,8 +43,8 @@ class AttackResult:
     """One attack: area under the curve and TPR at 1 % FPR, each with its interval and its control's mean."""
 
     attack: str
-    auc: Figure
-    tpr: Figure
+    auc: MetricResult
+    tpr: MetricResult
 
 
 def membership_scores(evidence: Evidence) -> MembershipScores:
@@ -88,17 +88,17 @@ def attack_results(evidence: Evidence) -> tuple[AttackResult, ...]:
     )
 
 
-def membership_figure(evidence: Evidence) -> Figure:
+def membership_figure(evidence: Evidence) -> MetricResult:
     """The best attack's AUC minus its control's."""
     return _excess(best_attack(membership_scores(evidence), area_under_curve, evidence.seed))
 
 
-def true_positive_figure(evidence: Evidence) -> Figure:
+def true_positive_figure(evidence: Evidence) -> MetricResult:
     """The best attack's TPR at 1 % FPR minus its control's."""
     return _excess(best_attack(membership_scores(evidence), true_positive_rate, evidence.seed))
 
 
-def best_attack(scores: MembershipScores, statistic: Statistic, seed: int) -> Figure:
+def best_attack(scores: MembershipScores, statistic: Statistic, seed: int) -> MetricResult:
     """The largest statistic over the attacks; the control (baseline), resamples and relabellings choose theirs anew.
 
     The baseline is the mean over random halves of the members' patients, one of them called others (as many patients
@@ -114,7 +114,7 @@ def best_attack(scores: MembershipScores, statistic: Statistic, seed: int) -> Fi
     n_members = len(set(_names(scores, member)))
     labels = random_patients(scores.patients, n_members, N_RESAMPLES, derive_seed(seed, "labels"))
     low, high = percentile_interval(resampled, value)
-    return Figure(
+    return MetricResult(
         value,
         max(0.0, low),
         min(1.0, high),
@@ -125,10 +125,10 @@ def best_attack(scores: MembershipScores, statistic: Statistic, seed: int) -> Fi
     )
 
 
-def _excess(figure: Figure) -> Figure:
+def _excess(figure: MetricResult) -> MetricResult:
     """Over the control, whose mean over many draws has next to no error of its own."""
     control = figure.baseline
-    return Figure(
+    return MetricResult(
         figure.value - control, figure.low - control, figure.high - control, figure.interval, 0.0, figure.p, figure.test
     )
 

@@ -11,7 +11,7 @@ from memorization.leakage.adversarial_accuracy import privacy_loss_figure
 from memorization.leakage.authenticity import authenticity_figure
 from memorization.leakage.closest_records import closest_record_figure
 from memorization.leakage.copying import copying_figure
-from memorization.leakage.evidence import Evidence, Figure
+from memorization.leakage.evidence import Evidence, MetricResult
 from memorization.leakage.exposure import exposure_figure
 from memorization.leakage.generalization import frechet_gap_figure
 from memorization.leakage.likelihood import likelihood_gap_figure
@@ -41,7 +41,7 @@ class Metric:
     ideal: float
     source: str
     cannot_say: str
-    measure: Callable[[Evidence], Figure]
+    measure: Callable[[Evidence], MetricResult]
 
 
 METRICS = (
@@ -147,17 +147,17 @@ METRICS = (
 )
 
 
-def measure_leakage(evidence: Evidence) -> dict[str, Figure]:
+def measure_leakage(evidence: Evidence) -> dict[str, MetricResult]:
     """Every figure of the table by its name."""
     return {metric.name: metric.measure(evidence) for metric in METRICS}
 
 
-def measure_each(evidence: Evidence) -> dict[str, Figure | Unmeasured]:
+def measure_each(evidence: Evidence) -> dict[str, MetricResult | Unmeasured]:
     """As ``measure_leakage``; a figure that this evidence does not carry says why."""
     return {metric.name: _measure(metric, evidence) for metric in METRICS}
 
 
-def _measure(metric: Metric, evidence: Evidence) -> Figure | Unmeasured:
+def _measure(metric: Metric, evidence: Evidence) -> MetricResult | Unmeasured:
     try:
         return metric.measure(evidence)
     except InputError as error:

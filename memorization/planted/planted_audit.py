@@ -23,11 +23,9 @@ from common.errors import InputError
 from common.progress import Progress, silent
 from common.seeds import derive_seed
 from features.embedders import Embedder
-from memorization.calibration import MemorizationConfig, calibrate
-from memorization.conformal_pvalues import attainable_level, fused_scores, p_values
-from memorization.copy_score import drawn
-from memorization.embedding_scorer import EmbeddingScorer
-from memorization.likeness import Learner, Likeness, Scorer, joined
+from memorization.calibration import MemorizationConfig, calibrate, drawn
+from memorization.copy_score import EmbeddingScorer, Learner, Likeness, Scorer, joined
+from memorization.filter import attainable_level, fused_scores, p_values
 from memorization.planted.copies import KINDS, Kind, plant
 
 FUSED, FUSED_WITH = "fused", "fused with "

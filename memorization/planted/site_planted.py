@@ -56,7 +56,7 @@ class KindFound:
 
 
 @dataclass(frozen=True)
-class HonestDrops:
+class RealDrops:
     """What the filter drops of real images, each compared with images of other patients alone.
 
     The 95 % Clopper-Pearson interval takes images for independent; those of one patient are not, and it is too narrow.
@@ -83,7 +83,7 @@ class PlantedAudit:
     mean_recall: float  # over kinds
     kinds: tuple[KindFound, ...]
     strengths: tuple[StrengthFound, ...]
-    honest: HonestDrops | None  # None: no image of another patient to judge
+    honest: RealDrops | None  # None: no image of another patient to judge
 
     @property
     def recall(self) -> PlantedRecall:
@@ -128,7 +128,7 @@ def to_planted_audit(
     level: float,
     n_references: int,
     found: Sequence[StrengthFound],
-    honest: HonestDrops | None,
+    honest: RealDrops | None,
 ) -> PlantedAudit:
     """All figures of a filter from what it found at every strength."""
     kinds = _by_kind(found)
@@ -158,10 +158,10 @@ def _by_kind(strengths: Sequence[StrengthFound]) -> tuple[KindFound, ...]:
     return tuple(together)
 
 
-def honest_drops(dropped: np.ndarray, judged: str) -> HonestDrops | None:
+def real_drops(dropped: np.ndarray, judged: str) -> RealDrops | None:
     """From verdicts (n,) on honest images; None where there are none."""
     n, n_dropped = len(dropped), int(dropped.sum())
-    return HonestDrops(n, n_dropped, clopper_pearson(n_dropped, n), judged) if n else None
+    return RealDrops(n, n_dropped, clopper_pearson(n_dropped, n), judged) if n else None
 
 
 def _planted(

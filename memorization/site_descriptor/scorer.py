@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.progress import Progress, silent
-from memorization.likeness import Likeness
+from memorization.copy_score import Likeness
 from memorization.registration.maps import grey
 from memorization.site_descriptor.augmentations import CELLS, N_SYMMETRIES, symmetry
 

@@ -12,12 +12,11 @@ from common.seeds import derive_seed
 from common.settings import to_dict
 from dataset.training_splits import HELD_OUT_SPLITS, TRAIN_SPLITS
 from engine.run_stage import StageContext
-from features.fidelity import frechet_distance
+from memorization.filter import load_site_filter
 from memorization.gates import GatesConfig
 from memorization.planted.audit_report import draw_planted
-from memorization.planted.site_planted import OwnedImages, PlantedAudit, find_planted, honest_drops, to_planted_audit
+from memorization.planted.site_planted import OwnedImages, PlantedAudit, find_planted, real_drops, to_planted_audit
 from memorization.site_audit import AuditImages, audit, write_exposure
-from pipeline.site_filter import load_site_filter
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +45,7 @@ def audit_site(context: StageContext) -> None:
     config = context.settings(GatesConfig, "gates")
     planted = _planted(context, real.subset(in_heldout), images.heldout, config.n_planted_copies)
     found = planted.recall if planted else None
-    result, of_patients = audit(images, n_sampled, config, frechet_distance, context.seed, found)
+    result, of_patients = audit(images, n_sampled, config, context.seed, found)
     write_exposure(context.out / "exposure.csv", of_patients)
     write_json(context.out / "audit.json", to_dict(result))
 
@@ -69,7 +68,7 @@ def _planted(context: StageContext, held_out: ImageSet, features: np.ndarray, n_
         derive_seed(context.seed, "planted copies"),
         progress=context.progress,
     )
-    honest = honest_drops(*own.judge_honest({entry.patient for entry in held_out.entries}, features))
+    honest = real_drops(*own.judge_real({entry.patient for entry in held_out.entries}, features))
     result = to_planted_audit(own.config.rule, own.config.embedder, own.level, len(own.references), found, honest)
     log.info("%d of %d planted copies found, mean over kinds %.3f", result.found, result.n, result.mean_recall)
     write_json(context.out / "planted.json", to_dict(result))

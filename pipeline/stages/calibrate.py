@@ -14,9 +14,7 @@ from common.image_set import (
 from common.settings import to_dict
 from dataset.training_splits import TRAIN_SPLITS
 from engine.run_stage import StageContext
-from memorization.calibration import MemorizationConfig, calibrate
-from memorization.copy_score import honest_likeness
-from pipeline.site_filter import site_embedder
+from memorization.calibration import MemorizationConfig, calibrate, real_to_real, site_embedder
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +47,7 @@ def _calibrate_fused(
     """Likeness between the site's patients; duplicates between patients are named and do not calibrate."""
     indexed = np.array([entry.split in TRAIN_SPLITS[context.stage.settings["train_on"]] for entry in slices.entries])
     patients = np.array([entry.patient for entry in slices.entries])
-    honest = honest_likeness(slices.images, features, mirrored, patients, indexed, context.progress)
+    honest = real_to_real(slices.images, features, mirrored, patients, indexed, context.progress)
     np.save(context.out / "likeness.npy", honest.values)
     np.save(context.out / "likeness_images.npy", honest.images)
     names = [entry.name for entry in slices.entries]

@@ -11,7 +11,7 @@ from common.image_set import ImageSetInfo
 from common.plan import load_plan
 from dataset.slices import crop_to_nonzero, encode, fit_to_patch
 from engine.run_stage import StageContext
-from pipeline.site_filter import SiteFilter, load_site_filter
+from memorization.filter import SiteFilter, load_site_filter
 from pipeline.synthetic_cases import Normalisation, ct_normalisation
 from sharing import Package, read_case, read_refusal, verify_package, write_drop_list
 

@@ -10,10 +10,9 @@ import numpy as np
 from common.files import write_json
 from dataset.training_splits import TRAIN_SPLITS
 from engine.run_stage import StageContext
-from memorization.filter import FilterResult, joined, write_scores
+from memorization.filter import FilterResult, SiteFilter, joined, load_site_filter, write_scores
 from memorization.pictures import draw_histogram, draw_nearest_pairs, draw_p_values
 from pipeline.samples import Draw, Samples, load_samples
-from pipeline.site_filter import SiteFilter, load_site_filter
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +70,7 @@ def _replace_dropped(context: StageContext, samples: Samples, own: SiteFilter) -
 
 def _draw_histogram(context: StageContext, own: SiteFilter, result: FilterResult) -> None:
     path = context.out / "histogram.png"
-    if own.honest is None:
+    if own.real_to_real is None:
         draw_histogram(path, own.calibration, result.distances[:, 0])
     else:
         draw_p_values(path, result, own.level)
@@ -85,7 +84,7 @@ def _figures(own: SiteFilter, n_sampled: int, n_kept: int) -> dict[str, Any]:
         "calibration": own.config.calibration,
         "percentile": own.config.percentile,
         "level": own.level,
-        "threshold_l2": own.calibration.threshold_l2 if own.honest is None else None,
+        "threshold_l2": own.calibration.threshold_l2 if own.real_to_real is None else None,
         "n_references": own.calibration.n_references,
         "n_sampled": n_sampled,
         "n_kept": n_kept,

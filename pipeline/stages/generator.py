@@ -13,7 +13,7 @@ from common.image_set import (
 from common.plan import load_plan
 from dataset.training_splits import HELD_OUT_SPLITS, TRAIN_SPLITS
 from engine.run_stage import StageContext
-from features.fidelity_monitor import FeatureGauge
+from features.fidelity_monitor import FidelityMonitor
 from generators.registry import find_generator
 
 
@@ -23,7 +23,7 @@ def train_generator(context: StageContext) -> None:
     slices = load_image_set(context.inputs["slices"])
     images = slices.of_split(*TRAIN_SPLITS[settings["train_on"]])
     generator = find_generator(settings["name"])
-    gauge = FeatureGauge(
+    gauge = FidelityMonitor(
         images,
         slices.of_split(*HELD_OUT_SPLITS[settings["train_on"]]),
         context.seed,

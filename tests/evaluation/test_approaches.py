@@ -124,7 +124,11 @@ def test_the_report_shows_approaches_and_scaling(tmp_path, results):
     unions = {"unions": [{"name": "2", "sites": ["A", "B"]}, {"name": "all", "sites": ["A", "B", "C"]}]}
     (run / "fold_0" / "scaling.json").write_text(json.dumps(unions))
     text = write_report(run).read_text()
-    for shown in ("Against other approaches", "FedAvg: weights are averaged", "What further contributors bring"):
+    for shown in (
+        "Comparison with other approaches",
+        "FedAvg: weights are averaged",
+        "Gain with the number of contributing sites",
+    ):
         assert shown in text, shown
     for shown in ("+4.0 (a gain)", "p, Bonferroni", "not independent", "★ 84.2", "▲ +5.0"):
         assert shown in text, shown
@@ -139,8 +143,8 @@ def test_the_report_shows_approaches_and_scaling(tmp_path, results):
 
 def test_a_run_of_one_approach_has_none_of_these_sections(tmp_path, results):
     text = write_report(run_folder(tmp_path, results[results["model"] == "real-A"])).read_text()
-    assert "Against other approaches" not in text and "Training across sites" not in text
-    assert "What further contributors bring" not in text
+    assert "Comparison with other approaches" not in text and "Training across sites" not in text
+    assert "Gain with the number of contributing sites" not in text
 
 
 def test_a_run_of_baselines_alone_misses_nothing_of_the_main_experiment(tmp_path, results):
@@ -154,7 +158,7 @@ def test_a_broken_list_of_unions_leaves_the_report_whole(tmp_path, results):
     run = run_folder(tmp_path, results)
     (run / "fold_0" / "scaling.json").write_text('{"unions": [{"name": "2"}]}')
     text = write_report(run).read_text()
-    assert "What further contributors bring" not in text and not (run / "scaling.csv").exists()
+    assert "Gain with the number of contributing sites" not in text and not (run / "scaling.csv").exists()
 
 
 def test_curves_of_every_union_are_shown_also_of_one_named_with_brackets(tmp_path):

@@ -11,7 +11,9 @@ from skimage import io as image_io
 from common.errors import InputError
 from common.files import write_json, write_text
 from common.image_set import ImageEntry, ImageSet, save_image_set
-from evaluation.report.page import main, write_report
+from evaluation.report import sections
+from evaluation.report.__main__ import main
+from evaluation.report.page import write_report
 from evaluation.results import write_results
 
 SITES = ("A", "B")
@@ -209,9 +211,27 @@ def test_the_command_writes_the_report_and_refuses_a_folder_that_is_no_run(tmp_p
     assert main([str(tmp_path)]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     assert main([str(tmp_path / "absent")]) == 2
-    assert "no fold_<k> folder here" in capsys.readouterr().err
+    assert "has no fold_<k> in it" in capsys.readouterr().err
     with pytest.raises(InputError, match="runs/<exp_name>"):
         write_report(tmp_path / "absent")
+
+
+class Experiment:
+    """As ``run.json`` names it: a report of two sections, of which one is its own."""
+
+    report_sections = (sections.TIME, sections.Section("own", "Its <own>", lambda files: f"{len(files.folds)} & fold"))
+
+
+def test_the_sections_are_those_of_the_experiment_that_the_run_names(tmp_path, capsys):
+    write_json(tmp_path / "fold_0" / "run.json", {"experiment": f"{__name__}:Experiment"})
+    assert main([str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.findall('<section id="(.*?)"', text) == ["time", "own"] and "Its &lt;own&gt;" in text
+    assert "1 &amp; fold" in section(text, "own")  # what is not marked as HTML is text
+    for name in ("no_such_package.experiments:TRANSLATION", f"{__name__}:Absent", "nothing"):
+        write_json(tmp_path / "fold_0" / "run.json", {"experiment": name})
+        assert main([str(tmp_path)]) == 2
+        assert f"the experiment {name} cannot be imported" in capsys.readouterr().err
 
 
 def test_alarms_stand_under_the_curves(report_text):

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from features.embedders import NetworkEmbedder, build_embedder
-from features.embedding_cache import IMAGES_PER_FILE, cached
+from features.embedders import IMAGES_PER_FILE, NetworkEmbedder, build_embedder, cached
 
 IMAGENET = (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)
 

@@ -9,7 +9,7 @@ import pytest
 from support.image_makers import PixelEmbedder
 
 from common.image_set import ImageEntry, ImageSet
-from features.fidelity_monitor import FeatureGauge
+from features.fidelity_monitor import FidelityMonitor
 
 
 def images_of(n_patients: int, split: str, seed: int, per_patient: int = 3) -> ImageSet:
@@ -24,9 +24,9 @@ def images_of(n_patients: int, split: str, seed: int, per_patient: int = 3) -> I
     return ImageSet(images.reshape(-1, 1, 8, 8).astype(np.uint8), tuple(entries))
 
 
-def gauge_of(training: ImageSet, heldout: ImageSet, **options: object) -> tuple[FeatureGauge, PixelEmbedder]:
+def gauge_of(training: ImageSet, heldout: ImageSet, **options: object) -> tuple[FidelityMonitor, PixelEmbedder]:
     embedder = PixelEmbedder()
-    return FeatureGauge(training, heldout, 1, build=lambda *_, **__: embedder, **options), embedder
+    return FidelityMonitor(training, heldout, 1, build=lambda *_, **__: embedder, **options), embedder
 
 
 TRAINING, HELDOUT = images_of(30, "train", 0), images_of(12, "val", 1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.gan_trainings import noise_images, plan_of
 
 from common.errors import InputError
-from common.plan import Plan
+from common.plan import Plan, square_plan
 from common.progress import silent
 from gan.auto import (
     AUTO_KEYS,
@@ -30,7 +30,6 @@ from gan.auto import (
 )
 from gan.model import Discriminator, GeneratorNetwork
 from gan.settings import GanConfig, derive_settings
-from gan.square import square_plan
 from generators.registry import GENERATORS
 
 ALL_AUTO = dict.fromkeys(AUTO_KEYS, "auto")

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from common.plan import Plan
-from gan.draws import draw_latents, draw_noise
 from gan.functions import channel_products, leaky_relu_, scale_channels, styled_activation
-from gan.loss import loss_as_fake, loss_as_real, path_lengths, r1_penalty
 from gan.model import Discriminator, GeneratorNetwork
 from gan.settings import GanConfig, GanSettings, derive_settings
 from gan.textbook import as_textbook
+from gan.train_step import loss_as_fake, loss_as_real, path_lengths, r1_penalty
 
 CONFIG = GanConfig(batch_size=4, channel_base=512, channel_max=24, z_dim=16, w_dim=12, style_mixing=1.0)
 
@@ -51,8 +50,8 @@ def four_losses(generator: GeneratorNetwork, discriminator: Discriminator, dtype
     """The losses of the four phases on fixed random numbers."""
     generator, discriminator = generator.to(dtype), discriminator.to(dtype)
     random = draws(3)
-    latents, cutoff = draw_latents(generator, 4, random)
-    noise = [maps.to(dtype) for maps in draw_noise(generator, 4, random)]
+    latents, cutoff = generator.draw_latents(4, random)
+    noise = [maps.to(dtype) for maps in generator.draw_noise(4, random)]
     styles = generator.mixed_styles(latents.to(dtype), cutoff)
     fakes = generator.synthesise(styles, noise)
     reals = torch.randn(fakes.shape, generator=random).to(dtype).requires_grad_(True)

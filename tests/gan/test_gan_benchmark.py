@@ -10,14 +10,14 @@ import pytest
 import torch
 
 import gan.benchmark
-from gan.benchmark import INTERVALS, PHASES, Spec, build, build_textbook, measure
+from gan.step_cost import INTERVALS, PHASES, Spec, Steps, build, build_textbook, measure
 
 TINY = {"mb": 4, "mbstd": 4, "fmaps": 0.002, "lrate": 0.002, "gamma": 1.0, "map": 2, "ema_kimg": 10.0}
 
 
 def test_each_phase_trains_the_network_it_is_for() -> None:
     steps, real = build(8, 4, 1, TINY, "cpu"), torch.zeros(4, 1, 8, 8)
-    phases = steps.phases
+    phases = steps.train_step
     for name, network in (
         *(("gmain", phases.generator), ("greg", phases.generator)),
         *(("dmain", phases.discriminator), ("dreg", phases.discriminator)),
@@ -33,10 +33,13 @@ def test_each_phase_trains_the_network_it_is_for() -> None:
     assert not torch.equal(phases.average.constant, before)
 
 
-def phases_state(steps: gan.benchmark.Steps) -> dict[str, torch.Tensor]:
+def phases_state(steps: Steps) -> dict[str, torch.Tensor]:
     return {
         f"{name}.{key}": value
-        for name, network in (("generator", steps.phases.generator), ("discriminator", steps.phases.discriminator))
+        for name, network in (
+            ("generator", steps.train_step.generator),
+            ("discriminator", steps.train_step.discriminator),
+        )
         for key, value in network.state_dict().items()
     }
 
@@ -52,14 +55,16 @@ def test_widths_and_counts_are_those_of_the_standard_configuration() -> None:
 def test_the_textbook_beside_starts_from_the_same_weights_and_does_the_same_step() -> None:
     ours, textbook = build(8, 4, 1, TINY, "cpu"), build_textbook(8, 4, 1, TINY, "cpu")
     assert phases_state(ours).keys() == phases_state(textbook).keys()
-    lengths = [steps.phases.path_length(steps.draws)["path_length"] for steps in (ours, textbook)]
+    lengths = [steps.train_step.path_length(steps.draws)["path_length"] for steps in (ours, textbook)]
     torch.testing.assert_close(*lengths, rtol=1e-5, atol=0)
 
 
 def test_half_precision_computes_the_same_to_its_rounding() -> None:
     """bfloat16 has 8 bits: 2^-8 a rounding, some tens of them in a row."""
     losses = [
-        build(8, 4, 1, {**TINY, "precision": precision}, "cpu").phases.generator_main(torch.Generator().manual_seed(1))
+        build(8, 4, 1, {**TINY, "precision": precision}, "cpu").train_step.generator_main(
+            torch.Generator().manual_seed(1)
+        )
         for precision in ("fp32", "bf16")
     ]
     assert losses[0]["loss_g"] != losses[1]["loss_g"]
@@ -110,10 +115,10 @@ def curve_of(precision: str, seed: int) -> torch.Tensor:
     rows = []
     for step in range(2000):
         real = images[torch.randperm(64, generator=random)[:8]]
-        loss_g = steps.phases.generator_main(steps.draws)["loss_g"]
+        loss_g = steps.train_step.generator_main(steps.draws)["loss_g"]
         if step % INTERVALS["greg"] == 0:
             steps.greg(real)
-        rows.append(torch.stack([loss_g, steps.phases.discriminator_main(real, steps.draws)["loss_d"]]))
+        rows.append(torch.stack([loss_g, steps.train_step.discriminator_main(real, steps.draws)["loss_d"]]))
         if step % INTERVALS["dreg"] == 0:
             steps.dreg(real)
         steps.ema()

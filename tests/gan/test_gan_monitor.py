@@ -15,11 +15,9 @@ from support.gan_trainings import TINY, Stop, contents, noise_images, stop_after
 import gan.training as training
 from common.checkpoints import load_tensors
 from common.errors import InputError
-from gan.alarms import ALARMS, N_ATTEMPTS, Health
 from gan.schedule import (
     SHARE_OF_TIME,
     SPEEDS,
-    MonitorSchedule,
     derive_schedule,
     forward_macs,
     image_seconds,
@@ -28,7 +26,10 @@ from gan.schedule import (
 from gan.settings import GanConfig, GanSettings
 from gan.train import train
 from gan.train_step import TrainStep
-from gan.training import CHECKPOINT, CURVES, RESULT
+from gan.training import CHECKPOINT, RESULT
+from training.alarms import ALARMS, N_ATTEMPTS, Health
+from training.curves import CURVES
+from training.monitor import MonitorSchedule
 from training.pictures import SHEET
 from training.snapshots import Candidate, choose, still_eligible
 
@@ -189,7 +190,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, at_step: int, n_times: int) -> None
 
     def advance(self: training.Training) -> None:
         if self.attempt < n_times and self.step == at_step:
-            self.phases.generator.constant.data.fill_(torch.nan)
+            self.train_step.generator.constant.data.fill_(torch.nan)
         plain(self)
 
     monkeypatch.setattr(training.Training, "advance", advance)

@@ -16,7 +16,6 @@ from common.seeds import derive_seed
 from gan.augment import augment
 from gan.batches import Batches
 from gan.settings import GanConfig, GanSettings
-from gan.state import phases_to_tensors
 from gan.training import CHECKPOINT, Training
 
 # 5 images in batches of 2: epochs end within a batch and within each half; both regularisations fall into both halves
@@ -34,7 +33,9 @@ def begin() -> Training:
 def advance(run: Training, n_steps: int) -> list[Tensor]:
     """What the discriminator saw of the real images and of the fakes, in order: data, mirroring and augmentation."""
     seen: list[Tensor] = []
-    hook = run.phases.discriminator.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    hook = run.train_step.discriminator.register_forward_pre_hook(
+        lambda _, given: seen.append(given[0].detach().clone())
+    )
     for _ in range(n_steps):
         run.advance()
     hook.remove()
@@ -53,7 +54,7 @@ def test_n_and_n_steps_equal_2_n_in_what_is_seen_and_in_all_that_is_kept(tmp_pat
     seen_in_parts += advance(second, n_steps)
     assert len(seen) == len(seen_in_parts) > 6 * n_steps
     assert all(torch.equal(one, other) for one, other in zip(seen, seen_in_parts, strict=True))
-    expected, resumed = phases_to_tensors(whole.phases), phases_to_tensors(second.phases)
+    expected, resumed = whole.train_step.tensors(), second.train_step.tensors()
     assert expected.keys() == resumed.keys()
     different = [name for name in expected if not torch.equal(expected[name], resumed[name])]
     assert not different and whole.rows == second.rows and whole.measured == second.measured

@@ -23,7 +23,8 @@ from gan.sample import sample
 from gan.settings import GanConfig, derive_settings
 from gan.train import train
 from gan.train_step import TrainStep
-from gan.training import CHECKPOINT, CURVES, RESULT, Training
+from gan.training import CHECKPOINT, RESULT, Training
+from training.curves import CURVES
 from training.pictures import SHEET, images_to_integers
 
 SHEETS_OF_16_STEPS = [f"sheets/kimg_000000.{images:03d}.png" for images in (8, 16, 24, 32)]
@@ -142,7 +143,7 @@ def test_gradients_that_are_not_finite_are_replaced_before_a_step() -> None:
 def test_divergence_is_an_error_that_names_the_step_and_what_to_try(tmp_path: Path) -> None:
     run = Training(Batches(noise_images(), tiny_settings(), 3), tiny_settings(), 3, torch.device("cpu"))
     run.advance()
-    run.phases.generator.constant.data.fill_(torch.nan)
+    run.train_step.generator.constant.data.fill_(torch.nan)
     with pytest.raises(RuntimeError, match=r"step 2 .*learning_rate"):
         run.advance()
 

@@ -16,12 +16,11 @@ from torch.nn import functional as F
 from common.errors import InputError
 from common.plan import Plan
 from gan.augment import augment
-from gan.draws import draw_latents, draw_noise
 from gan.functions import EPSILON, blur, channel_products, fir_norm, fir_taps, upsample
 from gan.layers import ResampledConv, minibatch_deviation
-from gan.loss import path_lengths, r1_penalty
 from gan.model import Discriminator, GeneratorNetwork
 from gan.settings import GanConfig, GanSettings, derive_settings
+from gan.train_step import path_lengths, r1_penalty
 
 NARROW = GanConfig(batch_size=2, channel_base=32, channel_max=6, z_dim=5, w_dim=4)
 
@@ -60,8 +59,8 @@ def test_networks_take_every_plan_and_its_second_derivatives(derived: GanSetting
         for name, parameter in block.named_parameters():
             if name.endswith("noise_strength"):
                 nn.init.ones_(parameter)
-    styles = generator.mixed_styles(*draw_latents(generator, 2, draws()))
-    images = generator.synthesise(styles, draw_noise(generator, 2, draws()))
+    styles = generator.mixed_styles(*generator.draw_latents(2, draws()))
+    images = generator.synthesise(styles, generator.draw_noise(2, draws()))
     assert images.shape == (2, derived.n_channels, *derived.image_size_px)
     path_lengths(images, styles, torch.randn(images.shape, generator=draws())).sum().backward()
     reals = images.detach().requires_grad_(True)
@@ -191,7 +190,7 @@ def test_path_length_equals_the_norm_of_an_explicit_jacobian_product() -> None:
     torch.manual_seed(0)
     derived = derive_settings(square_plan(8), 4, 1, None, NARROW)
     generator = GeneratorNetwork(derived).double()
-    noise = [maps.double() for maps in draw_noise(generator, 1, draws())]
+    noise = [maps.double() for maps in generator.draw_noise(1, draws())]
     styles = torch.randn(1, generator.n_styles, 4, dtype=torch.float64, generator=draws(1), requires_grad=True)
     projection = torch.randn(1, 1, 8, 8, generator=draws(2)).double()
     length = path_lengths(generator.synthesise(styles, noise), styles, projection)

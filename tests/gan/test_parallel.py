@@ -19,15 +19,14 @@ import torch
 from common.checkpoints import load_tensors
 from common.errors import InputError
 from common.plan import Plan
-from gan.alarms import ALARMS, TrainingFailedError
-from gan.parallel import check_shares, n_processes_for
 from gan.settings import GanConfig, GanSettings, derive_settings
-from gan.train import RENDEZVOUS, train
+from gan.train import RENDEZVOUS, check_processes, n_processes_for, train
 from gan.train_step import TrainStep
 from gan.training import CHECKPOINT, RESULT, Training
+from training.alarms import ALARMS, TrainingFailedError
 from training.batch_shard import BatchShard
+from training.curves import EVENTS
 from training.distributed import run_distributed
-from training.events import EVENTS
 
 CONFIG = GanConfig(batch_size=8, channel_base=256, channel_max=16, z_dim=8, w_dim=8, minibatch_std_group=4)
 
@@ -107,8 +106,8 @@ def test_a_leader_that_raises_keeps_its_error_and_ends_its_followers(tmp_path: P
 @pytest.mark.parametrize("n_processes,named", [(3, "8 images"), (4, "groups of 4")])
 def test_shares_that_split_a_group_are_refused(n_processes: int, named: str) -> None:
     with pytest.raises(InputError, match=named):
-        check_shares(settings(), n_processes)
-    check_shares(settings(), 2)
+        check_processes(settings(), n_processes)
+    check_processes(settings(), 2)
 
 
 @pytest.mark.parametrize(

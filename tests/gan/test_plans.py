@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from common.plan import Pair, Plan
-from gan.draws import draw_noise
-from gan.loss import path_lengths, r1_penalty
 from gan.model import Discriminator, GeneratorNetwork, SynthesisBlock
 from gan.settings import GanConfig, GanSettings, derive_settings
+from gan.train_step import path_lengths, r1_penalty
 
 NARROW = GanConfig(batch_size=2, channel_base=40, channel_max=4, z_dim=8, w_dim=8)
 LARGEST_PRODUCT = 8  # of the strides of an axis, so that images stay small
@@ -96,7 +95,7 @@ def test_every_stage_has_the_plans_size_and_every_weight_a_place(plan: Plan, n_c
     for block in generator.blocks:
         for convolution in ("conv0", "conv1")[-block.n_convs :] if isinstance(block, SynthesisBlock) else ():
             nn.init.ones_(getattr(block, convolution).noise_strength)  # 0 at first: would hide a map of a wrong size
-    noise = draw_noise(generator, 2, torch.Generator().manual_seed(0))
+    noise = generator.draw_noise(2, torch.Generator().manual_seed(0))
     styles = torch.randn(2, 2 * len(sizes), NARROW.w_dim, requires_grad=True)
     images = generator.synthesise(styles, noise)
     assert made == [shape for stage in upwards for shape in stage] and images.shape == upwards[-1][1]

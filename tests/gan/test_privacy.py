@@ -23,20 +23,19 @@ from common.checkpoints import load_tensors
 from common.errors import InputError
 from common.settings import from_dict, to_dict
 from gan.accountant import epsilon_after
-from gan.alarms import ALARMS, TrainingFailedError
 from gan.auto import complete
 from gan.batches import Batches, PoissonBatches
-from gan.loss import loss_as_real
-from gan.parallel import check_shares, n_processes_for
 from gan.privacy import Mechanism, clipped_sum, derive_mechanism
 from gan.sample import sample
 from gan.settings import GanConfig, GanSettings, Privacy
 from gan.textbook import as_textbook
-from gan.train import train
-from gan.train_step import TrainStep
-from gan.training import CHECKPOINT, CURVES, RESULT, Training
+from gan.train import check_processes, n_processes_for, train
+from gan.train_step import TrainStep, loss_as_real
+from gan.training import CHECKPOINT, RESULT, Training
 from sharing import verify_package, write_package
+from training.alarms import ALARMS, TrainingFailedError
 from training.card import CARD, CARD_TEXT
+from training.curves import CURVES
 
 PRIVATE = GanConfig(
     **{
@@ -157,8 +156,8 @@ def test_only_the_private_half_sees_real_images_and_r1_is_never_run(monkeypatch:
         runs.append(run)
     assert runs[0].measured == runs[1].measured
     assert {"r2", "loss_d_fake", "fake_logit", "loss_g", "path_length"} == set(runs[0].measured)
-    for name, module in runs[0].phases.modules().items():
-        assert all(map(torch.equal, module.parameters(), runs[1].phases.modules()[name].parameters())), name
+    for name, module in runs[0].train_step.modules().items():
+        assert all(map(torch.equal, module.parameters(), runs[1].train_step.modules()[name].parameters())), name
 
 
 def test_a_private_training_ends_to_end_and_says_what_it_has_spent(tmp_path: Path) -> None:
@@ -240,7 +239,7 @@ def test_data_and_processes_that_would_break_the_promise_are_refused(tmp_path: P
     with pytest.raises(InputError, match="out of reach"):
         train(noise_images(), tmp_path, settings(privacy=Privacy(epsilon=1e-3, delta=1e-9)), seed=3)
     with pytest.raises(InputError, match="differential privacy"):
-        check_shares(settings(batch_size=4), 2)
+        check_processes(settings(batch_size=4), 2)
     assert n_processes_for(settings(batch_size=4), 8) == 1
 
 

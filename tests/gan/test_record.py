@@ -11,12 +11,12 @@ import torch
 from PIL import Image, ImageSequence
 from support.gan_trainings import TINY, Stop, noise_images, stop_after, tiny_settings
 
-import gan.card
+import training.card
 from gan.pictures import FRAMES, INTERPOLATION, PATHS, draw_interpolation
 from gan.record import TIMED, Record
 from gan.settings import GanConfig
 from gan.train import train
-from training.events import EVENTS
+from training.curves import EVENTS
 from training.pictures import SHEET, SHEETS
 
 
@@ -53,14 +53,14 @@ def test_interpolation_goes_forth_and_back_between_two_images_a_tile(
 
 def test_the_card_says_what_how_long_and_how_good_and_names_nobody(tmp_path: Path) -> None:
     train(noise_images(3, np.uint16), tmp_path, tiny_settings(3), 3)
-    card = json.loads((tmp_path / gan.card.CARD).read_text())
+    card = json.loads((tmp_path / training.card.CARD).read_text())
     assert card["data"] == {"n_images": 5, "n_channels": 3, "height_px": 10, "width_px": 16, "dtype": "uint16"}
     assert card["is_finished"] and card["seed"] == 3 and card["settings"]["config"]["z_dim"] == 8
     last = json.loads((tmp_path / "curves.jsonl").read_text().splitlines()[-1])
     assert card["scores"] == {key: value for key, value in last.items() if key not in ("step", "unit")}
     assert card["snapshot"]["kimg"] == 0.032 and card["snapshot"]["rule"] == "heldout"
     assert "no snapshot was compared" in card["snapshot"]["reason"] and card["time"]["seconds"] >= 0
-    text = (tmp_path / gan.card.CARD_TEXT).read_text()
+    text = (tmp_path / training.card.CARD_TEXT).read_text()
     assert "5 images, 10 x 16 px, 3 channels" in text and "python -m gan.sample" in text
     assert str(tmp_path) not in text + json.dumps(card)
     assert set(card) == {
@@ -74,22 +74,22 @@ def test_the_card_adds_up_the_time_of_a_training_in_parts_and_keeps_the_chosen_s
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("gan.record.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("training.card.time.monotonic", lambda: clock[0])
     arguments = (tmp_path, noise_images(), tiny_settings(), 3, torch.device("cpu"))
     for seconds, kimg in ((100.0, 0.0), (60.0, 0.008)):
         record = Record(*arguments)
         record.begin([], kimg)
         clock[0] += seconds
         record.snapshot([], kimg + 0.008, {"kimg": 0.004, "rule": "gauge"})
-    card = json.loads((tmp_path / gan.card.CARD).read_text())
+    card = json.loads((tmp_path / training.card.CARD).read_text())
     assert card["time"]["seconds"] == 160 and card["time"]["seconds_per_kimg"] == 10_000
     assert card["snapshot"] == {"kimg": 0.004, "rule": "gauge"} and not card["is_finished"]
-    assert "Still in training" in (tmp_path / gan.card.CARD_TEXT).read_text()
+    assert "Still in training" in (tmp_path / training.card.CARD_TEXT).read_text()
     again = Record(*arguments)
     again.begin([], 0.0)
     clock[0] += 5
     again.snapshot([], 0.008)
-    assert json.loads((tmp_path / gan.card.CARD).read_text())["time"]["seconds"] == 5
+    assert json.loads((tmp_path / training.card.CARD).read_text())["time"]["seconds"] == 5
 
 
 def test_events_of_a_resumed_training_hold_each_point_once_and_none_of_a_lost_future(tmp_path: Path) -> None:
@@ -111,6 +111,6 @@ def test_events_of_a_resumed_training_hold_each_point_once_and_none_of_a_lost_fu
 
 
 def test_without_tensorboard_everything_else_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.events.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("training.curves.importlib.util.find_spec", lambda name: None)
     train(noise_images(), tmp_path, tiny_settings(n_steps=2), 3)
     assert {name for name in TIMED if (tmp_path / name).exists()} == set(TIMED) - {EVENTS}

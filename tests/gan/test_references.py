@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from gan.functions import upsample
 from gan.layers import Linear, ResampledConv, minibatch_deviation
-from gan.loss import loss_as_fake, loss_as_real
 from gan.model import StyledConv, ToImage
+from gan.train_step import loss_as_fake, loss_as_real
 
 UPS = [((1, 1), (3, 3)), ((2, 2), (3, 3)), ((2, 1), (1, 3)), ((1, 2), (3, 3)), ((2, 2), (1, 1)), ((1, 2), (3, 1))]
 

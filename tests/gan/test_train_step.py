@@ -13,13 +13,11 @@ from torch import Tensor, nn
 
 from common.plan import Plan
 from gan.batches import Batches
-from gan.draws import draw_latents, draw_noise
 from gan.layers import Linear
-from gan.loss import path_lengths, r1_penalty
 from gan.model import Discriminator, GeneratorNetwork, MappingNetwork, StyledConv, ToImage
 from gan.settings import GanConfig, GanSettings, derive_settings
 from gan.textbook import as_textbook
-from gan.train_step import TrainStep
+from gan.train_step import TrainStep, path_lengths, r1_penalty
 from gan.training import Training
 
 CONFIG = GanConfig(
@@ -70,7 +68,7 @@ def test_the_gradients_of_r1_are_its_finite_differences() -> None:
 def test_the_gradients_of_the_path_length_penalty_are_its_finite_differences() -> None:
     torch.manual_seed(0)
     generator = with_random_biases(GeneratorNetwork(settings()).double())
-    noise = [maps.double() for maps in draw_noise(generator, 2, torch.Generator().manual_seed(1))]
+    noise = [maps.double() for maps in generator.draw_noise(2, torch.Generator().manual_seed(1))]
     latents, projection = normal(2, 2, 5).double(), normal(2, 2, 12, 6, seed=3).double()
 
     def penalty() -> Tensor:
@@ -112,8 +110,8 @@ def test_the_phase_of_path_length_pulls_half_a_batch_to_the_running_mean_times_t
     for seed in (1, 2):
         run.path_length(torch.Generator().manual_seed(seed))
         random = torch.Generator().manual_seed(seed)
-        latents, cutoff = draw_latents(slow, 2, random)
-        noise = [maps.double() for maps in draw_noise(slow, 2, random)]
+        latents, cutoff = slow.draw_latents(2, random)
+        noise = [maps.double() for maps in slow.draw_noise(2, random)]
         projection = torch.randn(2, 2, 12, 6, generator=random).double()
         styles = slow.mixed_styles(latents.double(), cutoff)
         lengths = []
@@ -134,8 +132,10 @@ def test_regularisations_come_every_interval_beginning_with_the_first_step() -> 
     run = Training(Batches(images, settings(), 3), settings(), 3, torch.device("cpu"))
     seen: dict[str, list[int]] = {"path_length": [], "r1": [], "generator_main": [], "discriminator_main": []}
     for name in seen:
-        phase = getattr(run.phases, name)
-        setattr(run.phases, name, lambda *given, name=name, phase=phase: seen[name].append(run.step) or phase(*given))
+        phase = getattr(run.train_step, name)
+        setattr(
+            run.train_step, name, lambda *given, name=name, phase=phase: seen[name].append(run.step) or phase(*given)
+        )
     for _ in range(9):
         run.advance()
     every = list(range(9))
@@ -191,13 +191,13 @@ def test_the_weight_average_follows_every_parameter_by_the_half_life() -> None:
 
 def test_a_batch_is_mixed_with_its_probability_from_any_layer_but_the_first() -> None:
     generator, random = GeneratorNetwork(settings()), torch.Generator().manual_seed(0)
-    cutoffs = [draw_latents(generator, 1, random)[1] for _ in range(600)]
+    cutoffs = [generator.draw_latents(1, random)[1] for _ in range(600)]
     mixed = [cutoff for cutoff in cutoffs if cutoff < generator.n_styles]
     assert len(mixed) / 600 == pytest.approx(0.9, abs=0.04)
     counts = [mixed.count(cutoff) / len(mixed) for cutoff in range(1, generator.n_styles)]
     assert sum(counts) == pytest.approx(1) and counts == pytest.approx([0.2] * 5, abs=0.06)
     never = GeneratorNetwork(settings(GanConfig(**{**CONFIG.__dict__, "style_mixing": 0.0})))
-    assert {draw_latents(never, 1, random)[1] for _ in range(50)} == {never.n_styles}
+    assert {never.draw_latents(1, random)[1] for _ in range(50)} == {never.n_styles}
 
 
 def slow_mapping(mapping: MappingNetwork, z: Tensor) -> Tensor:
@@ -231,5 +231,5 @@ def test_layers_take_the_styles_in_order_and_an_image_output_that_of_the_next_co
         if isinstance(module, StyledConv | ToImage):
             module.register_forward_pre_hook(lambda _, arguments: taken.append(arguments[1][0, 0].item()))
     numbered = torch.arange(6.0)[None, :, None].expand(1, 6, 4)
-    generator.synthesise(numbered, draw_noise(generator, 1, torch.Generator().manual_seed(0)))
+    generator.synthesise(numbered, generator.draw_noise(1, torch.Generator().manual_seed(0)))
     assert taken == [0, 1, 1, 2, 3, 3, 4, 5]

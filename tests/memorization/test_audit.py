@@ -60,14 +60,15 @@ def test_every_kind_keeps_size_and_type_and_changes_what_it_says(kind, dtype) ->
         ({f"{i}.png": None for i in range(3)}, (), "3 patients"),
     ],
 )
-def test_input_that_cannot_be_audited_is_refused_by_name(tmp_path: Path, caplog, files, options, said) -> None:
+def test_input_that_cannot_be_audited_is_refused_by_name(tmp_path: Path, capsys, files, options, said) -> None:
     for name, content in files.items():
         if content is None:
             Image.fromarray(noise(1)[0, 0]).save(tmp_path / name)
         else:
             (tmp_path / name).write_bytes(content)
     assert main(["--site-images", str(tmp_path), "--out", str(tmp_path / "out"), *options]) == 2
-    assert said in caplog.text and "way out" in caplog.text
+    message = capsys.readouterr().err
+    assert said in message and "way out" in message
 
 
 def test_a_folder_of_files_is_read_with_the_patients_in_their_names(tmp_path: Path) -> None:

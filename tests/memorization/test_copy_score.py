@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 from support.image_makers import textures
 
-from memorization.calibration import MemorizationConfig
-from memorization.conformal_pvalues import p_values
-from memorization.copy_score import FUSED_STATISTICS, FusedIndex, honest_likeness
-from memorization.filter import filter_samples, judged_by_likeness
-from memorization.likeness import Likeness
+from memorization.calibration import MemorizationConfig, real_to_real
+from memorization.copy_score import FUSED_STATISTICS, FusedIndex, Likeness
+from memorization.filter import filter_samples, judged_by_likeness, p_values
 
 
 def features_of(images: np.ndarray) -> np.ndarray:
@@ -20,7 +18,7 @@ def features_of(images: np.ndarray) -> np.ndarray:
 
 def honest_of(images: np.ndarray, patients: list[str], indexed: np.ndarray | None = None):
     everything = np.ones(len(images), bool) if indexed is None else indexed
-    return honest_likeness(images, features_of(images), None, np.array(patients), everything)
+    return real_to_real(images, features_of(images), None, np.array(patients), everything)
 
 
 def test_duplicates_of_two_patients_are_named_and_do_not_let_copies_pass() -> None:

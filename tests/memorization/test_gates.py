@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from support.image_makers import evidence_of
 
-from features.fidelity import frechet_distance
 from memorization.gates import (
     EVIDENCE,
     GATE_NAMES,
@@ -109,7 +108,7 @@ def small_site(n_heldout: int, seed: int = 0, n_train: int = 12, copies: bool = 
 
 
 def gates_of(images: AuditImages, config: GatesConfig = GatesConfig()) -> dict[str, Gate]:  # noqa: B008
-    result, _ = audit(images, 2 * len(images.kept), config, frechet_distance, seed=0)
+    result, _ = audit(images, 2 * len(images.kept), config, seed=0)
     return {gate.name: gate for gate in result.gates}
 
 
@@ -135,7 +134,7 @@ def test_a_site_of_sixteen_patients_is_refused_for_copies():
 
 
 def test_not_enforced_the_verdict_says_what_failed():
-    result, _ = audit(small_site(0), 120, GatesConfig(enforce=False), frechet_distance, seed=0)
+    result, _ = audit(small_site(0), 120, GatesConfig(enforce=False), seed=0)
     assert result.verdict == "failed, not enforced" and [gate.name for gate in result.failed] == [EVIDENCE]
 
 
@@ -148,7 +147,7 @@ def test_honest_sites_are_refused_no_more_often_than_the_familywise_level():
 
 def test_exposure_stays_in_its_own_file_most_exposed_first(tmp_path):
     images = small_site(4)
-    _, of_patients = audit(images, 120, GatesConfig(), frechet_distance, seed=0)
+    _, of_patients = audit(images, 120, GatesConfig(), seed=0)
     write_exposure(tmp_path / "exposure.csv", of_patients)
     with (tmp_path / "exposure.csv").open() as stream:
         rows = list(csv.DictReader(stream))

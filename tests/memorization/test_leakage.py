@@ -9,21 +9,20 @@ from support.paths import REPOSITORY
 
 from common.errors import InputError
 from common.roc import area_under_curve
-from features.fidelity import frechet_distance
 from memorization.leakage.closest_records import closest_record_share
 from memorization.leakage.copying import copying_figure
-from memorization.leakage.evidence import Evidence, Figure
+from memorization.leakage.evidence import Evidence, MetricResult
 from memorization.leakage.membership import MembershipScores, attack_results, best_attack
 from memorization.leakage.metrics import METRICS, markdown_table, measure_leakage
 
 
 @pytest.fixture(scope="module")
-def of_copies() -> dict[str, Figure]:
+def of_copies() -> dict[str, MetricResult]:
     return measure_leakage(evidence_of(copies=True))
 
 
 @pytest.fixture(scope="module")
-def of_honest_draws() -> dict[str, Figure]:
+def of_honest_draws() -> dict[str, MetricResult]:
     return measure_leakage(evidence_of(copies=False))
 
 
@@ -69,7 +68,7 @@ def test_honest_draws_pass_over_patients_where_the_binomial_test_finds_them_guil
     results = []
     for _ in range(60):
         train, heldout, generated = (rng.normal(size=(n, 16)) / 4 for n in (60, 60, 600))
-        results.append(closest_record_share(Evidence(train, names[0], heldout, names[1], generated, frechet_distance)))
+        results.append(closest_record_share(Evidence(train, names[0], heldout, names[1], generated)))
     assert np.mean([result.p_patients < 0.05 for result in results]) <= 0.12
     assert np.mean([result.p_binomial < 0.05 for result in results]) > 0.2
 
@@ -92,8 +91,8 @@ def test_the_order_of_the_images_changes_nothing():
     train, heldout, generated = (directions(n, rng) for n in (50, 42, 90))
     patients = np.array([f"t{i // 3}" for i in range(50)]), np.array([f"h{i // 3}" for i in range(42)])
     a, b, c = (rng.permutation(n) for n in (50, 42, 90))
-    stored = Evidence(train, patients[0], heldout, patients[1], generated, frechet_distance)
-    shuffled = Evidence(train[a], patients[0][a], heldout[b], patients[1][b], generated[c], frechet_distance)
+    stored = Evidence(train, patients[0], heldout, patients[1], generated)
+    shuffled = Evidence(train[a], patients[0][a], heldout[b], patients[1][b], generated[c])
     first, second = measure_leakage(stored), measure_leakage(shuffled)
     for name, figure in first.items():
         assert figure == second[name] or repr(figure) == repr(second[name]), name  # NaN is not NaN
@@ -104,7 +103,7 @@ def test_too_few_generated_images_for_the_cells_are_refused_with_the_way_out():
     sides = [directions(n, rng) for n in (30, 30, 15)]
     names = [[f"{side}{i}" for i in range(30)] for side in "th"]
     with pytest.raises(InputError, match="generate more images"):
-        copying_figure(Evidence(sides[0], names[0], sides[1], names[1], sides[2], frechet_distance))
+        copying_figure(Evidence(sides[0], names[0], sides[1], names[1], sides[2]))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +124,6 @@ def test_what_cannot_be_measured_is_refused_with_the_way_out(changes, message):
         "heldout": -np.eye(2),
         "heldout_patients": ["h0", "h1"],
         "generated": np.eye(2),
-        "frechet_distance": frechet_distance,
     }
     with pytest.raises(InputError, match=message):
         Evidence(**{**whole, **changes})

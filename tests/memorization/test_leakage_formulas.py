@@ -12,7 +12,6 @@ from scipy import stats
 
 from common.resampling import clopper_pearson, equal_subsamples
 from common.roc import area_under_curve, levels_of, true_positive_rate
-from features.fidelity import frechet_distance
 from memorization.leakage.adversarial_accuracy import adversarial_accuracy
 from memorization.leakage.authenticity import authentic, authenticity_figure
 from memorization.leakage.closest_records import closest_record_share
@@ -40,7 +39,7 @@ def evidence_of(
         f"{side}_patients": [f"{side}{i // images_per_patient:03d}" for i in range(len(x))] for side, x in sides.items()
     }
     arrays = {side: np.asarray(x, float) for side, x in {**sides, "generated": generated}.items()}
-    return Evidence(**arrays, **owners, frechet_distance=frechet_distance, **more)
+    return Evidence(**arrays, **owners, **more)
 
 
 def line(*positions: float) -> np.ndarray:

@@ -10,17 +10,32 @@ import torch
 from scipy import ndimage
 from support.image_makers import textures
 
-from memorization.conformal_pvalues import p_values
+from memorization.copy_score import RegistrationScorer
+from memorization.filter import p_values
 from memorization.planted.copies import KINDS, plant
-from memorization.registration.agreement import POSED_NAMES, Agreement
-from memorization.registration.alignment import align
-from memorization.registration.bending import bend
-from memorization.registration.local_correlation import best_local_correlation, two_directions
-from memorization.registration.maps import SIZE_PX, box_mean, displaced, grey, middle_map, pooled, smooth, warped
-from memorization.registration.part_search import FINE, MIDDLE, Look, PartSearch
-from memorization.registration.poses import Poses, symmetries
-from memorization.registration.scorer import RegistrationScorer
-from memorization.registration.shared_places import beyond_shared, shared_places
+from memorization.registration.agreement import (
+    Agreement,
+    best_local_correlation,
+    beyond_shared,
+    shared_places,
+    two_directions,
+)
+from memorization.registration.bands import POSED_NAMES
+from memorization.registration.maps import (
+    SIZE_PX,
+    Poses,
+    align,
+    bend,
+    box_mean,
+    displaced,
+    grey,
+    middle_map,
+    pooled,
+    smooth,
+    symmetries,
+    warped,
+)
+from memorization.registration.search import FINE, MIDDLE, Look, PartSearch
 
 N_REFERENCES, N_HONEST = 10, 6
 BY_NAME = {kind.name: kind for kind in KINDS}

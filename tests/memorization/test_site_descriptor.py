@@ -9,8 +9,8 @@ from scipy import ndimage
 from scipy.stats import betabinom
 
 from common.progress import Progress, silent
-from memorization.conformal_pvalues import p_values
-from memorization.likeness import Likeness
+from memorization.copy_score import Likeness
+from memorization.filter import p_values
 from memorization.planted.copies import KINDS
 from memorization.planted.planted_audit import audit_scorers, compare
 from memorization.registration.maps import grey

@@ -19,7 +19,7 @@ from common.settings import to_dict
 from engine.graph import Stage
 from engine.run_stage import StageContext
 from memorization.calibration import MemorizationConfig
-from memorization.conformal_pvalues import attainable_level, dropped_of_calibration, p_values
+from memorization.filter import attainable_level, dropped_of_calibration, p_values
 from memorization.gates import PLANTED_RECALL, GatesConfig
 from memorization.planted.copies import KINDS
 from memorization.planted.site_planted import OwnedImages, PlantedAudit, find_planted, to_planted_audit
@@ -96,7 +96,7 @@ class CoarsePixels:
 @pytest.fixture
 def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict]:
     """Runs ``calibrate``, ``audit`` and ``share`` of a site whose samples were all kept; returns ``planted.json``."""
-    monkeypatch.setattr("pipeline.site_filter.build_embedder", lambda *_, **__: CoarsePixels())
+    monkeypatch.setattr("memorization.calibration.build_embedder", lambda *_, **__: CoarsePixels())
 
     def run(config: MemorizationConfig, gates: GatesConfig, train_on: str = "train", kinds: tuple = KINDS) -> dict:
         monkeypatch.setattr("pipeline.stages.audit.find_planted", partial(find_planted, kinds=kinds))

@@ -159,5 +159,5 @@ def test_an_experiment_stores_compares_shares_and_shows_generated_labels(tmp_pat
     assert not any(np.array_equal(one, other) for one in shared for other in real_maps)
     assert "or by the generator itself" in (package.folder / "CARD.md").read_text()
     report = (fold / "report.html").read_text()
-    for words in ("Generated labels beside predicted ones", "generated labels are shared", "labels by the generator"):
+    for words in ("Generated and predicted labels", "generated labels are shared", "labels by the generator"):
         assert words in report

@@ -18,9 +18,8 @@ from common.settings import to_dict
 from engine.graph import Stage
 from engine.run_stage import StageContext
 from memorization.calibration import Calibration, MemorizationConfig
-from memorization.filter import FilterResult
+from memorization.filter import FilterResult, SiteFilter
 from memorization.gates import GatesConfig
-from pipeline.site_filter import SiteFilter
 from pipeline.stages.audit import audit_site
 from pipeline.stages.filter import filter_copies
 from pipeline.stages.label import label

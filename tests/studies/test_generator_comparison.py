@@ -27,8 +27,8 @@ from diffusion.data import ImageData
 from diffusion.train import train
 from evaluation.results import COLUMNS
 from features.fidelity import frechet_distance
-from features.fidelity_comparison import Sides, compare_frechet
-from features.fidelity_monitor import FeatureGauge
+from features.fidelity_comparison import ComparedSets, compare_frechet
+from features.fidelity_monitor import FidelityMonitor
 from pipeline.stages.slices import slices
 from studies import generator_comparison, sampler_study
 from studies.comparison_tables import HEADER, draw_samples, format_rows
@@ -46,8 +46,8 @@ def features(n: int, seed: int, shift: float = 0.0, d: int = 6) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal((n, d)) + shift
 
 
-def sides(n_a: int, seed: int = 0, shift: float = 1.0) -> Sides:
-    return Sides(features(n_a, seed, shift), features(4, seed + 1), features(5, seed + 2), list("ppqrs"))
+def sides(n_a: int, seed: int = 0, shift: float = 1.0) -> ComparedSets:
+    return ComparedSets(features(n_a, seed, shift), features(4, seed + 1), features(5, seed + 2), list("ppqrs"))
 
 
 def test_the_length_follows_from_the_budget_in_two_digits() -> None:
@@ -82,7 +82,7 @@ def test_every_part_has_images_of_every_site() -> None:
 
 def test_a_pair_with_itself_has_the_ratio_1_without_doubt() -> None:
     same = features(8, 0)
-    ratio = compare_frechet([[Sides(same, same, features(5, 1), list("ppqrs"))]], 0, is_paired=True).ratio
+    ratio = compare_frechet([[ComparedSets(same, same, features(5, 1), list("ppqrs"))]], 0, is_paired=True).ratio
     assert (ratio.value, ratio.low, ratio.high) == (1.0, 1.0, 1.0)
 
 
@@ -91,7 +91,7 @@ def test_the_nearest_ratio_is_that_of_the_gauge() -> None:
     real, samples = rng.integers(0, 255, (22, 1, 8, 8), np.uint8), rng.integers(0, 255, (9, 1, 8, 8), np.uint8)
     entries = [ImageEntry(f"i{i}", patient=f"p{i}") for i in range(len(real))]
     training, validation = (ImageSet(real[part], tuple(entries[part])) for part in (slice(12), slice(12, None)))
-    gauge = FeatureGauge(training, validation, 1, mirrored=True, build=lambda *_, **__: PixelEmbedder())
+    gauge = FidelityMonitor(training, validation, 1, mirrored=True, build=lambda *_, **__: PixelEmbedder())
     embedded = [gauge.embed(x) for x in (samples, training.images, training.images[..., ::-1], validation.images)]
     patients = tuple(entry.patient for entry in validation.entries)
     value, low, high = nearest_ratio([Features(*embedded, patients, embedded[3][:2], patients[:2])], 0)

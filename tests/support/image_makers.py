@@ -6,9 +6,8 @@ import numpy as np
 from scipy import ndimage
 
 from common.progress import Progress, silent
-from features.fidelity import frechet_distance
+from memorization.copy_score import Likeness
 from memorization.leakage.evidence import Evidence
-from memorization.likeness import Likeness
 from memorization.registration.maps import SIZE_PX
 
 
@@ -64,7 +63,7 @@ def evidence_of(copies: bool, seed: int = 0) -> Evidence:
     train, heldout, honest = (directions(n, rng) for n in (N_REAL, N_REAL, N_GENERATED))
     copied = np.tile(train, (2, 1)) + 1e-3 * rng.normal(size=(2 * N_REAL, DIMENSION))
     owners = [[f"{side}{i // 2}" for i in range(N_REAL)] for side in "th"]
-    return Evidence(train, owners[0], heldout, owners[1], copied if copies else honest, frechet_distance, seed)
+    return Evidence(train, owners[0], heldout, owners[1], copied if copies else honest, seed)
 
 
 N_REAL, N_GENERATED, DIMENSION = 300, 600, 24

@@ -51,9 +51,13 @@ def run_command(*overrides: str, cwd: Path, script: str = "run_nnunet.py") -> li
     return [sys.executable, str(REPOSITORY / script), *tiny(*overrides), *folders, *overrides]
 
 
-def run_tiny(*overrides: str, cwd: Path, script: str = "run_nnunet.py") -> subprocess.CompletedProcess[str]:
-    """Run the tiny experiment to its end, whatever that is."""
+def run_tiny(
+    *overrides: str, cwd: Path, script: str = "run_nnunet.py", traced_to: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run the tiny experiment to its end, whatever that is; ``traced_to``: a file for what the stages executed."""
     command = run_command(*overrides, cwd=cwd, script=script)
+    if traced_to is not None:
+        command[1:2] = [str(Path(__file__).parent / "traced_run.py"), str(traced_to)]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from memorization.conformal_pvalues import (
+from memorization.filter import (
     attainable_level,
     deciding_statistic,
     dropped_of_calibration,

@@ -1,4 +1,4 @@
-"""What must not happen in a training, how it is seen, and how the training goes on.
+"""How a training notices that it diverged or that its samples collapsed, and how it goes on.
 
 A failure sends the training back to its last good snapshot with other random numbers (another attempt), at most
 ``N_ATTEMPTS - 1`` times: the same numbers would fail again.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ N_ATTEMPTS = 3
 N_SHOWN_ROWS = 5  # of the curves, in an alarm
 LARGEST_LOSS = 1e3  # of losses and logits; healthy ones stay below a hundred
 LARGEST_WEIGHT = 1e6  # those of the mapping start with a standard deviation of 100
-BOUNDED = ("loss_g", "loss_d", "real_logit", "fake_logit")
 DIVERSE_SHARE = 0.4  # of the real images' diversity: from then on a training has something to lose
 COLLAPSED_SHARE = 0.2
 N_COLLAPSED = 2  # measurements in a row below it
@@ -40,61 +39,55 @@ class TrainingFailedError(RuntimeError):
         self.kind = kind
 
 
-def check_measured(measured: Mapping[str, float], step: int) -> None:
-    """TrainingFailedError unless all numbers are finite, losses and logits no larger than in a healthy training."""
-    exploded = any(abs(measured.get(name, 0.0)) > LARGEST_LOSS for name in BOUNDED)
+def check_measured(measured: Mapping[str, float], bounded: Iterable[str], step: int, fix: str) -> None:
+    """TrainingFailedError unless all numbers are finite, and those ``bounded`` no larger than in a healthy training."""
+    exploded = any(abs(measured.get(name, 0.0)) > LARGEST_LOSS for name in bounded)
     if exploded or not all(math.isfinite(value) for value in measured.values()):
-        raise TrainingFailedError(
-            "divergence",
-            f"the generator's training diverged at step {step} ({dict(sorted(measured.items()))}); "
-            "raise generator.settings.r1_gamma or lower generator.settings.learning_rate",
-        )
+        values = dict(sorted(measured.items()))
+        raise TrainingFailedError("divergence", f"the generator's training diverged at step {step} ({values}); {fix}")
 
 
-def check_weights(modules: Mapping[str, torch.nn.Module], step: int) -> None:
+def check_weights(modules: Mapping[str, torch.nn.Module], step: int, fix: str) -> None:
     """TrainingFailedError unless all weights are finite and no larger than ``LARGEST_WEIGHT``."""
     for name, module in modules.items():
         largest = torch.stack([tensor.detach().abs().max().float() for tensor in module.parameters()]).max().item()
         if not largest <= LARGEST_WEIGHT:  # NaN compares false
+            found = f"largest weight of the {name}: {largest:g}"
             raise TrainingFailedError(
-                "divergence",
-                f"the generator's training diverged at step {step} (largest weight of the {name}: {largest:g}); "
-                "raise generator.settings.r1_gamma or lower generator.settings.learning_rate",
+                "divergence", f"the generator's training diverged at step {step} ({found}); {fix}"
             )
 
 
 @dataclass(frozen=True)
 class Health:
-    """What the diversities measured so far say; 1 is that of the real images."""
+    """What the diversities measured so far mean; 1 is the diversity of the real images."""
 
     was_diverse: bool = False
     n_collapsed: int = 0  # in a row
 
     def after(self, diversity: float) -> Health:
-        """Collapse needs a fall: a young generator's images all look alike, which is no alarm."""
+        """With one more measurement. A collapse is a fall: a young generator's images look alike without one."""
         was_diverse = self.was_diverse or diversity >= DIVERSE_SHARE
         return Health(was_diverse, self.n_collapsed + 1 if was_diverse and diversity < COLLAPSED_SHARE else 0)
 
-    def check(self, diversity: float, step: int) -> None:
+    def check(self, diversity: float, step: int, fix: str = "") -> None:
         """TrainingFailedError after ``N_COLLAPSED`` measurements in a row without diversity."""
         if self.n_collapsed >= N_COLLAPSED:
             raise TrainingFailedError(
                 "mode collapse",
                 f"the generator's samples collapsed by step {step} (their diversity is {diversity:.2f} of the real "
-                f"images', below {COLLAPSED_SHARE} for {N_COLLAPSED} measurements); raise generator.settings.r1_gamma, "
-                "keep generator.settings.augment complete, or lower generator.settings.learning_rate",
+                f"images', below {COLLAPSED_SHARE} for {N_COLLAPSED} measurements); {fix}",
             )
 
 
 def pixel_diversity(samples: np.ndarray, reals: np.ndarray) -> float:
     """Mean distance between two samples over that between two real images, all (n, channels, height, width)."""
-    return _mean_distance(samples) / max(_mean_distance(reals), 1e-12)
-
-
-def _mean_distance(images: np.ndarray) -> float:
-    flat = images.reshape(len(images), -1).astype(np.float64)
-    distances = [np.linalg.norm(flat[i + 1 :] - flat[i], axis=1) for i in range(len(flat) - 1)]
-    return float(np.concatenate(distances).mean())
+    means = []
+    for images in (samples, reals):
+        flat = images.reshape(len(images), -1).astype(np.float64)
+        distances = [np.linalg.norm(flat[i + 1 :] - flat[i], axis=1) for i in range(len(flat) - 1)]
+        means.append(float(np.concatenate(distances).mean()))
+    return means[0] / max(means[1], 1e-12)
 
 
 def seed_of_attempt(seed: int, attempt: int) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 
 from common.resampling import clopper_pearson
 from common.settings import from_dict
-from diffusion.settings import DiffusionSettings
-from gan.settings import GanSettings
+from generators.bounded_settings import MAX_LIST_LENGTH, NAME, faults_of_bounded
+from generators.registry import built_in_adapters, find_generator
 from memorization.calibration import RULES
 from memorization.gates import DROPPED_SHARE, GATE_NAMES, PLANTED_RECALL
 from memorization.leakage.metrics import METRICS, Metric
@@ -22,12 +22,7 @@ MANIFEST, DATASET, FIGURES, CARD = "manifest.json", DATASET_JSON, "privacy.json"
 DROP_LIST, DROP_LIST_VERSION = "drop.json", 1  # what a site answers about another's package
 DOCUMENTS = (DATASET, FIGURES, CARD)  # what the manifest lists besides images and labels
 DTYPES = {PNG: ("uint8", "uint16"), NIFTI: ("float32",)}  # of images; labels are uint8
-GENERATORS: Mapping[str, type] = {  # name -> what its settings may be
-    "stylegan2": GanSettings,
-    "ddpm": DiffusionSettings,
-    "ldm": DiffusionSettings,
-}
-GENERATOR_KEYS = ("name",)  # written beside the settings
+GENERATOR_KEYS = ("name", "external")  # written beside the settings
 
 MAX_FILES = 200_000  # 100 000 images and their labels; each costs a receiver an open file and about 200 bytes
 MAX_IMAGE_PX = 2**24  # 4096 x 4096, a mammogram; decoded whole, 48 MiB as RGB
@@ -39,8 +34,6 @@ MAX_DISTANCE_L2 = 4.001  # squared, between unit vectors, with rounding
 MAX_FIGURE = 1e9  # of a measure of leakage
 MAX_PLANTED = 10**6  # copies; ours are 65,000 at most
 FIGURE_DIGITS = 4  # figures leave a site rounded
-MAX_LIST_LENGTH = 32  # of a generator's setting; one entry a resolution
-
 MAX_CASE_NAME_CHARS = 64 + 5 + 9  # a site, "_syn_", a number
 
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -336,14 +329,29 @@ def telling_texts(content: Any, names_of_here: Sequence[str]) -> Iterator[tuple[
 
 
 def _faults_of_generator(generator: Mapping[str, Any]) -> Iterator[Fault]:
-    """Settings are those of a generator that is known here, so that no key can hold what nobody has looked at."""
+    """Settings have the keys and types of a generator of this installation, so that none can hold anything else.
+
+    Those of an ``external`` generator, whose code the receiver may not have, are bounded names and numbers. Nothing is
+    imported that a package names: the adapters are those of ``config/generator``.
+    """
     name = generator.get("name")
-    if not isinstance(name, str) or name not in GENERATORS:
-        yield "generator.name", name, f"one of {sorted(GENERATORS)}"
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        yield "generator.name", name, "at most 32 lower-case letters, digits and _"
         return
+    shared_type = find_generator(name).shared_type if name in built_in_adapters() else None
     settings = {key: value for key, value in generator.items() if key not in GENERATOR_KEYS}
+    if "external" in generator:
+        if generator["external"] is not True:
+            yield "generator.external", generator["external"], "true, or not there"
+        if shared_type is not None:
+            yield "generator.name", name, "another name, as that is a generator of autoshare"
+        yield from faults_of_bounded(settings, "generator")
+        return
+    if shared_type is None:
+        yield "generator.name", name, f"one of {sorted(built_in_adapters())}"
+        return
     try:
-        from_dict(GENERATORS[name], settings, "generator")
+        from_dict(shared_type, settings, "generator")
     except TypeError as error:
         yield "generator", str(error), f"the settings of {name}"
     yield from _unplain(settings, "generator")

@@ -30,12 +30,12 @@ from common.command import command
 from common.exit_codes import ExitCode
 from common.files import read_json, write_json, write_text
 from common.image_set import load_image_set
-from common.progress import silent
 from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
 from engine.dependencies import REPOSITORY
 from engine.run_stage import set_threads
 from evaluation.report.run import RunFiles, find_folds
+from generators.interface import SampleRequest
 from generators.registry import find_generator
 from pipeline.entry import compose_experiment
 from pipeline.stage_factory import ALL
@@ -223,9 +223,10 @@ def _time_sampling(places: Mapping[str, Sequence[Place]]) -> Rates:
 
 def _sampling_seconds(place: Place, n_images: int) -> float:
     seeds = [derive_seed("timed", number) for number in range(n_images)]
-    generator = find_generator(place.read("generator", "manifest.json")["settings"]["name"])
+    settings = place.read("generator", "manifest.json")["settings"]
+    generator = find_generator(settings.get("adapter", settings["name"]))
     started_s = time.perf_counter()
-    generator.sample(place.folder("generator"), seeds, None, "cpu", silent)
+    generator.sample(SampleRequest(trained=place.folder("generator"), seeds=seeds))
     return time.perf_counter() - started_s
 
 

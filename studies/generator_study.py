@@ -32,7 +32,7 @@ from dataset.slices import SliceCase, build_slices, case_of_image
 from dataset.source import Case, load_cases
 from features.fidelity import Estimate, frechet_distance, frechet_interval, kernel_interval
 from features.fidelity_monitor import FidelityMonitor
-from generators.registry import find_generator
+from generators.interface import SampleRequest, TrainRequest
 from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
 from studies.study_site import StudySite
@@ -115,19 +115,29 @@ def study(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, see
     train_on_half(config, halves, plan, out, seed, device)
     n_images = len(halves.own)
     seeds = [derive_seed(seed, "study", index) for index in range(N_SUBSETS * n_images)]
-    samples = find_generator(config.generator.name).sample(out, seeds, None, device, _say_progress)
+    request = SampleRequest(trained=out, seeds=seeds, device=device, progress=_say_progress)
+    samples = config.generator.backend.sample(request)
     return score(halves, samples, seed, device) | {"card": read_json(out / "card.json")}
 
 
 def train_on_half(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, seed: int, device: str) -> None:
     """Train the experiment's generator in ``out``, its snapshot chosen by the patients kept for that."""
-    generator, settings = find_generator(config.generator.name), dict(config.generator.settings)
+    generator, settings = config.generator.backend, dict(config.generator.settings)
     gauge = FidelityMonitor(halves.trained_on, halves.validation, seed, device, generator.sees_mirrored(settings))
     kimg = None if config.train.gan.kimg == "auto" else float(config.train.gan.kimg)
     size_px = halves.trained_on.images.shape[-1]
-    generator.train(
-        halves.trained_on.images, PLANS[plan](size_px), kimg, settings, out, seed, device, _say_progress, gauge
+    request = TrainRequest(
+        images=halves.trained_on.images,
+        plan=PLANS[plan](size_px),
+        kimg=kimg,
+        settings=settings,
+        out=out,
+        seed=seed,
+        device=device,
+        progress=_say_progress,
+        monitor=gauge,
     )
+    generator.train(request)
 
 
 def _say_progress(done: float, total: float, unit: str) -> None:

@@ -40,7 +40,7 @@ from common.settings import to_dict
 from dataset.source import load_cases
 from engine.dependencies import code_of
 from gan.styles import sample_between, sample_truncated
-from generators.registry import find_generator
+from generators.interface import SampleRequest, TrainRequest
 from memorization.planted.planted_audit import Recall, mean_kappa, recall_of
 from memorization.site_audit import SiteAudit
 from pipeline.config import ExperimentConfig
@@ -177,9 +177,17 @@ def train_overtrained(
     out = chosen.out / "overtrained"
     settings = {**dict(config.generator.settings), **NOT_GENERALISING}
     plan = square_plan(images.images.shape[-1])
-    find_generator(config.generator.name).train(
-        images.images, plan, chosen.overtrained_kimg, settings, out, chosen.seed, chosen.device, progress
+    request = TrainRequest(
+        images=images.images,
+        plan=plan,
+        kimg=chosen.overtrained_kimg,
+        settings=settings,
+        out=out,
+        seed=chosen.seed,
+        device=chosen.device,
+        progress=progress,
     )
+    config.generator.backend.train(request)
     return Path(out)
 
 
@@ -211,7 +219,7 @@ def sample_all(config: ExperimentConfig, folder: Path, n_samples: int, seed: int
     seeds = [derive_seed(seed, "study sample", number) for number in range(n_samples)]
     few, checkpoint = seeds[: max(2, n_samples // 4)], folder / CHECKPOINT
     return {
-        SAMPLES: find_generator(config.generator.name).sample(folder, seeds, None, device, silent),
+        SAMPLES: config.generator.backend.sample(SampleRequest(trained=folder, seeds=seeds, device=device)),
         TRUNCATED: sample_truncated(checkpoint, few, TRUNCATION, device),
         BETWEEN: sample_between(checkpoint, few, HALFWAY, device),
     }
@@ -239,7 +247,7 @@ def study_site(
     if path.is_file() and (known := read_json(path))["digest"] == digest:
         log.info("%s: judged before, see %s", name, path)
         return dict(known)
-    by_generator = find_generator(config.generator.name).sees_mirrored(dict(config.generator.settings))
+    by_generator = config.generator.backend.sees_mirrored(dict(config.generator.settings))
     mirrored = {"auto": by_generator, "always": True, "never": False}[config.memorization.mirror]
     calibrated = calibrate_site(site, config.memorization, mirrored, seed, device, out / "embeddings", progress)
     shown = {**made, UNSEEN: site.unseen.images}

@@ -95,21 +95,6 @@ def seed_of_attempt(seed: int, attempt: int) -> int:
     return seed if attempt == 0 else derive_seed(seed, "attempt", attempt)
 
 
-def alarm_record(
-    failure: TrainingFailedError, attempt: int, kimg: float, back_to_kimg: float, rows: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """One line of ``alarms.jsonl``: what happened when, where the training goes on, and the last rows of the curves."""
-    return {
-        "step": kimg,
-        "unit": "kimg",
-        "alarm": failure.kind,
-        "message": str(failure),
-        "attempt": attempt,
-        "back_to": back_to_kimg,
-        "curve": list(rows[-N_SHOWN_ROWS:]),
-    }
-
-
 def write_alarms(alarms: Sequence[Mapping[str, Any]], out: Path) -> None:
     """``alarms.jsonl``, only where there was one."""
     if alarms:

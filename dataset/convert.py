@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from common.errors import InputError
 from common.files import write_json
 from common.progress import Progress, silent
 from dataset.folds import Split
-from dataset.images import Image, check_fits, limit_size, read_image, read_mask, write_png, write_volume
+from dataset.images import Image, check_fits, limit_size, read_image, read_mask, write_array
 from dataset.source import Case, SourceConfig
 from nnunetv2_mod.raw_dataset import DATASET_JSON, NIFTI, PNG, dataset_json, write_case
 
@@ -38,12 +39,15 @@ def write_raw_dataset(
         image, mask = read_pair(case_of[case_id], config)
         if done and (len(image.array), _ending(image)) != (n_channels, ending):
             raise InputError(
-                f"{len(image.array)} channels for {_ending(image)}, the cases before it have {n_channels} for {ending}",
+                f"it has {len(image.array)} channels for {_ending(image)}, those before it {n_channels} for {ending}",
                 where=case_of[case_id].image,
                 fix="keep images of one kind in a source",
             )
         n_channels, ending = len(image.array), _ending(image)
-        _write_case(out, case_of[case_id], image, mask, is_test=done >= len(training))
+        # PNG readers of nnU-Net cut 16-bit colour down to 8 bit, so that only 8-bit RGB stays in one file
+        is_rgb = not image.is_volume and image.array.dtype == np.uint8 and n_channels == 3
+        write = partial(write_array, like=case_of[case_id].image)
+        write_case(out, case_id, image.array, mask, ending, write, is_rgb=is_rgb, is_test=done >= len(training))
         progress(done + 1, len(training) + len(test), "case")
     write_json(out.parent / "patients.json", {case_id: case_of[case_id].patient for case_id in (*training, *test)})
     write_json(out.parent / "splits.json", {"train": split.train, "val": split.val, "test": split.test})
@@ -75,7 +79,7 @@ def channel_names(config: SourceConfig, n_channels: int) -> tuple[str, ...]:
     names = config.channel_names or {1: ("grey",), 3: _RGB}.get(n_channels, ())
     if len(names) != n_channels:
         raise InputError(
-            f"{len(names)} channel names {list(names)} for images of {n_channels} channels",
+            f"there are {len(names)} channel names {list(names)} for images of {n_channels} channels",
             where="channel_names",
             fix="give one name a channel, for example T2 or CT",
         )
@@ -87,8 +91,8 @@ def _refuse_foreign_files(out: Path, parts: dict[str, Iterable[str]]) -> None:
     for part, case_ids in parts.items():
         known = set(case_ids)
         for file in sorted(path for kind in ("images", "labels") for path in (out / f"{kind}{part}").glob("[!.]*")):
-            name = file.name.removesuffix(NIFTI if file.name.endswith(NIFTI) else PNG)
-            if (name if file.parent.name.startswith("labels") else name[:-5]) not in known:
+            name = file.name.partition(".")[0]
+            if (name if file.parent.name.startswith("labels") else name[: -len("_0000")]) not in known:
                 raise InputError(
                     "this file belongs to another dataset", where=file, fix=f"choose another folder or delete {out}"
                 )
@@ -96,16 +100,3 @@ def _refuse_foreign_files(out: Path, parts: dict[str, Iterable[str]]) -> None:
 
 def _ending(image: Image) -> str:
     return NIFTI if image.is_volume else PNG
-
-
-def _write_case(out: Path, case: Case, image: Image, mask: np.ndarray, is_test: bool) -> None:
-    """8-bit RGB as one file; PNG readers of nnU-Net cut 16-bit colour to 8 bit, so each of its channels is a file."""
-
-    def write(path: Path, array: np.ndarray) -> None:
-        if image.is_volume:
-            write_volume(path, array, like=case.image)
-        else:
-            write_png(path, array)
-
-    is_rgb = not image.is_volume and image.array.dtype == np.uint8 and len(image.array) == 3
-    write_case(out, case.case_id, image.array, mask, _ending(image), write, is_rgb=is_rgb, is_test=is_test)

@@ -142,7 +142,7 @@ def _write_tables(cases: Sequence[Case], options: TableOptions) -> dict[Path, in
 def _check_ids(ids: Sequence[int]) -> None:
     """nnU-Net writes ids with at least three digits, the original without padding: below 100 they differ."""
     if min(ids) < 100:
-        raise InputError(f"dataset id {min(ids)}", where="first_id", fix="use ids of at least 100")
+        raise InputError(f"the dataset id {min(ids)} is too small", where="first_id", fix="use ids of at least 100")
     if len(set(ids)) < len(ids):
         raise InputError(
             f"the {len(ids)} rows share ids", where="first_id, scaling_first_id", fix="move one of them, they overlap"

@@ -17,6 +17,7 @@ import numpy as np
 
 from common.files import atomic_path, sha256_of_file, write_json, write_text
 from common.settings import to_dict
+from dataset.images import write_array
 from nnunetv2_mod.raw_dataset import DATASET_JSON, NIFTI, PNG, dataset_json, write_case
 from sharing.card import render_card
 from sharing.errors import PackageError
@@ -66,11 +67,11 @@ class RawCases:
 def write_package(folder: Path, cases: Iterable[SyntheticCase], facts: PackageFacts, volumetric: bool) -> None:
     """Write the package into the empty ``folder`` and check it as a receiver will.
 
-    Its manifest, with a checksum for every file, comes last, and goes again if the check fails: without one no receiver
-    takes the folder.
+    The manifest, with a checksum for every file, is written last and removed if the check fails: no receiver takes a
+    folder without one.
 
     Raises:
-        PackageError: it is none that may leave.
+        PackageError: a receiver would refuse it.
     """
     written = write_raw_cases(folder, cases, facts, volumetric)
     write_json(folder / FIGURES, dict(facts.privacy))
@@ -124,7 +125,7 @@ def write_raw_cases(folder: Path, cases: Iterable[SyntheticCase], facts: Package
         image = case.image if volumetric else case.image[:, 0]
         labels = (case.labels if volumetric else case.labels[0]).astype(np.uint8)
         is_rgb = not volumetric and len(image) == 3 and image.dtype == np.uint8
-        write = partial(_write_volume, spacing_mm=facts.spacing_mm) if volumetric else _write_png
+        write = partial(_write_volume, spacing_mm=facts.spacing_mm) if volumetric else write_array
         write_case(folder, case.name, image, labels, ending, write, is_rgb=is_rgb)
         names.append(case.name)
         n_images += case.image.shape[1]
@@ -133,13 +134,6 @@ def write_raw_cases(folder: Path, cases: Iterable[SyntheticCase], facts: Package
         raise ValueError(f"a package holds images of one size and type, not {sorted(kinds)}")
     write_json(folder / DATASET_JSON, dataset_json(facts.channel_names, facts.labels, len(names), ending))
     return RawCases(tuple(names), n_images, ending, *kinds.pop())
-
-
-def _write_png(target: Path, array: np.ndarray) -> None:
-    from PIL import Image
-
-    with atomic_path(target) as temporary:
-        Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG")
 
 
 def _read_png(source: Path) -> np.ndarray:

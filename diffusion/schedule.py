@@ -1,4 +1,4 @@
-"""When and how many samples a training draws of itself: a pure function of its settings, so that a resumed one agrees.
+"""When a training draws samples, and how many: it follows from the settings alone, so that a resumed training agrees.
 
 A sample costs ten evaluations of the denoiser; a training step three for each image (forward, and backward twice as
 much). To draw and to measure the samples takes ``SHARE_OF_TIME`` of the training's time at most.

@@ -2,7 +2,7 @@
 
 A case is ``<case>.b2nd`` with ``<case>_seg.b2nd`` (nnU-Net 2.6 and later), of which only the voxels asked for are read,
 or ``<case>.npz`` with keys data and seg (earlier), which is read whole unless nnU-Net unpacked it to ``<case>.npy``.
-The properties in ``<case>.pkl`` are never opened: unpickling runs code, and all that is needed is in the arrays.
+The properties in ``<case>.pkl`` are never opened: unpickling runs code, and the arrays hold all that is needed.
 """
 
 from __future__ import annotations

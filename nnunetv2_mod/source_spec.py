@@ -1,7 +1,7 @@
 """How a training's samples become files of the source's kind: from the plan, the raw images and dataset.json.
 
 CT is normalised by statistics of the dataset, which the plan holds: the way back is exact within the clipping. A
-z-score has its mean and deviation from each image, so what is generated gets those of the median training image; they
+z-score has its mean and deviation from each image, so generated images get those of the median training image; they
 are computed from the raw files.
 """
 
@@ -144,7 +144,7 @@ def output_spec_of(
     windows: Sequence[tuple[float, float]],
     channels: Sequence[int],
 ) -> OutputSpec:
-    """All that samples are written with.
+    """How samples are written.
 
     Args:
         windows: the normalised values that become -1 and 1, one for each of ``channels``.

@@ -49,9 +49,9 @@ class Journey:
                     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                     if _carries(node.value, carried):
                         carried |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
-                    if isinstance(node.value, ast.Call) and isinstance(targets[0], ast.Name):
-                        if made := self._type_of_call(module, node.value, types):
-                            types[targets[0].id] = made
+                    is_plain = isinstance(node.value, ast.Call) and isinstance(targets[0], ast.Name)
+                    if is_plain and (made := self._type_of_call(module, node.value, types)):
+                        types[targets[0].id] = made
                 elif isinstance(node, (ast.For, ast.comprehension)) and _carries(node.iter, carried):
                     carried |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
 

@@ -28,11 +28,6 @@ class Journey:
         modules = [module for module, _ in self.entered]
         return [module for i, module in enumerate(modules) if i == 0 or module != modules[i - 1]]
 
-    def n_climbs(self, levels: dict[str, int]) -> int:
-        """How often the walk goes on in a file of a higher room than the one it came from."""
-        heights = [levels[module.split(".")[0]] for module in self.files]
-        return sum(after > before for before, after in zip(heights, heights[1:], strict=False))
-
     def walk(self, module: str, function: ast.FunctionDef, handed: set[str], owner: str = "") -> None:
         """Enter ``function`` with the parameters ``handed`` that carry the data."""
         name = f"{owner}.{function.name}" if owner else function.name

@@ -39,6 +39,7 @@ MODULES |= {"memorization.audit", "diffusion.plan", "diffusion.train", "diffusio
 MODULES |= {"studies.generator_comparison", "studies.sampler_study"}
 MODULES |= {"gan.benchmark", "gan.sample", "gan.throughput", "studies.generator_study", "sharing.verify"}
 LINK = re.compile(r"\]\(([^)#:]+)(#[\w-]+)?\)")
+NAMED_FILE = re.compile(r"`((\w+)/[\w/.]+\.(?:py|yaml|md))`")  # path and its first folder
 
 
 def blocks(page: Path) -> list[str]:
@@ -91,6 +92,15 @@ def substituted(words: tuple[str, ...], source: Path) -> list[str]:
     return [sys.executable, *replaced[1:]]
 
 
+def write_modules_of_the_pages(folder: Path) -> None:
+    """Every Python block that names its file in its docstring: a data set and a generator of the reader's own."""
+    for page in PAGES:
+        for language, body in FENCE.findall(page.read_text()):
+            named = re.match(r'"""(\w+\.py):', body)
+            if language == "python" and named:
+                (folder / named[1]).write_text(body)
+
+
 def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
@@ -126,6 +136,8 @@ def test_experiment_command_dry_runs(words, tiny_source, tmp_path, caplog, monke
 
     caplog.set_level("INFO")
     monkeypatch.chdir(tmp_path)
+    write_modules_of_the_pages(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     _, script, *arguments = substituted(words, tiny_source)
     names = [word.removeprefix("--config-name=") for word in arguments if word.startswith("--config-name=")]
     overrides = [word for word in arguments if not word.startswith("-")]
@@ -169,10 +181,7 @@ def test_prepare_command_is_understood(words, tmp_path):
     if "--help" in words:
         assert "qata" in run([sys.executable, *words[1:]], REPOSITORY).stdout
         return
-    for page in PAGES:
-        for language, body in FENCE.findall(page.read_text()):
-            if language == "python" and "IMPORTER = " in body:
-                (tmp_path / "my_dataset.py").write_text(body)
+    write_modules_of_the_pages(tmp_path)
     raw, out = words.index("--raw") + 1, words.index("--out") + 1
     command = [sys.executable, *words[1:]]
     command[raw], command[out] = str(tmp_path / "download"), str(tmp_path / "out")
@@ -342,6 +351,12 @@ def test_links_lead_somewhere(page):
         assert linked.exists(), f"{page.name}: {target}"
         headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE) if fragment else []
         assert not fragment or fragment[1:] in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_files_of_this_repository_that_a_page_names_exist(page):
+    for path, folder in NAMED_FILE.findall(page.read_text()):
+        assert not (REPOSITORY / folder).is_dir() or (REPOSITORY / path).is_file(), f"{page.name}: {path}"
 
 
 def test_readme_and_the_experiments_pages_name_every_experiment_that_can_be_run():

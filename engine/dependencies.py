@@ -71,7 +71,7 @@ class CodeBase:
         self._also = frozenset(also)
         self._modules: dict[str, _Module | None] = {}
         self._uses: dict[Definition, tuple[Definition, ...]] = {}
-        self._digests: dict[Definition, str] = {}
+        self._readings: dict[Definition, _Reading] = {}
 
     def reached(self, roots: Sequence[str]) -> frozenset[Definition]:
         """Every definition that ``roots`` (``module:name``, or ``module`` for the whole file) lead to.
@@ -91,7 +91,7 @@ class CodeBase:
     def code(self, roots: Sequence[str]) -> dict[str, str]:
         """The reached definitions with a digest of each, sorted by name."""
         reached = (each for each in self.reached(roots) if self._nodes(each))
-        return {str(each): self._digest(each) for each in sorted(reached, key=str)}
+        return {str(each): self._reading(each).digest for each in sorted(reached, key=str)}
 
     def uses(self, definition: Definition) -> tuple[Definition, ...]:
         """The definitions that one definition names, and what its module does on import."""
@@ -106,7 +106,7 @@ class CodeBase:
         return self._uses[definition]
 
     def _used_in(self, module: _Module, definition: Definition) -> Iterator[Definition]:
-        used = _used_by(self._nodes(definition))
+        used = self._reading(definition)
         scope = _Module(module.name, module.definitions, dict(module.imports), module.starred)
         for statement in used.imports:  # a function's own imports hide those of the file
             own = _Module(module.name)
@@ -130,11 +130,10 @@ class CodeBase:
             raise InputError(f"{root!r} is not there", where=root, fix="name a module and a definition in it")
         return Definition(module, name or WHOLE)
 
-    def _digest(self, definition: Definition) -> str:
-        if definition not in self._digests:
-            text = "\n".join(_meaning(node) for node in self._nodes(definition))
-            self._digests[definition] = hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]
-        return self._digests[definition]
+    def _reading(self, definition: Definition) -> _Reading:
+        if definition not in self._readings:
+            self._readings[definition] = _Reading(self._nodes(definition))
+        return self._readings[definition]
 
     def _nodes(self, definition: Definition) -> list[ast.AST]:
         module = self._module(definition.module)
@@ -294,33 +293,56 @@ def _bound(target: ast.expr, value: ast.expr) -> Iterator[tuple[str, ast.expr]]:
         yield from ((node.id, value) for node in ast.walk(target) if isinstance(node, ast.Name))
 
 
-@dataclass
-class _Used:
-    """What definitions read: dotted names, texts that name a definition, and their own imports."""
+class _Reading:
+    """What definitions mean, as a digest, and what they use: dotted names, texts that name a definition, own imports.
 
-    names: set[str] = field(default_factory=set)
-    imports: list[ast.Import | ast.ImportFrom] = field(default_factory=list)
-    loaded: set[str] = field(default_factory=set)  # modules that are loaded by their name
+    The digest is the same for two pieces of code that differ in what is not read alone. Parts of a node that are absent
+    are left out, since versions of Python differ in them.
+    """
 
+    def __init__(self, nodes: Sequence[ast.AST]) -> None:
+        self.names: set[str] = set()
+        self.imports: list[ast.Import | ast.ImportFrom] = []
+        self.loaded: set[str] = set()  # modules that are loaded by their name
+        self._parts: list[str] = []
+        for node in nodes:
+            self._read(node)
+        self.digest = hashlib.sha256(" ".join(self._parts).encode()).hexdigest()[:DIGEST_DIGITS]
 
-def _used_by(nodes: Sequence[ast.AST]) -> _Used:
-    used, waiting = _Used(), list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            used.imports.append(node)
-        elif isinstance(node, ast.Constant):
-            if isinstance(node.value, str) and DOTTED.fullmatch(node.value):
-                used.names.add(node.value)
-        elif dotted := _dotted(node):
-            used.names.add(dotted)
+    def _read(self, item: object) -> None:
+        if isinstance(item, list):
+            self._parts.append("[")
+            for each in item:
+                if not (isinstance(each, ast.stmt) and _changes_nothing(each)):
+                    self._read(each)
+            self._parts.append("]")
+        elif isinstance(item, ast.AST):
+            self._read_node(item)
         else:
-            if isinstance(node, ast.Call) and _dotted(node.func).endswith("import_module") and node.args:
-                used.loaded |= {str(each.value) for each in node.args[:1] if isinstance(each, ast.Constant)}
-            for _, value in _read_fields(node):
-                inner = value if isinstance(value, list) else [value]
-                waiting += [item for item in inner if isinstance(item, ast.AST)]  # ``**rest`` has no key
-    return used
+            self._parts.append(repr(item))
+
+    def _read_node(self, node: ast.AST) -> None:
+        if isinstance(node, (ast.Name, ast.Attribute)) and (dotted := _dotted(node)):
+            self.names.add(dotted)
+            self._parts.append(dotted)
+            return
+        if isinstance(node, ast.Constant):
+            if isinstance(node.value, str) and DOTTED.fullmatch(node.value):
+                self.names.add(node.value)
+            self._parts.append(repr(node.value))
+            return
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            self.imports.append(node)
+        elif isinstance(node, ast.Call) and _dotted(node.func).endswith("import_module"):
+            self.loaded |= {str(each.value) for each in node.args[:1] if isinstance(each, ast.Constant)}
+        kind = type(node)
+        self._parts.append(f"({kind.__name__}")
+        for name in _fields_of(kind):  # type: ignore[arg-type]
+            value = getattr(node, name, None)
+            if value is not None and value != []:
+                self._parts.append(name)
+                self._read(value)
+        self._parts.append(")")
 
 
 def _dotted(node: ast.AST) -> str:
@@ -330,26 +352,6 @@ def _dotted(node: ast.AST) -> str:
     if isinstance(node, ast.Attribute) and (owner := _dotted(node.value)):
         return f"{owner}.{node.attr}"
     return ""
-
-
-def _meaning(item: object) -> str:
-    """A syntax tree as text: the same for two pieces of code that differ in what is not read alone."""
-    if isinstance(item, ast.AST):
-        fields = (f" {name}={_meaning(value)}" for name, value in _read_fields(item))
-        return f"({type(item).__name__}{''.join(fields)})"
-    if isinstance(item, list):
-        return f"[{' '.join(map(_meaning, item))}]"
-    return repr(item)
-
-
-def _read_fields(node: ast.AST) -> Iterator[tuple[str, object]]:
-    """The parts of a node that can change a result. Absent parts are left out: versions of Python differ in them."""
-    for name in _fields_of(type(node)):  # type: ignore[arg-type]
-        value = getattr(node, name, None)
-        if isinstance(value, list):
-            value = [item for item in value if not (isinstance(item, ast.stmt) and _changes_nothing(item))]
-        if value is not None and value != []:
-            yield name, value
 
 
 @functools.cache

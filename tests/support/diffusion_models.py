@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from diffusion.augment import n_augment_numbers
 from diffusion.settings import (
     AutoencoderConfig,
     AutoencoderSettings,
@@ -61,7 +60,6 @@ def tiny_settings(
         strides=(stride,),
         kernel_sizes=(kernel,),
         attention=(False, True),
-        n_augment=n_augment_numbers(chosen.augment, len(size)),
     )
     return DiffusionSettings(
         config=chosen,

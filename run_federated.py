@@ -5,6 +5,7 @@ The same command resumes; ``dry_run=true`` shows what would run.
 """
 
 from pipeline.entry import start
+from pipeline.experiments import FEDERATED
 
 if __name__ == "__main__":
-    start("federated")
+    start(FEDERATED)

@@ -4,6 +4,7 @@ Experiments stand in ``config/nnunet/``. The same command resumes; ``dry_run=tru
 """
 
 from pipeline.entry import start
+from pipeline.experiments import NNUNET
 
 if __name__ == "__main__":
-    start("nnunet")
+    start(NNUNET)

@@ -5,6 +5,7 @@ The same command resumes; ``dry_run=true`` shows what would run.
 """
 
 from pipeline.entry import start
+from pipeline.experiments import SCALING
 
 if __name__ == "__main__":
-    start("scaling")
+    start(SCALING)

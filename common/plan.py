@@ -71,10 +71,10 @@ def plan_from_json(plans: Mapping[str, Any], configuration: str = "2d", where: s
     """
     config = _resolved_configuration(plans, configuration, where)
     try:
+        n_axes, n_channels = len(config["patch_size"]), len(config["normalization_schemes"])
         architecture = config.get("architecture", {}).get("arch_kwargs")
         strides = architecture["strides"] if architecture else config["pool_op_kernel_sizes"]
         kernels = architecture["kernel_sizes"] if architecture else config["conv_kernel_sizes"]
-        n_axes, n_channels = len(config["patch_size"]), len(config["normalization_schemes"])
         intensity = plans.get("foreground_intensity_properties_per_channel", {})
         plan = Plan(
             patch_size=tuple(int(n) for n in config["patch_size"]),

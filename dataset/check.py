@@ -1,4 +1,4 @@
-"""Everything wrong with a source, found before any training, and a sheet that shows what its masks outline.
+"""Finds everything that is wrong with a source before any training, and draws a sheet of its images and masks.
 
     python -m dataset.check root=/data/cxr image_column=file patient_column=patient_id site_column=projection \\
         mask_dir=lung_masks out=sheet.png
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,8 @@ from common.errors import InputError, raise_all
 from common.files import sha256_of_file
 from common.progress import Progress, silent
 from dataset.convert import channel_names, read_pair
-from dataset.folds import check_patient_count
-from dataset.images import write_png
+from dataset.folds import too_few_patients
+from dataset.images import write_array
 from dataset.key_values import add_settings, option, read_settings
 from dataset.source import Case, SourceConfig, check_labels, load_report
 
@@ -71,11 +71,13 @@ class CheckReport:
 
 
 @dataclass(frozen=True)
-class _Facts:
+class _Decoded:
     """What one decoded case adds to the report."""
 
     shape_px: tuple[int, ...]
-    kind: tuple[bool, int, str]  # volume, channels, dtype
+    kind: str  # volume or not, channels, dtype
+    n_channels: int
+    dtype: str
     n_pixels_of_label: np.ndarray  # by id, background first
     sha256: str
 
@@ -88,26 +90,70 @@ def check_cases(cases: Sequence[Case], config: SourceConfig, progress: Progress 
             or too few patients at a site: the first problem, and a list of the others.
     """
     check_labels(config)
-    facts: dict[str, _Facts] = {}
+    decoded: dict[str, _Decoded] = {}
     problems: list[InputError] = []
     for done, case in enumerate(cases):
         try:
-            facts[case.case_id] = _examine(case, config)
+            decoded[case.case_id] = _decode(case, config)
         except InputError as error:
             problems.append(error)
         progress(done + 1, len(cases), "case")
-    sites = _count_sites(cases)
-    problems += [error for site, count in sites.items() for error in _patient_problems(site, count.n_patients)]
-    problems += _mixed_kinds(cases, facts)
+
+    # every site has a patient for each fold
+    patients: dict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        patients[case.site].add(case.patient)
+    n_images = Counter(case.site for case in cases)
+    sites = {site: SiteCount(len(patients[site]), n_images[site]) for site in patients}
+    problems += [p for site, count in sites.items() if (p := too_few_patients(site, count.n_patients))]
+
+    # all images are of the kind that most of them are
+    kinds = Counter(found.kind for found in decoded.values())
+    usual = min(kinds, key=lambda kind: (-kinds[kind], kind), default="")
+    problems += [
+        InputError(
+            f"it is {decoded[case.case_id].kind}, but {kinds[usual]} other images are {usual}",
+            where=case.image,
+            fix="convert all images of a source to one number of channels and one bit depth",
+        )
+        for case in cases
+        if case.case_id in decoded and decoded[case.case_id].kind != usual
+    ]
     raise_all(problems)
-    _, n_channels, dtype = next(iter(facts.values())).kind
+
+    # byte-identical images under two patients would leak between folds
+    copies: dict[str, list[Case]] = defaultdict(list)
+    for case in cases:
+        copies[decoded[case.case_id].sha256].append(case)
+    empty = sorted(case_id for case_id, found in decoded.items() if not found.n_pixels_of_label[1:].any())
+    warnings = [f"{len(empty)} masks are empty, for example {', '.join(empty[:5])}"] if empty else []
+    warnings += [
+        f"the same image is stored as {', '.join(case.case_id for case in same)} of different patients: keep one"
+        for same in copies.values()
+        if len({case.patient for case in same}) > 1
+    ]
+    n_pixels = np.sum([found.n_pixels_of_label for found in decoded.values()], axis=0)
+    first = next(iter(decoded.values()))
     return CheckReport(
         sites=sites,
-        shapes_px=dict(Counter(fact.shape_px for fact in facts.values())),
+        shapes_px=dict(Counter(found.shape_px for found in decoded.values())),
+        dtype=first.dtype,
+        channels=channel_names(config, first.n_channels),
+        label_fractions={name: float(n_pixels[label] / n_pixels.sum()) for name, label in config.labels.items()},
+        warnings=tuple(warnings),
+    )
+
+
+def _decode(case: Case, config: SourceConfig) -> _Decoded:
+    image, mask = read_pair(case, config)
+    n_channels, dtype = len(image.array), str(image.array.dtype)
+    return _Decoded(
+        shape_px=image.shape_px,
+        kind=f"{'a volume' if image.is_volume else '2D'} of {n_channels} channels, {dtype}",
+        n_channels=n_channels,
         dtype=dtype,
-        channels=channel_names(config, n_channels),
-        label_fractions=_label_fractions(config, facts.values()),
-        warnings=(*_empty_mask_warnings(facts), *_copy_warnings(cases, facts)),
+        n_pixels_of_label=np.bincount(mask.ravel(), minlength=len(config.labels) + 1),
+        sha256=sha256_of_file(case.image),
     )
 
 
@@ -122,7 +168,7 @@ def write_contact_sheet(path: Path, cases: Sequence[Case], config: SourceConfig,
         chosen = np.unique(np.linspace(0, len(of_site) - 1, min(n_per_site, len(of_site))).round().astype(int))
         tiles = [_tile(of_site[index], config) for index in chosen]
         rows.append(np.hstack(tiles + [np.zeros_like(tiles[0])] * (n_per_site - len(tiles))))
-    write_png(path, np.vstack(rows))
+    write_array(path, np.vstack(rows))
 
 
 @command(partial(add_settings, options=CheckOptions, source=SourceConfig))
@@ -134,76 +180,6 @@ def main(chosen: argparse.Namespace) -> None:
     write_contact_sheet(Path(options.out), loaded.cases, config)
     sys.stdout.write("".join(f"warning: {warning}\n" for warning in loaded.warnings))
     sys.stdout.write(f"{report.text()}contact sheet: {options.out}\n")
-
-
-def _examine(case: Case, config: SourceConfig) -> _Facts:
-    image, mask = read_pair(case, config)
-    return _Facts(
-        shape_px=image.shape_px,
-        kind=(image.is_volume, len(image.array), str(image.array.dtype)),
-        n_pixels_of_label=np.bincount(mask.ravel(), minlength=len(config.labels) + 1),
-        sha256=sha256_of_file(case.image),
-    )
-
-
-def _count_sites(cases: Sequence[Case]) -> dict[str, SiteCount]:
-    patients: dict[str, set[str]] = defaultdict(set)
-    for case in cases:
-        patients[case.site].add(case.patient)
-    n_images = Counter(case.site for case in cases)
-    return {site: SiteCount(len(patients[site]), n_images[site]) for site in patients}
-
-
-def _patient_problems(site: str, n_patients: int) -> list[InputError]:
-    try:
-        check_patient_count(site, n_patients)
-    except InputError as error:
-        return [error]
-    return []
-
-
-def _mixed_kinds(cases: Sequence[Case], facts: Mapping[str, _Facts]) -> list[InputError]:
-    """One problem a case that differs from what most are: a volume or not, channels, bit depth."""
-    kinds = Counter(fact.kind for fact in facts.values())
-    if len(kinds) < 2:
-        return []
-    usual = min(kinds, key=lambda kind: (-kinds[kind], kind))
-    return [
-        InputError(
-            f"{_kind_name(facts[case.case_id].kind)}, but {kinds[usual]} other images are {_kind_name(usual)}",
-            where=case.image,
-            fix="convert all images of a source to one number of channels and one bit depth",
-        )
-        for case in cases
-        if case.case_id in facts and facts[case.case_id].kind != usual
-    ]
-
-
-def _kind_name(kind: tuple[bool, int, str]) -> str:
-    is_volume, n_channels, dtype = kind
-    return f"{'a volume' if is_volume else '2D'} of {n_channels} channels, {dtype}"
-
-
-def _label_fractions(config: SourceConfig, facts: Iterable[_Facts]) -> dict[str, float]:
-    n_pixels = np.sum([fact.n_pixels_of_label for fact in facts], axis=0)
-    return {name: float(n_pixels[label] / n_pixels.sum()) for name, label in config.labels.items()}
-
-
-def _empty_mask_warnings(facts: Mapping[str, _Facts]) -> list[str]:
-    empty = sorted(case_id for case_id, fact in facts.items() if not fact.n_pixels_of_label[1:].any())
-    return [f"{len(empty)} masks are empty, for example {', '.join(empty[:5])}"] if empty else []
-
-
-def _copy_warnings(cases: Sequence[Case], facts: Mapping[str, _Facts]) -> list[str]:
-    """Byte-identical images under two patients would leak between folds."""
-    holders: dict[str, list[Case]] = defaultdict(list)
-    for case in cases:
-        holders[facts[case.case_id].sha256].append(case)
-    return [
-        f"the same image is stored as {', '.join(case.case_id for case in copies)} of different patients: keep one"
-        for copies in holders.values()
-        if len({case.patient for case in copies}) > 1
-    ]
 
 
 def _tile(case: Case, config: SourceConfig) -> np.ndarray:
@@ -219,7 +195,10 @@ def _tile(case: Case, config: SourceConfig) -> np.ndarray:
         pixels, mask = pixels[:, index], mask[index]
     factor = _TILE_PX / max(mask.shape)
     size = (max(1, round(mask.shape[1] * factor)), max(1, round(mask.shape[0] * factor)))
-    colours = _display_colours(pixels)
+    shown = (pixels if len(pixels) == 3 else pixels[:1]).astype(np.float64)  # the first channel unless there are three
+    low, high = np.percentile(shown, (1, 99))
+    grey = np.clip((shown - low) / max(high - low, 1e-9), 0.0, 1.0) * 255
+    colours = np.ascontiguousarray(np.broadcast_to(np.moveaxis(grey, 0, -1), (*mask.shape, 3)).astype(np.uint8))
     picture = np.array(PIL.Image.fromarray(colours).resize(size, PIL.Image.Resampling.BILINEAR))
     enlarged = np.array(PIL.Image.fromarray(mask).resize(size, PIL.Image.Resampling.NEAREST))
     for label in range(1, len(config.labels) + 1):
@@ -230,14 +209,6 @@ def _tile(case: Case, config: SourceConfig) -> np.ndarray:
     text = f"{case.site}  {case.case_id}"[:30]
     PIL.ImageDraw.Draw(tile).text((3, 2), text, fill=(255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0))
     return np.asarray(tile)
-
-
-def _display_colours(pixels: np.ndarray) -> np.ndarray:
-    """(C, H, W) of any dtype as (H, W, 3) uint8; the first channel in grey unless there are three."""
-    shown = (pixels if len(pixels) == 3 else pixels[:1]).astype(np.float64)
-    low, high = np.percentile(shown, (1, 99))
-    grey = np.clip((shown - low) / max(high - low, 1e-9), 0.0, 1.0) * 255
-    return np.ascontiguousarray(np.broadcast_to(np.moveaxis(grey, 0, -1), (*grey.shape[1:], 3)).astype(np.uint8))
 
 
 if __name__ == "__main__":

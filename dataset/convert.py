@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,9 @@ from common.errors import InputError
 from common.files import write_json
 from common.progress import Progress, silent
 from dataset.folds import Split
-from dataset.images import Image, check_fits, limit_size, read_image, read_mask, write_png, write_volume
+from dataset.images import Image, check_fits, limit_size, read_image, read_mask, write_array
 from dataset.source import Case, SourceConfig
+from nnunetv2_mod.raw_dataset import DATASET_JSON, NIFTI, PNG, dataset_json, write_case
 
 _RGB = ("R", "G", "B")
 
@@ -34,21 +36,23 @@ def write_raw_dataset(
     _refuse_foreign_files(out, {"Tr": training, "Ts": test})
     n_channels, ending = 0, ""
     for done, case_id in enumerate((*training, *test)):
-        part = "Tr" if done < len(training) else "Ts"
         image, mask = read_pair(case_of[case_id], config)
         if done and (len(image.array), _ending(image)) != (n_channels, ending):
             raise InputError(
-                f"{len(image.array)} channels for {_ending(image)}, the cases before it have {n_channels} for {ending}",
+                f"it has {len(image.array)} channels for {_ending(image)}, those before it {n_channels} for {ending}",
                 where=case_of[case_id].image,
                 fix="keep images of one kind in a source",
             )
         n_channels, ending = len(image.array), _ending(image)
-        _write_image(out / f"images{part}", case_of[case_id], image)
-        _write_mask(out / f"labels{part}", case_of[case_id], mask, image.is_volume)
+        # PNG readers of nnU-Net cut 16-bit colour down to 8 bit, so that only 8-bit RGB stays in one file
+        is_rgb = not image.is_volume and image.array.dtype == np.uint8 and n_channels == 3
+        write = partial(write_array, like=case_of[case_id].image)
+        write_case(out, case_id, image.array, mask, ending, write, is_rgb=is_rgb, is_test=done >= len(training))
         progress(done + 1, len(training) + len(test), "case")
     write_json(out.parent / "patients.json", {case_id: case_of[case_id].patient for case_id in (*training, *test)})
     write_json(out.parent / "splits.json", {"train": split.train, "val": split.val, "test": split.test})
-    write_json(out / "dataset.json", _dataset_json(config, n_channels, len(training), ending))
+    names = channel_names(config, n_channels)
+    write_json(out / DATASET_JSON, dataset_json(names, config.labels, len(training), ending))
 
 
 def read_pair(case: Case, config: SourceConfig) -> tuple[Image, np.ndarray]:
@@ -75,21 +79,11 @@ def channel_names(config: SourceConfig, n_channels: int) -> tuple[str, ...]:
     names = config.channel_names or {1: ("grey",), 3: _RGB}.get(n_channels, ())
     if len(names) != n_channels:
         raise InputError(
-            f"{len(names)} channel names {list(names)} for images of {n_channels} channels",
+            f"there are {len(names)} channel names {list(names)} for images of {n_channels} channels",
             where="channel_names",
             fix="give one name a channel, for example T2 or CT",
         )
     return names
-
-
-def _dataset_json(config: SourceConfig, n_channels: int, n_training: int, ending: str) -> dict[str, object]:
-    names = channel_names(config, n_channels)
-    return {
-        "channel_names": {str(index): name for index, name in enumerate(names)},
-        "labels": {"background": 0, **config.labels},
-        "numTraining": n_training,
-        "file_ending": ending,
-    }
 
 
 def _refuse_foreign_files(out: Path, parts: dict[str, Iterable[str]]) -> None:
@@ -97,34 +91,12 @@ def _refuse_foreign_files(out: Path, parts: dict[str, Iterable[str]]) -> None:
     for part, case_ids in parts.items():
         known = set(case_ids)
         for file in sorted(path for kind in ("images", "labels") for path in (out / f"{kind}{part}").glob("[!.]*")):
-            name = file.name.removesuffix(_volume_or_png(file))
-            if (name if file.parent.name.startswith("labels") else name[:-5]) not in known:
+            name = file.name.partition(".")[0]
+            if (name if file.parent.name.startswith("labels") else name[: -len("_0000")]) not in known:
                 raise InputError(
                     "this file belongs to another dataset", where=file, fix=f"choose another folder or delete {out}"
                 )
 
 
-def _volume_or_png(file: Path) -> str:
-    return ".nii.gz" if file.name.endswith(".nii.gz") else ".png"
-
-
 def _ending(image: Image) -> str:
-    return ".nii.gz" if image.is_volume else ".png"
-
-
-def _write_image(folder: Path, case: Case, image: Image) -> None:
-    if image.is_volume:
-        for channel, volume in enumerate(image.array):
-            write_volume(folder / f"{case.case_id}_{channel:04d}.nii.gz", volume, like=case.image)
-    elif image.array.dtype == np.uint8 and len(image.array) == 3:
-        write_png(folder / f"{case.case_id}_0000.png", np.moveaxis(image.array, 0, -1))
-    else:  # PNG readers of nnU-Net cut 16-bit colour down to 8 bit, so each channel is a grey file
-        for channel, pixels in enumerate(image.array):
-            write_png(folder / f"{case.case_id}_{channel:04d}.png", pixels)
-
-
-def _write_mask(folder: Path, case: Case, mask: np.ndarray, is_volume: bool) -> None:
-    if is_volume:
-        write_volume(folder / f"{case.case_id}.nii.gz", mask, like=case.image)
-    else:
-        write_png(folder / f"{case.case_id}.png", mask)
+    return NIFTI if image.is_volume else PNG

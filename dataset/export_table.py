@@ -108,11 +108,6 @@ def site_folds(cases: Iterable[Case], seed_base: int) -> dict[str, tuple[Split, 
     return {site: assign_folds(of, derive_seed(seed_base, "folds", site)) for site, of in of_site.items()}
 
 
-def as_columns(rows: Sequence[Row]) -> dict[str, dict[int, Any]]:
-    """Column -> row index -> value: the layout of pandas' ``DataFrame.to_dict()``."""
-    return {column: {index: row[column] for index, row in enumerate(rows)} for column in COLUMNS}
-
-
 @command(partial(add_settings, options=TableOptions, source=SourceConfig))
 def main(chosen: argparse.Namespace) -> None:
     """Write the tables."""
@@ -124,6 +119,7 @@ def main(chosen: argparse.Namespace) -> None:
 
 
 def _write_tables(cases: Sequence[Case], options: TableOptions) -> dict[Path, int]:
+    import pandas
     import yaml
 
     out = Path(options.out)
@@ -135,14 +131,15 @@ def _write_tables(cases: Sequence[Case], options: TableOptions) -> dict[Path, in
     for rows in tables.values():
         _check_ids([row["dataset_id"] for row in rows])
     for path, rows in tables.items():
-        write_text(path, yaml.safe_dump(as_columns(rows), sort_keys=False))
+        columns = pandas.DataFrame(rows, columns=list(COLUMNS)).to_dict()  # column -> row index -> value
+        write_text(path, yaml.safe_dump(columns, sort_keys=False))
     return {path: len(rows) for path, rows in tables.items()}
 
 
 def _check_ids(ids: Sequence[int]) -> None:
     """nnU-Net writes ids with at least three digits, the original without padding: below 100 they differ."""
     if min(ids) < 100:
-        raise InputError(f"dataset id {min(ids)}", where="first_id", fix="use ids of at least 100")
+        raise InputError(f"the dataset id {min(ids)} is too small", where="first_id", fix="use ids of at least 100")
     if len(set(ids)) < len(ids):
         raise InputError(
             f"the {len(ids)} rows share ids", where="first_id, scaling_first_id", fix="move one of them, they overlap"

@@ -41,7 +41,8 @@ def assign_folds(cases: Iterable[Case], seed: int) -> tuple[Split, ...]:
     site = ", ".join(sorted(sites))
     if len(sites) > 1:
         raise ValueError(f"folds are drawn site by site, not over {site}")
-    check_patient_count(site, len(images_of))
+    if problem := too_few_patients(site, len(images_of)):
+        raise problem
     patients = np.array(sorted(images_of))
     np.random.default_rng(derive_seed(seed, "folds", site)).shuffle(patients)
     parts = [
@@ -51,18 +52,15 @@ def assign_folds(cases: Iterable[Case], seed: int) -> tuple[Split, ...]:
     return tuple(_split(parts, fold) for fold in range(N_FOLDS))
 
 
-def check_patient_count(site: str, n_patients: int) -> None:
-    """Refuse a site that cannot give every fold a patient.
-
-    Raises:
-        InputError: fewer than five patients.
-    """
-    if n_patients < N_FOLDS:
-        raise InputError(
-            f"{n_patients} patients are too few for {N_FOLDS} outer folds by patient",
-            where=f"site {site or '(none)'}",
-            fix=f"give the site at least {N_FOLDS} patients, leave it out with 'sites', or join it with another",
-        )
+def too_few_patients(site: str, n_patients: int) -> InputError | None:
+    """What is wrong with a site that cannot give every fold a patient."""
+    if n_patients >= N_FOLDS:
+        return None
+    return InputError(
+        f"{n_patients} patients are too few for {N_FOLDS} outer folds by patient",
+        where=f"site {site or '(none)'}",
+        fix=f"give the site at least {N_FOLDS} patients, leave it out with 'sites', or join it with another",
+    )
 
 
 def _split(parts: list[tuple[str, ...]], fold: int) -> Split:

@@ -141,12 +141,27 @@ def limit_size(image: np.ndarray, mask: np.ndarray, max_size_px: int | None) -> 
     return area_resize(image, size_px), np.array(ids, np.uint8)[winner]
 
 
-def write_png(path: Path, pixels: np.ndarray) -> None:
-    """Write (H, W) uint8 or uint16, or (H, W, 3) uint8, as PNG, atomically."""
-    import PIL.Image
+def write_array(path: Path, array: np.ndarray, like: Path | None = None) -> None:
+    """Write pixels as the ending of ``path`` says, atomically.
 
+    Args:
+        path: ``.png`` for (H, W) uint8 or uint16 or (H, W, 3) uint8; ``.nii.gz`` (compressed) for (Z, H, W).
+        like: the file whose spacing, origin and direction a volume has.
+    """
     with atomic_path(path) as temporary:
-        PIL.Image.fromarray(np.ascontiguousarray(pixels)).save(temporary, format="PNG")
+        if like is not None and path.name.endswith(".nii.gz"):
+            import SimpleITK
+
+            spacing_mm, origin_mm, direction = _geometry(like)
+            image = SimpleITK.GetImageFromArray(array)
+            image.SetSpacing(spacing_mm.tolist())
+            image.SetOrigin(origin_mm.tolist())
+            image.SetDirection(direction.ravel().tolist())
+            SimpleITK.WriteImage(image, str(temporary), useCompression=True)
+        else:
+            import PIL.Image
+
+            PIL.Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG")
 
 
 def check_fits(image: Image, mask: np.ndarray, image_file: Path, mask_file: Path) -> None:
@@ -179,19 +194,6 @@ def check_same_geometry(image: Path, mask: Path) -> None:
                 where=mask,
                 fix="resample the mask to its image, or copy the image's header to it",
             )
-
-
-def write_volume(path: Path, volume: np.ndarray, like: Path) -> None:
-    """Write (Z, H, W) as compressed NIfTI with the spacing, origin and direction of the file ``like``, atomically."""
-    import SimpleITK
-
-    spacing_mm, origin_mm, direction = _geometry(like)
-    image = SimpleITK.GetImageFromArray(volume)
-    image.SetSpacing(spacing_mm.tolist())
-    image.SetOrigin(origin_mm.tolist())
-    image.SetDirection(direction.ravel().tolist())
-    with atomic_path(path) as temporary:
-        SimpleITK.WriteImage(image, str(temporary), useCompression=True)
 
 
 def _geometry(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -237,7 +239,7 @@ def _mask_array(path: Path, ending: str) -> np.ndarray:
 
 
 def _check_finite(path: Path) -> None:
-    """Look at the values in the file itself: ITK, and so nnU-Net, reads NaN and infinity as 0 without a word."""
+    """Look at the values in the file itself: ITK, and so nnU-Net, reads NaN and infinity as 0 and gives no warning."""
     import nibabel
 
     stored = nibabel.load(path)
@@ -248,7 +250,7 @@ def _check_finite(path: Path) -> None:
     if broken.any():
         position = tuple(int(index) for index in np.argwhere(broken)[0][-3:])
         raise InputError(
-            f"{int(broken.sum())} NaN or infinite voxels, the first at {position} (slice, row, column)",
+            f"it holds {int(broken.sum())} NaN or infinite voxels, the first at {position} (slice, row, column)",
             where=path,
             fix="export the volume again, or replace them with the background value",
         )
@@ -258,7 +260,7 @@ def _read_flat(path: Path) -> Image:
     array = _decode(path, file_ending(path), expand_colours=True)
     if array.dtype not in _PLAIN_DTYPES:
         raise InputError(
-            f"{array.dtype} pixels in a 2D image",
+            f"a 2D image has {array.dtype} pixels",
             where=path,
             fix="save it as 8 or 16 bit unsigned integers, or as NIfTI if the values are physical",
         )
@@ -274,7 +276,7 @@ def _read_volume(path: Path) -> Image:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise InputError(
-            f"not a readable volume ({reason})", where=path, fix="copy or export it again, with orthonormal axes"
+            f"it is not a readable volume ({reason})", where=path, fix="copy or export it again, with orthonormal axes"
         ) from error
     _check_finite(path)
     array = SimpleITK.GetArrayFromImage(stored)
@@ -288,7 +290,9 @@ def _read_volume(path: Path) -> Image:
     if array.ndim == 3:  # one slice: the through-plane spacing that nnU-Net gives it
         array, spacing_mm = array[:, None], (max(spacing_mm) * 999, *spacing_mm)
     if array.ndim != 4:
-        raise InputError(f"{array.ndim - 1} axes", where=path, fix="store one 3D volume (or 4D, channels last) a file")
+        raise InputError(
+            f"it has {array.ndim - 1} axes", where=path, fix="store one 3D volume (or 4D, channels last) a file"
+        )
     return Image(array, spacing_mm, is_volume=True)
 
 
@@ -307,7 +311,7 @@ def _decode(path: Path, ending: str, *, expand_colours: bool) -> np.ndarray:
         raise
     except (OSError, SyntaxError, ValueError, RuntimeError, KeyError, IndexError) as error:
         raise InputError(
-            f"not a readable image ({type(error).__name__}: {error})",
+            f"it is not a readable image ({type(error).__name__}: {error})",
             where=path,
             fix="the file is truncated or damaged: copy or export it again",
         ) from error
@@ -322,41 +326,25 @@ def _decode(path: Path, ending: str, *, expand_colours: bool) -> np.ndarray:
 
 
 def _decode_pillow(path: Path, expand_colours: bool) -> np.ndarray:
+    import imagecodecs
     import PIL.Image
 
     with PIL.Image.open(path) as stored:
         stored.load()  # the whole file: a truncated one is found here
-        if stored.format == "PNG" and _png_bit_depth(path) == 16:
-            return _decode_png16(path)
-        if stored.mode == "P":
-            return _expand_palette(stored, expand_colours)
+        if stored.format == "PNG":
+            with path.open("rb") as stream:
+                depth = stream.read(25)[24]  # in IHDR: signature 8, length 4, type 4, width 4, height 4, depth 1
+            if depth == 16:  # Pillow would cut colour of 16 bit down to 8
+                return np.asarray(imagecodecs.png_decode(path.read_bytes()))
+        if stored.mode == "P":  # a grey palette gives its greys; a coloured one its colours or, for a mask, the indices
+            indices, colours = np.asarray(stored), np.asarray(stored.convert("RGB"))
+            palette = np.array(stored.getpalette("RGB"), np.uint8).reshape(-1, 3)[np.unique(indices)]
+            if np.all(palette == palette[:, :1]):
+                return colours[..., 0]
+            return colours if expand_colours else indices
         if stored.mode == "1":
             return np.asarray(stored.convert("L"))
         return np.asarray(stored if stored.mode in ("L", "LA", "RGB", "RGBA") else stored.convert("RGB"))
-
-
-def _png_bit_depth(path: Path) -> int:
-    with path.open("rb") as stream:
-        return stream.read(25)[24]  # the IHDR chunk: signature 8, length 4, type 4, width 4, height 4, depth 1
-
-
-def _decode_png16(path: Path) -> np.ndarray:
-    """Pillow would cut colour of 16 bit down to 8."""
-    import imagecodecs
-
-    return np.asarray(imagecodecs.png_decode(path.read_bytes()))
-
-
-def _expand_palette(stored: object, expand_colours: bool) -> np.ndarray:
-    """A grey palette gives its greys; a coloured one its colours or, for a mask, the indices."""
-    import PIL.Image
-
-    assert isinstance(stored, PIL.Image.Image)
-    indices = np.asarray(stored)
-    palette = np.array(stored.getpalette("RGB"), np.uint8).reshape(-1, 3)[np.unique(indices)]
-    if np.all(palette == palette[:, :1]):
-        return np.asarray(stored.convert("RGB"))[..., 0]
-    return np.asarray(stored.convert("RGB")) if expand_colours else indices
 
 
 def _decode_tiff(path: Path, expand_colours: bool) -> np.ndarray:
@@ -367,7 +355,7 @@ def _decode_tiff(path: Path, expand_colours: bool) -> np.ndarray:
         assert isinstance(page, tifffile.TiffPage)
         if len(file.pages) > 1 and file.series[0].size > page.size:
             raise InputError(
-                f"{len(file.pages)} pages in one TIFF",
+                f"the TIFF has {len(file.pages)} pages",
                 where=path,
                 fix="store one 2D image a file, or the stack as NIfTI",
             )

@@ -10,9 +10,10 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import read_json
-from common.image_set import ImageEntry, ImageSet
+from common.image_set import ImageSet
 from dataset.images import read_image, read_mask
 from dataset.slices import fit_labels_to_patch, nonzero_box
+from nnunetv2_mod.raw_dataset import raw_dataset
 
 
 def label_ids(prepared: Path) -> dict[str, int]:
@@ -21,10 +22,10 @@ def label_ids(prepared: Path) -> dict[str, int]:
     Raises:
         InputError: they are not 1, 2, 3, ...
     """
-    path = _dataset(prepared) / "dataset.json"
+    path = raw_dataset(prepared) / "dataset.json"
     labels = {name: value for name, value in read_json(path)["labels"].items() if value != 0}
     if sorted(labels.values()) != list(range(1, len(labels) + 1)):
-        raise InputError(f"labels {labels}", where=path, fix="number them 1, 2, 3, ...")
+        raise InputError(f"the label ids {labels} are not 1, 2, 3, ...", where=path, fix="number the labels so")
     return labels
 
 
@@ -41,21 +42,16 @@ def fitted_label_maps(images: ImageSet, prepared: Path, planned: Path | None = N
     """
     labels = label_ids(prepared)
     if not images.info.volumetric:
-        maps = _flat_masks(images, _dataset(prepared), labels)
+        maps = _flat_masks(images, raw_dataset(prepared), labels)
     elif planned is not None:
         maps = _volume_masks(images, planned)
     else:
-        raise InputError("volumes without their plan", where=prepared, fix="pass the site's plan folder")
+        raise InputError("volumes need their plan", where=prepared, fix="pass the site's plan folder")
     size_px = (images.images.shape[-2], images.images.shape[-1])
     fitted = np.zeros((len(images), *size_px), np.uint8)
     for index, label_map in enumerate(maps):
         fitted[index] = fit_labels_to_patch(label_map, size_px, images.info.scale)
     return fitted
-
-
-def _dataset(prepared: Path) -> Path:
-    (dataset,) = sorted((prepared / "raw").glob("Dataset*"))
-    return dataset
 
 
 def _flat_masks(images: ImageSet, dataset: Path, labels: dict[str, int]) -> Iterator[np.ndarray]:
@@ -70,9 +66,6 @@ def _volume_masks(images: ImageSet, planned: Path) -> Iterator[np.ndarray]:
     """3D: nnU-Net's segmentation beside the preprocessed case; each case is read once."""
     from nnunetv2_mod import read_preprocessed
 
-    def case_of(entry: ImageEntry) -> str:
-        return entry.case
-
-    for case, entries in groupby(images.entries, case_of):
+    for case, entries in groupby(images.entries, lambda entry: entry.case):
         volume = read_preprocessed(planned, case).labels
         yield from (volume[entry.slice_index] for entry in entries)

@@ -19,7 +19,7 @@ import numpy as np
 
 from common.command import command
 from common.errors import InputError
-from dataset.images import write_png
+from dataset.images import write_array
 
 TEMPLATE = "mni_icbm152_t1_tal_nlin_sym_09a_converted.nii.gz"
 FIRST, LAST = 0.15, 0.85  # of each axis
@@ -38,7 +38,7 @@ def main(chosen: argparse.Namespace) -> None:
     volume = read_template(chosen.wheel)
     n_written = 0
     for name, image in slices_of(volume, chosen.every_mm):
-        write_png(chosen.out / f"{name}.png", image)
+        write_array(chosen.out / f"{name}.png", image)
         n_written += 1
     sys.stdout.write(f"{chosen.out}: {n_written} slices\n")
 

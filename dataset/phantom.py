@@ -16,7 +16,7 @@ import numpy as np
 from common.errors import InputError
 from common.files import write_text
 from common.seeds import derive_seed
-from dataset.images import write_png
+from dataset.images import write_array
 
 DRAWING_VERSION = 1  # part of the stored phantom's name: raise it when the drawing changes
 _SUPERSAMPLING = 2
@@ -105,8 +105,8 @@ def write_phantom(config: PhantomConfig, folder: Path) -> None:
             for image_index, pose in enumerate(poses):
                 image, mask = render(anatomy, pose, style, config.size_px)
                 name = f"{patient}_{image_index}.png"
-                write_png(folder / "images" / name, image)
-                write_png(folder / "masks" / name, mask)
+                write_array(folder / "images" / name, image)
+                write_array(folder / "masks" / name, mask)
                 rows.append((name, patient, site))
     table = pandas.DataFrame(rows, columns=["file", "patient_id", "site"])
     write_text(folder / "metadata.csv", table.to_csv(index=False, lineterminator="\n"))

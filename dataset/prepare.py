@@ -44,7 +44,7 @@ def load_importer(name: str) -> tuple[Importer, About]:
     own = getattr(module, "IMPORTER", None)
     if not isinstance(own, Importer):
         raise InputError(
-            "no IMPORTER in this file", where=name, fix="define IMPORTER = Importer(...), see docs/data.md"
+            "this file has no IMPORTER", where=name, fix="define IMPORTER = Importer(...), see docs/data.md"
         )
     about = getattr(module, "ABOUT", About())
     assert isinstance(about, About)
@@ -85,7 +85,7 @@ def _describe_importers() -> str:
 def _load_file(path: Path) -> ModuleType:
     if path.suffix != ".py" or not path.is_file():
         raise InputError(
-            f"no importer {str(path)!r}; there are {', '.join(IMPORTERS)}",
+            f"there is no importer {str(path)!r}; there are {', '.join(IMPORTERS)}",
             where=WHERE,
             fix="use one of these names, or the path of a Python file with an IMPORTER in it",
         )

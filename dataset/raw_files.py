@@ -23,8 +23,7 @@ from dataset.images import (
     read_image,
     read_mask,
     size_text,
-    write_png,
-    write_volume,
+    write_array,
 )
 
 _SEARCH_DEPTH = 4
@@ -137,7 +136,7 @@ def write_image(path_of_stem: Path, image: Image, like: Path) -> None:
     if image.is_volume:
         _write_channels(folder / f"{name}.nii.gz", pixels, like)
     elif len(pixels) == 1:
-        write_png(folder / f"{name}.png", pixels[0])
+        write_array(folder / f"{name}.png", pixels[0])
     elif len(pixels) != 3:
         raise InputError(
             f"a 2D image has {len(pixels)} channels", where=like, fix="keep one channel or three, or use volumes"
@@ -150,7 +149,7 @@ def write_image(path_of_stem: Path, image: Image, like: Path) -> None:
                 temporary, np.moveaxis(pixels, 0, -1), photometric="rgb", metadata=None, compression="zlib"
             )
     else:
-        write_png(folder / f"{name}.png", np.moveaxis(pixels, 0, -1))
+        write_array(folder / f"{name}.png", np.moveaxis(pixels, 0, -1))
 
 
 def write_pair(name: str, out: Path, image: Image, mask: np.ndarray, image_file: Path, mask_file: Path) -> None:
@@ -225,11 +224,11 @@ def _write_channels(path: Path, channels: np.ndarray, like: Path) -> None:
     import SimpleITK
 
     if len(channels) == 1:
-        write_volume(path, channels[0], like=like)
+        write_array(path, channels[0], like=like)
         return
     with atomic_path(path) as temporary:
         parts = []
         for volume in channels:
-            write_volume(temporary, volume, like=like)
+            write_array(temporary, volume, like=like)
             parts.append(SimpleITK.ReadImage(str(temporary)))
         SimpleITK.WriteImage(SimpleITK.JoinSeries(parts), str(temporary), useCompression=True)

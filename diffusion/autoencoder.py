@@ -18,9 +18,9 @@ COMMITMENT = 0.25  # of VQ (van den Oord et al. 2017, equation 3)
 class Autoencoder(nn.Module):
     """Images (b, channels, ...) to latents (b, latent channels, smaller ...) and back.
 
-    KL: the latent is N(mean, variance). VQ: it is what the encoder says; decoding takes the nearest entries of the
-    codebook. The codebook is learned by gradients and not by MONAI's moving average, which changes in every forward
-    pass: parts of a batch would then not add up to the batch.
+    KL: the latent has the distribution N(mean, variance) (Kingma and Welling 2014). VQ: the latent is the output of the
+    encoder, and decoding takes the nearest entries of the codebook. The codebook is learned by gradients: with MONAI's
+    moving average, which changes in every forward pass, the parts of a batch would not add up to the batch.
     """
 
     def __init__(self, settings: AutoencoderSettings) -> None:
@@ -49,10 +49,10 @@ class Autoencoder(nn.Module):
         return made
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstructions, and what keeps latents in order, one number.
+        """Reconstructions, and the term that keeps the latents in order, one number.
 
-        KL divergence to N(0, 1), or VQ's codebook and commitment terms; both as means over latent values, so that
-        their weights do not depend on the number of those.
+        It is the KL divergence to N(0, 1), or VQ's codebook and commitment terms (van den Oord et al. 2017, eq. 3).
+        Both are means over latent values, so that their weights do not depend on the number of those.
         """
         mean, log_variance = self.moments(images)
         if self.settings.kind == "vq":
@@ -77,7 +77,23 @@ def latent_size(settings: AutoencoderSettings, image_size: Size) -> Size:
     return tuple(n // r for n, r in zip(image_size, settings.reduction, strict=True))
 
 
-class _Encoder(nn.Module):
+class _Levels(nn.Module):
+    """A convolution, levels of blocks, the last layers: the encoder and the decoder."""
+
+    first: nn.Module
+    levels: nn.ModuleList
+    last: nn.Module
+    checkpointing: bool
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for level in self.levels:
+            x = maybe_checkpointed(level, self.checkpointing, x)
+        made: Tensor = self.last(x)
+        return made
+
+
+class _Encoder(_Levels):
     def __init__(self, settings: AutoencoderSettings, n_out: int) -> None:
         super().__init__()
         widths, groups = settings.channels, n_groups(math.gcd(*settings.channels))
@@ -95,15 +111,8 @@ class _Encoder(nn.Module):
             self.levels.append(nn.Sequential(*blocks))
         self.last = last_layers(widths[-1], n_out, (3,) * n_axes, groups, is_zero=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        for level in self.levels:
-            x = maybe_checkpointed(level, self.checkpointing, x)
-        made: Tensor = self.last(x)
-        return made
 
-
-class _Decoder(nn.Module):
+class _Decoder(_Levels):
     def __init__(self, settings: AutoencoderSettings) -> None:
         super().__init__()
         widths, groups = settings.channels, n_groups(math.gcd(*settings.channels))
@@ -120,10 +129,3 @@ class _Decoder(nn.Module):
                 blocks.append(Upsample(n_before, settings.strides[level - 1], settings.kernel_sizes[level - 1]))
             self.levels.append(nn.Sequential(*blocks))
         self.last = last_layers(widths[0], settings.n_channels, settings.first_kernel, groups, is_zero=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        for level in self.levels:
-            x = maybe_checkpointed(level, self.checkpointing, x)
-        made: Tensor = self.last(x)
-        return made

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,10 +25,9 @@ from common.machine import Machine, checked_device
 from common.plan import square_plan
 from diffusion.planning import derive_settings
 from diffusion.settings import SAMPLERS, AutoencoderConfig, DiffusionConfig
+from training.timing import seconds_of
 
 if TYPE_CHECKING:
-    import torch
-
     from diffusion.model import Model
 
 EVALUATIONS = {"ddpm": 10, "ddim": 10, "multistep": 10}  # the overhead of a step does not depend on their number
@@ -116,7 +114,7 @@ def measure_overhead(model: Model, sampler: str, n_evaluations: int, n_repeats: 
     spent: dict[Callable[[], None], list[float]] = {bare: [], whole: []}
     for _ in range(n_repeats):
         for work in (bare, whole, whole, bare):
-            spent[work].append(_seconds_of(work, model.device))
+            spent[work].append(seconds_of(work, model.device))
     rounds = {work: np.reshape(seconds, (n_repeats, 2)).sum(1) for work, seconds in spent.items()}
     ratios = rounds[whole] / rounds[bare] - 1
     low, high = _interval_of_median(ratios)
@@ -130,18 +128,6 @@ def _interval_of_median(values: np.ndarray) -> tuple[float, float]:
     draws = np.random.default_rng(0).choice(values, (N_BOOTSTRAP, len(values)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
     return float(low), float(high)
-
-
-def _seconds_of(work: Callable[[], None], device: torch.device) -> float:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    started_s = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - started_s
 
 
 if __name__ == "__main__":

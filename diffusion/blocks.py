@@ -1,4 +1,4 @@
-"""What both networks are built of: MONAI's residual and attention blocks, and steps in size along each axis of its own.
+"""Parts of both networks: MONAI's residual and attention blocks, and changes of size that differ between axes.
 
 MONAI halves every axis; nnU-Net's plans halve some, with kernels that are flat along a coarse axis. Padding follows
 from the kernel, so that an axis of stride 1 keeps its size whatever its kernel (the original padded by 1 always).
@@ -23,7 +23,7 @@ NORM_EPS = 1e-6
 
 
 def n_groups(base_channels: int) -> int:
-    """Of the group norms of a network whose widths are multiples of ``base_channels``: of 4 channels or more each."""
+    """Groups of the norms of a network whose widths are multiples of ``base_channels``; each has 4 channels or more."""
     most = max(1, min(MOST_GROUPS, base_channels // SMALLEST_GROUP))
     return max(n for n in range(1, most + 1) if base_channels % n == 0)
 
@@ -62,7 +62,7 @@ class Upsample(nn.Module):
 
 
 def last_layers(n_in: int, n_out: int, kernel: Size, groups: int, is_zero: bool) -> nn.Sequential:
-    """Norm, SiLU and a convolution to the output; ``is_zero``: which says 0 before training."""
+    """Norm, SiLU and a convolution to the output; ``is_zero``: the output is 0 before training."""
     final = convolution(n_in, n_out, kernel)
     if is_zero:
         for parameter in final.parameters():
@@ -71,7 +71,7 @@ def last_layers(n_in: int, n_out: int, kernel: Size, groups: int, is_zero: bool)
 
 
 def maybe_checkpointed(block: Callable[..., Any], is_checkpointed: bool, *inputs: Tensor) -> Tensor:
-    """``block(*inputs)``; its activations are computed again for the gradient where that is asked for."""
+    """``block(*inputs)``; if ``is_checkpointed``, its activations are computed again for the gradient."""
     if is_checkpointed and torch.is_grad_enabled():
         made: Tensor = checkpoint(block, *inputs, use_reentrant=False)
         return made

@@ -1,4 +1,4 @@
-"""Crops of preprocessed cases, as a training is shown them: what a batch holds follows from the seed and the step."""
+"""Crops of preprocessed cases, for a training: the content of a batch follows from the seed and the step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from common.errors import InputError
 from common.seeds import derive_seed
 from common.settings import to_dict
-from diffusion.data import labels_as_channels
+from diffusion.data import items_of_step, labels_as_channels
 from diffusion.settings import DiffusionSettings
 from nnunetv2_mod.case_splits import split_cases
 from nnunetv2_mod.case_survey import Survey, SurveyedCase, window_of
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FOREGROUND_SHARE = 0.33  # nnU-Net's: crops of a batch that are centred on a label
-N_FIXED = {2: 16, 3: 4}  # crops that validation looks at, by the number of axes
-MOST_FIXED_OF_A_CASE = 4
-N_VALUES, MOST_VALUES = 4_000_000, 20_000  # voxels the windows follow from: of all cases, at most of each
+N_FIXED = {2: 16, 3: 4}  # validation crops, by the number of axes
+MAX_FIXED_OF_A_CASE = 4
+N_VALUES, MAX_VALUES = 4_000_000, 20_000  # voxels from which the windows follow: of all cases, and at most of one
 
 
 class CropData:
@@ -73,7 +73,7 @@ class CropData:
         self._survey = Survey(
             folder, masked, zero, settings.n_label_channels or None, [] if ignore is None else [ignore]
         )
-        self._cases, values = self._survey.of(train, max(1, min(N_VALUES // len(train), MOST_VALUES)))
+        self._cases, values = self._survey.of(train, max(1, min(N_VALUES // len(train), MAX_VALUES)))
         held_out = {case.name: case for case in [*self._cases, *self._survey.of(others)[0]]}
         self._watched = [held_out[name] for name in self.split.validate]
         self._output_spec = output_spec_of(dataset, plan, source, window_of(values), chosen)
@@ -97,12 +97,9 @@ class CropData:
     def at(self, step: int, batch_size: int) -> Tensor:
         """The batch of ``step``: (batch_size, data channels, *size) in [-1, 1]; its last third is centred on labels."""
         n_random = batch_size - round(batch_size * FOREGROUND_SHARE)
-        n_cases = len(self._cases)
-        positions = range(step * batch_size, (step + 1) * batch_size)
-        orders = {epoch: self._order(epoch) for epoch in {position // n_cases for position in positions}}
         batch = self._empty(batch_size)
-        for place, position in enumerate(positions):
-            case = self._cases[orders[position // n_cases][position % n_cases]]
+        for place, index in enumerate(items_of_step(len(self._cases), step, batch_size, self.seed)):
+            case = self._cases[index]
             draws = np.random.default_rng(derive_seed(self.seed, "crop", step, place))
             self._show(batch[place], case, self._start(case, draws, on_label=place >= n_random))
             if self.settings.config.mirror and draws.random() < 0.5:
@@ -114,7 +111,7 @@ class CropData:
         n_fixed = N_FIXED[self.settings.n_axes]
         chosen = np.unique(np.linspace(0, len(self._watched) - 1, n_fixed).round().astype(int))
         found: dict[tuple[str, Voxel], SurveyedCase] = {}
-        for turn in range(MOST_FIXED_OF_A_CASE):
+        for turn in range(MAX_FIXED_OF_A_CASE):
             for number, case in enumerate(self._watched[i] for i in chosen):
                 draws = np.random.default_rng(derive_seed("fixed", case.name, turn))
                 central = turn < 2 and (turn + number) % 2 == 0
@@ -130,9 +127,6 @@ class CropData:
     def _size(self) -> Voxel:
         """(Z, Y, X) of a crop."""
         return (1,) * (3 - self.settings.n_axes) + self.settings.image_size
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(len(self._cases))
 
     def _start(self, case: SurveyedCase, draws: np.random.Generator, *, on_label: bool) -> Voxel:
         """Where a crop begins: around a random voxel of a random label, or anywhere within the case."""
@@ -169,7 +163,9 @@ def _check_use(folder: CaseFolder, train: tuple[str, ...], settings: DiffusionSe
         problem = f"{folder.n_channels} channels of the cases for a model of {settings.n_channels}"
         raise InputError(problem, where=folder.folder, fix="plan the dataset again (python -m diffusion.plan)")
     if len(train) < 2:
-        problem = f"{len(train)} case to train on, which the model could only repeat"
+        problem = f"{len(train)} case to train on: the model could only repeat it"
         raise InputError(problem, where=folder.folder, fix="give the dataset at least two")
     if settings.n_label_channels and not folder.labelled:
-        raise InputError("no label maps", where=folder.folder, fix="generate no labels, or preprocess with labels")
+        raise InputError(
+            "there are no label maps", where=folder.folder, fix="generate no labels, or preprocess with labels"
+        )

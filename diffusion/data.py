@@ -1,4 +1,4 @@
-"""What a training is shown: whole batches that follow from the step and the seed alone, in [-1, 1]."""
+"""The data of a training: whole batches in [-1, 1] that follow from the step and the seed alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Data(Protocol):
 
     @property
     def output_spec(self) -> Mapping[str, Any]:
-        """JSON-able: what samples are written with (type, intensities, geometry); stored in the checkpoint."""
+        """How samples are written (type, intensities, geometry), JSON-able; stored in the checkpoint."""
 
     @property
     def n_items(self) -> int:
@@ -66,15 +66,12 @@ class ImageData:
 
     @property
     def has_heldout(self) -> bool:
-        """Never: who is held out is known to the monitor alone."""
+        """Always False: only the monitor knows the held-out patients."""
         return False
 
     def at(self, step: int, batch_size: int) -> Tensor:
         """The batch of ``step``: (batch_size, data channels, height, width) in [-1, 1]."""
-        n_images = len(self.images)
-        positions = range(step * batch_size, (step + 1) * batch_size)
-        orders = {epoch: self._order(epoch) for epoch in {position // n_images for position in positions}}
-        batch = self._shown([int(orders[position // n_images][position % n_images]) for position in positions])
+        batch = self._shown(items_of_step(len(self.images), step, batch_size, self.seed))
         if self.settings.config.mirror:
             draws = torch.Generator().manual_seed(derive_seed(self.seed, step, "mirror"))
             flipped = torch.rand(len(batch), generator=draws) < 0.5
@@ -93,8 +90,15 @@ class ImageData:
             return shown
         return torch.cat([shown, labels_as_channels(self.labels[chosen], self.settings.n_label_channels)], 1)
 
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(len(self.images))
+
+def items_of_step(n_items: int, step: int, batch_size: int, seed: int) -> list[int]:
+    """Which items the batch of ``step`` shows: each once before any is shown again, in a fresh order each time."""
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    orders = {
+        epoch: np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(n_items)
+        for epoch in {position // n_items for position in positions}
+    }
+    return [int(orders[position // n_items][position % n_items]) for position in positions]
 
 
 def labels_as_channels(labels: np.ndarray, n_labels: int) -> Tensor:

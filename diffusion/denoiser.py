@@ -38,7 +38,7 @@ class Denoiser(nn.Module):
             self.embed_class = nn.Embedding(settings.n_classes + 1, n_embedded)
         n_in = settings.n_channels + settings.n_context_channels
         self.first = convolution(n_in, widths[0], settings.first_kernel)
-        kept = [widths[0]]  # widths of what the way down leaves for the way up
+        kept = [widths[0]]  # widths of the outputs that the way down keeps for the way up
         down: list[nn.ModuleList] = []
         smaller: list[nn.Module] = []
         n_before = widths[0]
@@ -75,7 +75,7 @@ class Denoiser(nn.Module):
         classes: Tensor | None = None,
         context: Tensor | None = None,
     ) -> Tensor:
-        """What is asked of ``noisy``.
+        """Predict the noise or v in ``noisy``.
 
         Args:
             times: (b,) from 0 to 1000, as ``NoiseSchedule.network_timesteps`` gives them.

@@ -21,11 +21,11 @@ from diffusion.data import Data
 from diffusion.model import RESULT, Model, in_fast_order
 from diffusion.noise_schedule import NoiseSchedule
 from diffusion.pictures import write_samples
-from diffusion.schedule import SampleSchedule, derive_schedule
+from diffusion.schedule import derive_schedule
 from diffusion.settings import DiffusionSettings
 from diffusion.training import Training
 from training.batch_shard import SINGLE_PROCESS, BatchShard
-from training.monitor import Monitor
+from training.monitor import Monitor, MonitorSchedule
 from training.pictures import images_to_integers
 from training.snapshots import (
     Candidate,
@@ -190,7 +190,7 @@ class DenoiserTraining(Training):
     def load_more_state(self, metadata: Mapping[str, Any]) -> None:
         """Both."""
         self.candidates = [from_dict(Candidate, one) for one in metadata["candidates"]]
-        self.schedule = from_dict(SampleSchedule, metadata["schedule"])
+        self.schedule = from_dict(MonitorSchedule, metadata["schedule"])
 
     def finish(self, out: Path) -> dict[str, Any]:
         """Write the chosen snapshot as ``generator.safetensors``; returns which it is and why. The state goes."""

@@ -107,7 +107,7 @@ def _n_downsamplings(plan: Plan, config: AutoencoderConfig, size: Size) -> int:
         n_down = max(1, _n_usable(size, strides[:wanted], is_exact=plan.n_axes == 2, largest_edge=SHORTEST_EDGE))
         _check_strides(plan, size, n_down, where)
     if n_down == 0:
-        raise InputError("an autoencoder that keeps the size", where=where, fix="give 1 or more, or no autoencoder")
+        raise InputError("this autoencoder keeps the size", where=where, fix="give 1 or more, or no autoencoder")
     return n_down
 
 

@@ -48,11 +48,11 @@ class Model(nn.Module):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Of what an image begins as: (channels, *size)."""
+        """Shape of the noise of one image: (channels, *size)."""
         return (self.settings.denoiser.n_channels, *self.settings.denoised_size)
 
     def images(self, denoised: Tensor) -> Tensor:
-        """(b, data channels, *size), about [-1, 1], of what the denoiser was led to."""
+        """Images (b, data channels, *size), about [-1, 1], of the sampler's result (pixels or latents)."""
         if self.settings.autoencoder is None:
             return denoised
         return self.autoencoder.decode(denoised * self.latent_std + self.latent_mean)
@@ -60,7 +60,7 @@ class Model(nn.Module):
 
 @dataclass(frozen=True)
 class Opened:
-    """A model from a file, what its samples are written with, and how long it has been trained."""
+    """A model from a file, how its samples are written, and the length of its training."""
 
     model: Model
     output_spec: Mapping[str, Any]
@@ -74,18 +74,18 @@ def open_model(checkpoint: Path, device: str = "cpu") -> Opened:
         InputError: the file is missing or holds no diffusion model of this version, or there is no such device.
     """
     if checkpoint.is_dir():
-        raise InputError("a folder, not a checkpoint", where=checkpoint, fix=f"give {checkpoint / RESULT}")
+        raise InputError("this is a folder, not a checkpoint", where=checkpoint, fix=f"give {checkpoint / RESULT}")
     if not checkpoint.is_file():
         found = sorted(checkpoint.parent.glob("*.safetensors")) if checkpoint.parent.is_dir() else []
         fix = f"give {' or '.join(str(path) for path in found)}" if found else f"give the {RESULT} of a training"
-        raise InputError("no such file", where=checkpoint, fix=fix)
+        raise InputError("there is no such file", where=checkpoint, fix=fix)
     tensors, metadata = load_tensors(checkpoint)
     try:
         model = Model(from_dict(DiffusionSettings, metadata["settings"]))
         model.load_state_dict(tensors)
         opened = Opened(model.eval().requires_grad_(False), metadata["facts"], float(metadata["snapshot"]["kimg"]))
     except (KeyError, TypeError, RuntimeError) as error:
-        problem = f"not a diffusion model of this version ({str(error).splitlines()[0]})"
+        problem = f"this is not a diffusion model of this version ({str(error).splitlines()[0]})"
         raise InputError(problem, where=checkpoint, fix=f"give the {RESULT} of a finished training") from error
     in_fast_order(opened.model.to(checked_device(device)).denoiser)
     return opened

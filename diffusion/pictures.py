@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from common.files import atomic_path
@@ -13,7 +14,7 @@ from training.pictures import SHEET, SHEETS, grid_of, images_to_integers, sheet_
 N_COLUMNS = 4
 FRAME_MS = 120  # of a volume's slice
 RECONSTRUCTIONS = "reconstructions"
-MOST_SHOWN = 4  # pairs of crop and reconstruction
+MAX_SHOWN = 4  # pairs of crop and reconstruction
 
 
 def write_samples(out: Path, samples: Tensor, n_image_channels: int, kimg: float) -> None:
@@ -22,24 +23,25 @@ def write_samples(out: Path, samples: Tensor, n_image_channels: int, kimg: float
     Images: one PNG, every channel below the other unless there are three. Volumes: a GIF that goes through the slices.
     """
     shown = samples[: len(samples) // N_COLUMNS * N_COLUMNS] if len(samples) >= N_COLUMNS else samples
-    suffix = ".png" if shown.ndim == 4 else ".gif"
-    newest = out / SHEET if suffix == ".png" else (out / SHEET).with_suffix(suffix)
-    _write(shown[:, :n_image_channels], min(N_COLUMNS, len(shown)), newest)
-    with atomic_path((out / SHEETS / sheet_name(kimg)).with_suffix(suffix)) as temporary:
-        temporary.write_bytes(newest.read_bytes())
+    _write(shown[:, :n_image_channels], min(N_COLUMNS, len(shown)), out, SHEET, kimg)
 
 
 def write_reconstructions(out: Path, crops: Tensor, made: Tensor, kimg: float) -> None:
-    """Crops in the upper row, what the autoencoder made of them below."""
-    n_shown = min(MOST_SHOWN, len(crops))
-    both = np.concatenate([crops[:n_shown], made[:n_shown]])
-    suffix = ".png" if crops.ndim == 4 else ".gif"
-    _write(Tensor(both), n_shown, out / f"{RECONSTRUCTIONS}{suffix}")
+    """Crops in the upper row, their reconstructions below."""
+    n_shown = min(MAX_SHOWN, len(crops))
+    _write(torch.cat([crops[:n_shown], made[:n_shown]]), n_shown, out, RECONSTRUCTIONS, kimg)
+
+
+def _write(images: Tensor, n_columns: int, out: Path, name: str, kimg: float) -> None:
+    """The newest picture, and a copy under ``sheets/`` for the length so far."""
+    suffix = ".png" if images.ndim == 4 else ".gif"
+    path = (out / name).with_suffix(suffix)
+    _draw(images, n_columns, path)
     with atomic_path((out / SHEETS / sheet_name(kimg)).with_suffix(suffix)) as temporary:
-        temporary.write_bytes((out / f"{RECONSTRUCTIONS}{suffix}").read_bytes())
+        temporary.write_bytes(path.read_bytes())
 
 
-def _write(images: Tensor, n_columns: int, path: Path) -> None:
+def _draw(images: Tensor, n_columns: int, path: Path) -> None:
     integers = images_to_integers(images, np.dtype(np.uint8))
     rows = len(integers) // n_columns
     if integers.ndim == 4:

@@ -214,7 +214,7 @@ def read_source(path: Path) -> tuple[str, list[int]]:
 
 def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
-        raise InputError("no such file", where=path, fix=AGAIN)
+        raise InputError("there is no such file", where=path, fix=AGAIN)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

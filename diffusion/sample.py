@@ -138,8 +138,7 @@ def main(chosen: argparse.Namespace) -> None:
                 _write_one(image, opened, chosen.out, seed)
             done += len(made)
     if "file_ending" in opened.output_spec:
-        from nnunetv2_mod.output_spec import output_spec_from
-        from nnunetv2_mod.write_images import write_dataset_json
+        from nnunetv2_mod.output_spec import output_spec_from, write_dataset_json
 
         write_dataset_json(chosen.out, output_spec_from(opened.output_spec), opened.model.settings.n_axes, chosen.n)
     lines = [f"{opened.kimg:g} kimg of training, {passes.sampler} with {passes.n_evaluations} evaluations"]
@@ -164,8 +163,7 @@ def _write_one(image: Tensor, opened: Opened, folder: Path, seed: int) -> None:
         if labels is not None:
             write_image(labels[None], folder / "labels", seed)
         return
-    from nnunetv2_mod.output_spec import output_spec_from
-    from nnunetv2_mod.write_images import write_sample
+    from nnunetv2_mod.output_spec import output_spec_from, write_sample
 
     spec = output_spec_from(opened.output_spec)
     write_sample(folder, f"seed_{seed:08d}", image[:n_channels].numpy(), spec, labels)

@@ -7,6 +7,7 @@ without PyTorch. A size, stride or kernel has one entry for each spatial axis: t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.errors import InputError
@@ -156,75 +157,67 @@ class DiffusionSettings:
         return tuple(n // r for n, r in zip(self.image_size, self.autoencoder.reduction, strict=True))
 
 
+Check = tuple[str, object, bool, str]
+"""A setting's name, its value, whether it is allowed, and what is."""
+
+
 def check_config(config: DiffusionConfig, where: str = "generator.settings") -> None:
     """InputError for values no training can use."""
-    auto = config.autoencoder
-    checks: list[tuple[str, object, bool, str]] = [
-        ("schedule", config.schedule, config.schedule in SCHEDULES, f"one of {SCHEDULES}"),
-        ("prediction", config.prediction, config.prediction in PREDICTIONS, f"one of {PREDICTIONS}"),
-        ("sampler", config.sampler, config.sampler in SAMPLERS, f"one of {SAMPLERS}"),
-        ("snapshot", config.snapshot, config.snapshot in SNAPSHOTS, f"one of {SNAPSHOTS}"),
-        ("precision", config.precision, config.precision in (*PRECISIONS, AUTO), f"one of {PRECISIONS}, or auto"),
+    is_flow = config.schedule == "rectified_flow"
+    with_flow = "with schedule=rectified_flow"
+    choices: dict[str, tuple[object, ...]]
+    choices = {"schedule": SCHEDULES, "prediction": PREDICTIONS, "sampler": SAMPLERS, "snapshot": SNAPSHOTS}
+    choices |= {"precision": (*PRECISIONS, AUTO), "checkpointing": (True, False, AUTO)}
+    checks = [_one_of(name, getattr(config, name), allowed) for name, allowed in choices.items()]
+    n_times, ema_kimg, sampler, prediction = config.n_times, config.ema_kimg, config.sampler, config.prediction
+    checks += [
         ("augment", config.augment, config.augment == (), "[]: the network is no longer told of augmentations"),
-        ("ema_kimg", config.ema_kimg, config.ema_kimg is None or config.ema_kimg > 0, "a number above 0, or null"),
-        ("n_times", config.n_times, config.n_times >= 10, "10 or more"),
-        ("n_res_blocks", config.n_res_blocks, config.n_res_blocks >= 1, "1 or more"),
-        ("n_snapshots", config.n_snapshots, config.n_snapshots >= 1, "1 or more"),
-        (
-            "n_evaluations",
-            config.n_evaluations,
-            1 <= config.n_evaluations <= config.n_times,
-            f"1 to n_times, {config.n_times}",
-        ),
-        (
-            "sampler",
-            config.sampler,
-            config.sampler != "ddpm" or config.schedule != "rectified_flow",
-            "ddim or multistep with schedule=rectified_flow, which has no ancestral steps",
-        ),
-        (
-            "prediction",
-            config.prediction,
-            config.prediction == "v" or config.schedule != "rectified_flow",
-            "v with schedule=rectified_flow",
-        ),
+        ("ema_kimg", ema_kimg, ema_kimg is None or ema_kimg > 0, "a number above 0, or null"),
+        ("n_times", n_times, n_times >= 10, "10 or more"),
+        ("n_evaluations", config.n_evaluations, 1 <= config.n_evaluations <= n_times, f"1 to n_times, {n_times}"),
+        ("sampler", sampler, sampler != "ddpm" or not is_flow, f"ddim or multistep {with_flow}: it has no ddpm steps"),
+        ("prediction", prediction, prediction == "v" or not is_flow, f"v {with_flow}"),
+        *_at_least(1, config, "n_res_blocks", "n_snapshots"),
+        *_auto_or_positive(config, "batch_size", "n_accumulated", "learning_rate"),
+        *_widths_checks("channels", config.channels),
     ]
-    numbers = {name: getattr(config, name) for name in ("batch_size", "n_accumulated", "learning_rate")}
-    lists = {"channels": config.channels}
-    if auto is not None:
-        checks += _autoencoder_checks(auto)
-        lists["autoencoder.channels"] = auto.channels
-        numbers |= {
-            "autoencoder.learning_rate": auto.learning_rate,
-            "autoencoder.n_downsamplings": auto.n_downsamplings,
-            "autoencoder.perceptual_weight": auto.perceptual_weight,
-        }
-    zero_allowed = ("autoencoder.perceptual_weight",)
-    for name, value in numbers.items():
-        valid = value == AUTO if isinstance(value, str) else value > 0 or (value == 0 and name in zero_allowed)
-        checks.append((name, value, valid, "auto or a number above 0"))
-    for name, widths in lists.items():
-        valid = widths == AUTO if isinstance(widths, str) else len(widths) > 0 and min(widths) >= 4
-        checks.append((name, widths, valid, "auto or widths of at least 4, multiples of the first"))
-        if not isinstance(widths, str) and widths:
-            checks.append((name, widths, all(n % widths[0] == 0 for n in widths), "multiples of the first width"))
-    checkpointing = config.checkpointing
-    checks.append(("checkpointing", checkpointing, checkpointing in (True, False, AUTO), "true, false or auto"))
+    own = config.autoencoder
+    if own is not None:
+        weight, share, since = own.perceptual_weight, own.kimg_share, own.adversarial_from
+        is_weight = weight == AUTO if isinstance(weight, str) else weight >= 0
+        of_autoencoder: list[Check] = [
+            _one_of("kind", own.kind, KINDS),
+            _one_of("perceptual", own.perceptual, PERCEPTUAL),
+            ("kimg_share", share, 0 < share < 1, "a number between 0 and 1"),
+            ("adversarial_from", since, 0 <= since <= 1, "0 to 1 (never)"),
+            ("perceptual_weight", weight, is_weight, "auto, 0 or more"),
+            *_at_least(1, own, "latent_channels", "n_res_blocks", "codebook_size"),
+            *_at_least(0, own, "adversarial_weight", "kl_weight"),
+            *_auto_or_positive(own, "learning_rate", "n_downsamplings"),
+            *_widths_checks("channels", own.channels),
+        ]
+        checks += [(f"autoencoder.{name}", value, valid, expected) for name, value, valid, expected in of_autoencoder]
     for name, value, valid, expected in checks:
         if not valid:
             raise InputError(f"{value!r} is not allowed", where=f"{where}.{name}", fix=f"use {expected}")
 
 
-def _autoencoder_checks(config: AutoencoderConfig) -> list[tuple[str, object, bool, str]]:
-    share, since = config.kimg_share, config.adversarial_from
-    checks: list[tuple[str, object, bool, str]] = [
-        ("kind", config.kind, config.kind in KINDS, f"one of {KINDS}"),
-        ("perceptual", config.perceptual, config.perceptual in PERCEPTUAL, f"one of {PERCEPTUAL}"),
-        ("kimg_share", share, 0 < share < 1, "a number between 0 and 1"),
-        ("adversarial_from", since, 0 <= since <= 1, "0 to 1 (never)"),
-    ]
-    counts = ("latent_channels", "n_res_blocks", "codebook_size")
-    checks += [(name, getattr(config, name), getattr(config, name) >= 1, "1 or more") for name in counts]
-    weights = ("adversarial_weight", "kl_weight")
-    checks += [(name, getattr(config, name), getattr(config, name) >= 0, "0 or more") for name in weights]
-    return [(f"autoencoder.{name}", value, valid, expected) for name, value, valid, expected in checks]
+def _one_of(name: str, value: object, allowed: Sequence[object]) -> Check:
+    return name, value, value in allowed, "one of " + ", ".join(str(one) for one in allowed)
+
+
+def _at_least(least: int, config: object, *names: str) -> list[Check]:
+    return [(name, value := getattr(config, name), value >= least, f"{least} or more") for name in names]
+
+
+def _auto_or_positive(config: object, *names: str) -> list[Check]:
+    values = [(name, getattr(config, name)) for name in names]
+    expected = "auto or a number above 0"
+    return [(name, value, value == AUTO if isinstance(value, str) else value > 0, expected) for name, value in values]
+
+
+def _widths_checks(name: str, widths: tuple[int, ...] | str) -> list[Check]:
+    if isinstance(widths, str):
+        return [(name, widths, widths == AUTO, "auto or widths of at least 4, multiples of the first")]
+    valid = len(widths) > 0 and min(widths) >= 4 and all(n % widths[0] == 0 for n in widths)
+    return [(name, widths, valid, "auto or widths of at least 4, multiples of the first")]

@@ -1,7 +1,7 @@
-"""A training at some step: what autoencoder and denoiser have in common, on disk and between processes.
+"""The part that the trainings of autoencoder and denoiser share: steps, epochs, checkpoints, parts and processes.
 
 Every random number of step i comes from a generator seeded by (seed, i, purpose), drawn for the whole batch: parts of a
-batch and shares of processes add up to the batch, and a resumed training needs no generator's state.
+batch and the processes' images add up to the batch, and a resumed training needs no generator's state.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Lengths(Protocol):
 
 
 class Training(ABC):
-    """Networks, their optimisers and how far they are; subclasses say what a step is."""
+    """Networks, optimisers and the step that they have reached; subclasses define a step."""
 
     checkpoint: ClassVar[str]
     modules: dict[str, nn.Module]
@@ -82,7 +82,7 @@ class Training(ABC):
 
     @abstractmethod
     def on_epoch_end(self, out: Path) -> Mapping[str, float]:
-        """At the end of an epoch, on one process: validation, and pictures now and then; scores for the curves."""
+        """Validate, and now and then draw, on one process at the end of an epoch; returns scores for the curves."""
 
     @property
     def n_steps(self) -> int:
@@ -103,7 +103,7 @@ class Training(ABC):
         """One step.
 
         Raises:
-            RuntimeError: what it measured is no number any more.
+            RuntimeError: a measured value is not finite.
         """
         measured = self.update()
         self.step += 1
@@ -115,7 +115,7 @@ class Training(ABC):
             self.rows.append({"step": self.kimg, "unit": "kimg", **values})
 
     def end_epoch(self, out: Path) -> None:
-        """Scores, pictures and curves first, then the point to resume from."""
+        """Write scores, pictures and curves first, then the checkpoint to resume from."""
         scores = self.on_epoch_end(out)
         if scores:
             self.rows.append({"step": self.kimg, "unit": "kimg", **scores})

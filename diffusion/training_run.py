@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -20,7 +20,6 @@ from diffusion.data import Data
 from diffusion.denoiser_training import DenoiserTraining
 from diffusion.model import RESULT
 from diffusion.settings import DiffusionSettings
-from diffusion.training import Training
 from training.batch_shard import BatchShard
 from training.distributed import run_distributed
 from training.memory import keep_freed_memory
@@ -31,7 +30,7 @@ from training.training_state import check_same_run
 
 log = logging.getLogger(__name__)
 
-AUTOENCODER_FOLDER = "autoencoder"
+AUTOENCODER_FOLDER, DENOISER = "autoencoder", "denoiser"
 RENDEZVOUS = "rendezvous"  # of the processes, while there are several
 
 
@@ -65,77 +64,74 @@ def train(
         remove_candidates(out)
         return
     card = Card(out, data, settings, seed, device)
-    arguments = (data, settings, seed)
-    if settings.autoencoder is not None and not (out / AUTOENCODER_FOLDER / AUTOENCODER).is_file():
-        _run(_begin_autoencoder, arguments, out, device, progress, card, n_processes, None)
-    _run(_begin_denoiser, arguments, out, device, progress, card, n_processes, monitor)
+    has_autoencoder = settings.autoencoder is None or (out / AUTOENCODER_FOLDER / AUTOENCODER).is_file()
+    for name in (DENOISER,) if has_autoencoder else (AUTOENCODER_FOLDER, DENOISER):
+
+        def lead(shard: BatchShard, own_device: str, name: str = name) -> None:
+            run, folder = _begin(shard, own_device, name, out, data, settings, seed, monitor)
+            _lead(run, folder, settings, progress, card)
+
+        # the file has a name of its own: followers of a killed training may still use theirs
+        rendezvous = out / f".{uuid4().hex}.{RENDEZVOUS}"
+        run_distributed(n_processes, rendezvous, device, lead, _follow, name, out, data, settings, seed)
 
 
 def check_processes(settings: DiffusionSettings, n_processes: int) -> None:
     """InputError unless every process gets as many images of every batch."""
-    sizes = [settings.batch_size] + ([] if settings.autoencoder is None else [settings.autoencoder.batch_size])
+    sizes = _batch_sizes(settings)
     if any(size % n_processes for size in sizes):
         problem = f"batches of {sizes} images cannot be shared by {n_processes} processes"
         raise InputError(problem, where="n_processes", fix="use a number that divides the batches")
 
 
 def n_processes_for(settings: DiffusionSettings, n_devices: int) -> int:
-    """The largest number of processes up to ``n_devices`` that the batches can be shared by."""
-    sizes = [settings.batch_size] + ([] if settings.autoencoder is None else [settings.autoencoder.batch_size])
-    return max((n for n in range(1, n_devices + 1) if not any(size % n for size in sizes)), default=1)
+    """The largest number of processes up to ``n_devices`` that can share the batches."""
+    return max((n for n in range(1, n_devices + 1) if not any(size % n for size in _batch_sizes(settings))), default=1)
 
 
-def _begin_autoencoder(
-    out: Path,
-    device: str,
+def _batch_sizes(settings: DiffusionSettings) -> list[int]:
+    return [settings.batch_size] + ([] if settings.autoencoder is None else [settings.autoencoder.batch_size])
+
+
+def _begin(
     shard: BatchShard,
-    monitor: Monitor | None,
+    device: str,
+    name: str,
+    out: Path,
     data: Data,
     settings: DiffusionSettings,
     seed: int,
-) -> tuple[Training, Path]:
-    return AutoencoderTraining(data, settings, seed, torch.device(device), shard), out / AUTOENCODER_FOLDER
+    monitor: Monitor | None = None,
+) -> tuple[AutoencoderTraining | DenoiserTraining, Path]:
+    """One of the two trainings, gone on from its checkpoint if there is one, and its folder."""
+    folder = out / AUTOENCODER_FOLDER
+    run: AutoencoderTraining | DenoiserTraining
+    if name == AUTOENCODER_FOLDER:
+        run = AutoencoderTraining(data, settings, seed, torch.device(device), shard)
+    else:
+        autoencoder = None if settings.autoencoder is None else folder
+        run = DenoiserTraining(data, settings, seed, torch.device(device), shard, autoencoder, monitor)
+        folder = out
+    run.resume(folder)
+    shard.barrier()  # every process has read the checkpoint
+    return run, folder
 
 
-def _begin_denoiser(
-    out: Path,
-    device: str,
-    shard: BatchShard,
-    monitor: Monitor | None,
-    data: Data,
+def _lead(
+    run: AutoencoderTraining | DenoiserTraining,
+    folder: Path,
     settings: DiffusionSettings,
-    seed: int,
-) -> tuple[Training, Path]:
-    folder = None if settings.autoencoder is None else out / AUTOENCODER_FOLDER
-    return DenoiserTraining(data, settings, seed, torch.device(device), shard, folder, monitor), out
-
-
-def _run(
-    begin: Callable[..., tuple[Training, Path]],
-    arguments: tuple[Data, DiffusionSettings, int],
-    out: Path,
-    device: str,
     progress: Progress,
     card: Card,
-    n_processes: int,
-    monitor: Monitor | None,
 ) -> None:
-    """One of the two trainings, on this process as the one that writes, and on the others."""
-
-    def lead(shard: BatchShard, own_device: str) -> None:
-        run, folder = begin(out, own_device, shard, monitor, *arguments)
-        _lead(run, folder, arguments[1], progress, card)
-
-    # a name of its own: what followers of a killed training still do to theirs must not be done to this one
-    rendezvous = out / f".{uuid4().hex}.{RENDEZVOUS}"
-    run_distributed(n_processes, rendezvous, device, lead, _follow, begin, out, arguments)
-
-
-def _lead(run: Training, folder: Path, settings: DiffusionSettings, progress: Progress, card: Card) -> None:
-    kimg_before, kimg_in_all = _kimg_before(run, settings), kimg_total(settings)
-    run.resume(folder)
-    run.shard.barrier()  # the others have read the checkpoint
-    _remove_pictures_ahead(folder, run.kimg)
+    """The training on the process that writes."""
+    kimg_in_all = kimg_total(settings)
+    kimg_before = 0.0  # shown before this training began: to the autoencoder
+    if isinstance(run, DenoiserTraining):
+        kimg_before = round(kimg_in_all - run.n_steps * run.batch_size / 1000, 6)
+    for sheet in (folder / SHEETS).glob("kimg_*"):  # a resumed training draws later ones again
+        if float(sheet.name.removeprefix("kimg_").rsplit(".", 1)[0]) > run.kimg:
+            sheet.unlink()
     while run.step < run.n_steps:
         run.advance()
         if run.step % run.steps_per_epoch == 0:
@@ -143,26 +139,17 @@ def _lead(run: Training, folder: Path, settings: DiffusionSettings, progress: Pr
             run.end_epoch(folder)
             card.write(run.rows, kimg_before + run.kimg)
             run.shard.barrier()
-            log.debug("epoch %d of %d, %.1f s beside it", run.epoch, run.n_epochs, time.monotonic() - started_s)
+            log.debug("epoch %d of %d ended in %.1f s", run.epoch, run.n_epochs, time.monotonic() - started_s)
         progress(kimg_before + run.kimg, kimg_in_all, "kimg")
-    if isinstance(run, DenoiserTraining):
-        card.write(run.rows, kimg_in_all, run.finish(folder))
-    elif isinstance(run, AutoencoderTraining):
-        run.finish(folder)
+    chosen = run.finish(folder)
+    if chosen is not None:
+        card.write(run.rows, kimg_in_all, chosen)
 
 
-def _follow(
-    shard: BatchShard,
-    device: str,
-    begin: Callable[..., tuple[Training, Path]],
-    out: Path,
-    arguments: tuple[Data, DiffusionSettings, int],
-) -> None:
-    """The training as the others see it: the steps, and a wait wherever the leader writes."""
+def _follow(shard: BatchShard, device: str, *arguments: Any) -> None:
+    """The training on the other processes: the steps, and a wait wherever the leader writes."""
     keep_freed_memory()
-    run, folder = begin(out, device, shard, None, *arguments)
-    run.resume(folder)
-    shard.barrier()
+    run, _ = _begin(shard, device, *arguments)
     while run.step < run.n_steps:
         run.advance()
         if run.step % run.steps_per_epoch == 0:
@@ -175,20 +162,6 @@ def kimg_total(settings: DiffusionSettings) -> float:
     steps = settings.n_steps * settings.batch_size
     steps += 0 if own is None else own.n_epochs * own.steps_per_epoch * own.batch_size
     return round(steps / 1000, 6)
-
-
-def _kimg_before(run: Training, settings: DiffusionSettings) -> float:
-    """Shown before ``run`` began: the autoencoder's share."""
-    if isinstance(run, AutoencoderTraining):
-        return 0.0
-    return round(kimg_total(settings) - run.n_steps * run.batch_size / 1000, 6)
-
-
-def _remove_pictures_ahead(folder: Path, kimg: float) -> None:
-    """Sheets of a future that a resumed training will draw again."""
-    for sheet in (folder / SHEETS).glob("kimg_*"):
-        if float(sheet.name.removeprefix("kimg_").rsplit(".", 1)[0]) > kimg:
-            sheet.unlink()
 
 
 def _remove_half_written(out: Path) -> None:

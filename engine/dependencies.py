@@ -183,10 +183,10 @@ class CodeBase:
         base = self._root.joinpath(top, *rest)
         if top in self._also and not base.exists():
             spec = importlib.util.find_spec(top)
-            if spec is None or spec.origin is None:
-                return []
-            origin = Path(spec.origin)
-            base = origin.parent.joinpath(*rest) if spec.submodule_search_locations else origin.with_suffix("")
+            if spec is not None and spec.submodule_search_locations:
+                base = Path(next(iter(spec.submodule_search_locations))).joinpath(*rest)
+            elif spec is not None and spec.origin:
+                base = Path(spec.origin).with_suffix("")
         found = [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()][:1]
         return [*found, *(path for path in (base / "__init__.pyi",) if path.is_file())]
 
@@ -204,7 +204,7 @@ def code_of(roots: Sequence[str]) -> dict[str, str]:
 
 
 def describe_changes(before: Mapping[str, str], now: Mapping[str, str], most: int = 3) -> str:
-    """Which definitions differ, for a person: ``gan.loss:r1_penalty changed, and 4 more``."""
+    """Which definitions differ, for a person: ``gan.train_step:r1_penalty changed, and 4 more``."""
     changed = [f"{name} changed" for name in now if name in before and before[name] != now[name]]
     new = [f"{name} is new" for name in now if name not in before]
     gone = [f"{name} is gone" for name in before if name not in now]

@@ -1,4 +1,4 @@
-"""What a site gets from each approach: local, pooled, synthetic, shared and fine-tuned, federated, DSL; and scaling."""
+"""What a site gets from each approach (own, pooled, synthetic, shared, federated images), and the scaling curve."""
 
 from __future__ import annotations
 
@@ -128,23 +128,23 @@ def compare(results: pd.DataFrame) -> list[Comparison]:
     named = own.assign(model=own["model"] + "-" + own["trained_on"].astype(str))
     tests = {family: paired_test(named, OURS, family) for family in others}
     corrected = dict(zip(others, bonferroni([test.p for test in tests.values()]), strict=True))
+    ours_at = set(own[own["model"] == OURS]["tested_on"])
     found = []
     for family in present:
-        rows = own[own["model"] == family]
-        by_site = {site: interval_of(rows[rows["tested_on"] == site], "dice") for site in sites if _any(rows, site)}
-        mean = sum(by_site[site].mean for site in sites) / len(sites) if len(by_site) == len(sites) else math.nan
-        shared = [site for site in by_site if family in tests and _any(own[own["model"] == OURS], site)]
-        by_difference = {site: gain(own, OURS, family, [site]) for site in shared}
-        difference = gain(own, OURS, family, shared) if shared else None
-        test = tests.get(family)
-        found.append(
-            Comparison(family, by_site, mean, difference, by_difference, test, corrected.get(family, math.nan))
+        of_site = {str(site): rows for site, rows in own[own["model"] == family].groupby("tested_on", sort=True)}
+        by_site = {site: interval_of(rows, "dice") for site, rows in of_site.items()}
+        shared = [site for site in by_site if family in tests and site in ours_at]
+        comparison = Comparison(
+            approach=family,
+            by_site=by_site,
+            mean=sum(of.mean for of in by_site.values()) / len(sites) if len(by_site) == len(sites) else math.nan,
+            difference=gain(own, OURS, family, shared) if shared else None,
+            difference_by_site={site: gain(own, OURS, family, [site]) for site in shared},
+            test=tests.get(family),
+            p_corrected=corrected.get(family, math.nan),
         )
+        found.append(comparison)
     return found
-
-
-def _any(rows: pd.DataFrame, site: str) -> bool:
-    return bool((rows["tested_on"] == site).any())
 
 
 def is_named(union: str) -> bool:

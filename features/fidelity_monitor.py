@@ -1,8 +1,8 @@
-"""The gauge of a generator's training: samples against held-out patients' images, in the offline embedder's features.
+"""Scores of a generator's samples during its training: against held-out patients' images, in offline features.
 
 Held-out are the validation patients of the outer fold where the generator trains on the training patients alone; the
-fold's test patients are not in the slices and never seen. Where it trains on both, nobody is held out: the gauge then
-says so, compares with training images alone, and the last snapshot is taken.
+fold's test patients are not in the slices and never seen. Where it trains on both, nobody is held out: the monitor
+then says so, compares with training images alone, and the last snapshot is taken.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from training.monitor import (
 
 log = logging.getLogger(__name__)
 
-EMBEDDER = "efficientnet_lite0"  # offline, whatever the filter's: the gauge must cost little
+EMBEDDER = "efficientnet_lite0"  # offline, whatever the filter's: the scores must cost little
 BATCH_SIZE = 32
 SECONDS_PER_IMAGE = {"cpu": 0.1, "cuda": 1e-3}  # one core of a busy machine (measured); a GPU (a cautious guess)
 MIN_HELDOUT_IMAGES, MIN_HELDOUT_PATIENTS = 8, 2
 MAX_HELDOUT_SHARE = 0.5  # of the real images that are embedded, where not all can be
 MAX_COMPARED = 1024  # training images in the Fréchet and the kernel distance; the nearest one is sought among all
-HONEST_SHARE = 0.05  # of unseen patients' images are as near to a training image as what counts as copied
+UNSEEN_SHARE = 0.05  # of unseen patients' images that lie as near to a training image as what counts as copied
 BLOCK = 1024
 
 Build = Callable[..., Embedder]
@@ -53,13 +53,13 @@ class References:
     compared_patients: tuple[str, ...]
     heldout: np.ndarray  # (0, d) where nobody is held out
     heldout_patients: tuple[str, ...]
-    honest_distance: float  # median distance of an image to the nearest training image of another patient
-    copy_distance: float  # nearer than this only HONEST_SHARE of those images are
+    unseen_distance: float  # median distance of an image to the nearest training image of another patient
+    copy_distance: float  # nearer than this only UNSEEN_SHARE of those images are
     spread: float  # mean distance between two training images
 
 
 class FidelityMonitor:
-    """The gauge of one site. Real images are embedded on first use and again after a resume, to the same features."""
+    """The monitor of one site. Real images are embedded on first use and again after a resume, to the same features."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class FidelityMonitor:
         build: Build = build_embedder,
         embeddings: Path | None = None,
     ) -> None:
-        """The gauge.
+        """The monitor.
 
         Args:
             heldout: images the generator does not train on; those of training patients are left out.
@@ -82,7 +82,7 @@ class FidelityMonitor:
         n_patients = len({heldout.entries[i].patient for i in unseen})
         if len(unseen) < MIN_HELDOUT_IMAGES or n_patients < MIN_HELDOUT_PATIENTS:
             log.warning(
-                "no held-out patients to gauge the generator with (%d images of %d patients it does not train on): "
+                "no held-out patients can score the generator (%d images of %d patients it does not train on): "
                 "scores compare with its training images alone, and no snapshot is preferred to the last",
                 *(len(unseen), n_patients),
             )
@@ -108,7 +108,7 @@ class FidelityMonitor:
         scores = {
             FRECHET_TRAIN: frechet_distance(features, real.compared),
             KERNEL_TRAIN: kernel_distance(features, real.compared, real.compared_patients),
-            NEAREST_TRAIN: float(np.median(distances)) / real.honest_distance,
+            NEAREST_TRAIN: float(np.median(distances)) / real.unseen_distance,
             COPIED_TRAIN: float(np.mean(distances < real.copy_distance)),
             DIVERSITY: _mean_distance(features) / real.spread,
         }
@@ -149,7 +149,7 @@ class FidelityMonitor:
             others,
             tuple(entry.patient for entry in heldout.entries),
             max(float(np.median(distances)), smallest),
-            max(float(np.quantile(distances, HONEST_SHARE)), smallest),
+            max(float(np.quantile(distances, UNSEEN_SHARE)), smallest),
             max(_mean_distance(features), smallest),
         )
 
@@ -161,7 +161,7 @@ class FidelityMonitor:
         n_heldout = min(len(self.heldout), max(MIN_HELDOUT_IMAGES, int(MAX_HELDOUT_SHARE * n_references)))
         n_training = max(2, min(len(self.training), (n_references - n_heldout) // n_views))
         log.info(
-            "the gauge looks at %d of %d training and %d of %d held-out images, to stay within its time",
+            "the monitor looks at %d of %d training and %d of %d held-out images, to stay within its time",
             *(n_training, len(self.training), n_heldout, len(self.heldout)),
         )
         rng = np.random.default_rng(derive_seed(self._seed, "references"))

@@ -104,17 +104,13 @@ class Client:
         if self._held == (model, round_index):
             return
         read_into(Path(model), self._outgoing())
-        local = self._latest_local(round_index)
-        if local is not None:
-            read_into(local, self._staying())
+        # what stayed at the site after that round, or after the last one before it that the site took part in
+        files = {int(file.stem.removeprefix("local_")): file for file in self._folder.glob("local_*.safetensors")}
+        known = [kept for kept in files if kept <= round_index]
+        if known:
+            read_into(files[max(known)], self._staying())
         self._trainer.anchor(self._shared)
         self._held = (model, round_index)
-
-    def _latest_local(self, round_index: int) -> Path | None:
-        """What stayed at the site after that round, or after the last one before it that the site took part in."""
-        rounds = [int(file.stem.removeprefix("local_")) for file in self._folder.glob("local_*.safetensors")]
-        known = [kept for kept in rounds if kept <= round_index]
-        return self._folder / f"local_{max(known)}.safetensors" if known else None
 
     def _save_local(self, round_index: int, keep_rounds: Sequence[int]) -> None:
         """Keep what is not exchanged, so that a worker made anew goes on as this one would have."""

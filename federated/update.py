@@ -157,7 +157,7 @@ def open_update(path: Path, expected: Layout | None = None) -> Update:
     try:
         update = _read_header(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise InputError(f"not a readable update ({error})", where=path, fix="send it again") from error
+        raise InputError(f"it is not a readable update ({error})", where=path, fix="send it again") from error
     if expected is not None and update.layout != expected:
         raise InputError(
             _difference(update.layout, expected), where=path, fix="train with the plan that was negotiated"

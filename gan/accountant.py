@@ -1,9 +1,9 @@
 """What a private training has spent: Rényi differential privacy of the Gaussian mechanism on Poisson-sampled images.
 
-Neighbouring data sets differ by one image that is there or is not (add or remove). Written here, and not taken from a
-library, because it is one integral: Opacus would bring a second way of training with it, Google's dp-accounting a
-compiled package. Opacus agrees to 1e-6, dp-accounting too at whole orders (``tests/test_gan_accountant.py``). An
-accountant of privacy-loss distributions would find an epsilon about a tenth smaller; this one is an upper bound.
+Two data sets are neighbours if one of them has one image more. The accountant is written here because it is one
+integral: Opacus would add a second way of training, Google's dp-accounting a compiled package. Opacus agrees to 1e-6,
+dp-accounting too at whole orders (``tests/gan/test_accountant.py``). An accountant of privacy-loss distributions would
+find an epsilon about a tenth smaller; this one is an upper bound.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ BASELINE_BYTES = 0.6 * 2**30
 
 @dataclass(frozen=True)
 class Choice:
-    """Values for the settings that said ``auto``, and the length."""
+    """Values for the settings that were ``auto``, and the length."""
 
     batch_size: int
     channel_base: int
@@ -72,14 +72,30 @@ def choose(
     Raises:
         InputError: nothing fits into the memory, or the settings are ones no training can use.
     """
-    budget_bytes = BUDGET_SHARE * machine.memory_gib * 2**30
-    batches = _batches(plan.patch_size_px, n_images, machine) if "batch_size" in auto else [config.batch_size]
-    bases = _bases(plan, n_channels, machine, config) if "channel_base" in auto else [config.channel_base]
-    for batch_size, base in _descending(batches, bases):
+    is_gpu, n_pixels = machine.kind == "cuda", math.prod(plan.patch_size_px)
+    # Batches: powers of two, largest first, to 2.
+    batches = [config.batch_size]
+    if "batch_size" in auto:
+        most = min(MOST_IMAGES[machine.kind], max(2, n_images), max(2, MOST_PIXELS // n_pixels))
+        batches = [2**power for power in range(most.bit_length() - 1, 0, -1)]
+    # Widths: halvings, largest first, to SMALLEST_BASE; on a CPU those at which an image is affordable.
+    bases = [config.channel_base]
+    if "channel_base" in auto:
+        largest = GPU_BASE_LARGE if is_gpu and n_pixels >= LARGE_PX**2 else GPU_BASE
+        bases = [largest // 2**power for power in range((largest // SMALLEST_BASE).bit_length())]
+        if not is_gpu:
+            tried = [derive_settings(plan, 2, n_channels, None, replace(config, channel_base=base)) for base in bases]
+            costs = zip(bases, map(training_flop, tried), strict=True)
+            bases = [base for base, cost in costs if cost <= MOST_CPU_FLOP_PER_IMAGE] or bases[-1:]
+    # The first that fits into the memory: batches down to 4, then widths, then the rest of the batches.
+    usual = [batch for batch in batches if batch >= USUAL_SMALLEST_BATCH] or batches[:1]
+    candidates = [(batch, bases[0]) for batch in usual] + [(usual[-1], base) for base in bases[1:]]
+    candidates += [(batch, bases[-1]) for batch in batches if batch < usual[-1]]
+    for batch_size, base in candidates:
         group = math.gcd(batch_size, config.minibatch_std_group) if "batch_size" in auto else config.minibatch_std_group
-        tried = replace(config, batch_size=batch_size, channel_base=base, minibatch_std_group=group)
-        derived = derive_settings(plan, n_images, n_channels, None, tried)
-        if training_bytes(derived) <= budget_bytes:
+        changed = replace(config, batch_size=batch_size, channel_base=base, minibatch_std_group=group)
+        derived = derive_settings(plan, n_images, n_channels, None, changed)
+        if training_bytes(derived) <= BUDGET_SHARE * machine.memory_gib * 2**30:
             break
     else:
         raise InputError(
@@ -87,40 +103,13 @@ def choose(
             where="generator.settings",
             fix="use a machine with more memory, or set data.max_size_px",
         )
-    precision = ("bf16" if machine.has_bf16 else "fp32") if "precision" in auto else config.precision
-    return Choice(batch_size, base, precision, group, _kimg(n_images, training_flop(derived), machine))
-
-
-def _batches(size_px: Pair, n_images: int, machine: Machine) -> list[int]:
-    """Powers of two, largest first, to 2."""
-    most = min(MOST_IMAGES[machine.kind], max(2, n_images), max(2, MOST_PIXELS // math.prod(size_px)))
-    return [2**power for power in range(most.bit_length() - 1, 0, -1)]
-
-
-def _bases(plan: Plan, n_channels: int, machine: Machine, config: GanConfig) -> list[int]:
-    """Halvings, largest first, to SMALLEST_BASE."""
-    largest = GPU_BASE_LARGE if machine.kind == "cuda" and math.prod(plan.patch_size_px) >= LARGE_PX**2 else GPU_BASE
-    bases = [largest // 2**power for power in range((largest // SMALLEST_BASE).bit_length())]
-    if machine.kind == "cuda":
-        return bases
-    costs = [training_flop(derive_settings(plan, 2, n_channels, None, replace(config, channel_base=b))) for b in bases]
-    return [base for base, cost in zip(bases, costs, strict=True) if cost <= MOST_CPU_FLOP_PER_IMAGE] or bases[-1:]
-
-
-def _descending(batches: list[int], bases: list[int]) -> Iterator[tuple[int, int]]:
-    """Ever smaller: batches down to 4, then widths, then the rest of the batches."""
-    first = [batch for batch in batches if batch >= USUAL_SMALLEST_BATCH] or batches[:1]
-    yield from ((batch, bases[0]) for batch in first)
-    yield from ((first[-1], base) for base in bases[1:])
-    yield from ((batch, bases[-1]) for batch in batches if batch < first[-1])
-
-
-def _kimg(n_images: int, flop_per_image: float, machine: Machine) -> float:
+    # The length: as many kimg as images within limits, and on a CPU no more than CPU_FLOP.
     kimg = min(max(float(n_images), SHORTEST_KIMG), LONGEST_KIMG)
-    if machine.kind == "cuda":
-        return kimg
-    affordable = max(SHORTEST_CPU_KIMG, float(math.floor(CPU_FLOP / flop_per_image / 1000)))
-    return min(kimg, affordable)
+    if not is_gpu:
+        affordable = float(math.floor(CPU_FLOP / training_flop(derived) / 1000))
+        kimg = min(kimg, max(SHORTEST_CPU_KIMG, affordable))
+    precision = ("bf16" if machine.has_bf16 else "fp32") if "precision" in auto else config.precision
+    return Choice(batch_size, base, precision, group, kimg)
 
 
 def training_flop(settings: GanSettings) -> float:
@@ -173,7 +162,7 @@ def _layers(settings: GanSettings) -> list[_Layer]:
 
 
 def split_auto(settings: Mapping[str, Any], where: str) -> tuple[GanConfig, frozenset[str]]:
-    """The settings with defaults in the place of ``auto``, and the keys that said it.
+    """The settings with defaults in the place of ``auto``, and the keys that were ``auto``.
 
     Raises:
         TypeError: unknown keys, wrong types, or ``auto`` where there is none.

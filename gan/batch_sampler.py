@@ -2,8 +2,8 @@
 
 A convolution's sums may be ordered differently for another batch size. So all passes have one fixed shape, the last one
 filled up with images nobody sees; within a shape each image is computed alike, wherever it stands
-(``tests/test_gan_sample.py``; measured on CPUs). Another shape, kind of device, number of threads or version of PyTorch
-may differ by one grey level.
+(``tests/gan/test_gan_sample.py``; measured on CPUs). Another shape, kind of device, number of threads or version of
+PyTorch may differ by one grey level.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gan.model import GeneratorNetwork
 from gan.settings import GanSettings
 from training.pictures import images_to_integers
 
-PIXELS_PER_PASS = {"cpu": 2**15, "cuda": 2**20}  # where more no longer make an image cheaper
+PIXELS_PER_PASS = {"cpu": 2**15, "cuda": 2**20}  # more pixels do not make an image cheaper
 MOST_PER_PASS = {"cpu": 32, "cuda": 64}
 MOST_THREADS = 4  # that draw random numbers ahead of a GPU
 

@@ -1,9 +1,9 @@
-"""Differential privacy of a training: one noisy gradient a step is all that weights ever learn of real images (DP-SGD).
+"""Differential privacy of a training (DP-SGD): weights learn of real images by one noisy gradient a step alone.
 
 Only the discriminator sees real images, and only their half of its loss (Dmain): the gradient of every real image is
 clipped to a norm, the sum gets Gaussian noise (Abadi et al. 2016, algorithm 1). All else follows from weights that are
 already private: the fakes and their half, which needs neither clipping nor noise, the generator, the average (DPGAN,
-Xie et al. 2018). So nothing else may look at real images: see ``TrainStep.r2`` for R1's place.
+Xie et al. 2018). Nothing else may look at real images: ``TrainStep.r2`` takes the place of R1.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def clipped_sum(
 
 
 def new_secret() -> str:
-    """What noise and sampling are drawn from: with the seed of an experiment, which is no secret, both could be undone.
+    """A number that nobody can guess: noise and sampling are drawn from it, and who knows it can remove the noise.
 
     It is kept in the checkpoint, so that a resumed training draws the same, and is gone with it.
     """

@@ -25,7 +25,7 @@ ABOUT = "A StyleGAN2 shaped by nnU-Net's plan, with DiffAugment."
 
 
 class Record:
-    """Begun when a training begins or is resumed, told of every snapshot.
+    """The record of one training; ``begin`` when it begins or is resumed, ``snapshot`` at every snapshot.
 
     Of ``images`` (n, channels, height, width) only shape and type are written down.
     """
@@ -77,7 +77,7 @@ class Record:
             self._events.add(rows, kimg)
 
     def close(self) -> None:
-        """No more points will come."""
+        """Finish the events."""
         if self._events is not None:
             self._events.close()
 

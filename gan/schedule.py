@@ -1,7 +1,7 @@
 """When and on how many samples a training is scored: a pure function of its settings, so that a resumed one agrees.
 
-Times are estimates for one CPU core or one GPU, of which only the ratios matter: how many images can be generated and
-embedded in ``SHARE_OF_TIME`` of what the training takes. The log says at the end what it was.
+Times are estimates for one CPU core or one GPU. Only their ratios matter: how many images can be generated and embedded
+in ``SHARE_OF_TIME`` of the training's time. At the end the log says what share it was.
 """
 
 from __future__ import annotations

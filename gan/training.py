@@ -31,9 +31,9 @@ from training.alarms import (
     LAST_GOOD,
     N_ATTEMPTS,
     N_COMPARED,
+    N_SHOWN_ROWS,
     Health,
     TrainingFailedError,
-    alarm_record,
     check_measured,
     check_weights,
     pixel_diversity,
@@ -200,8 +200,9 @@ class Training:
             self.load(good)
         else:
             self._begin(0, self.train_step.device)
-        record = alarm_record(failure, attempt, kimg, self.kimg_at(self.step), rows)
-        self.alarms = [*self.alarms, record]
+        alarm = {"step": kimg, "unit": "kimg", "alarm": failure.kind, "message": str(failure), "attempt": attempt}
+        alarm |= {"back_to": self.kimg_at(self.step), "curve": rows[-N_SHOWN_ROWS:]}
+        self.alarms = [*self.alarms, alarm]
         write_alarms(self.alarms, out)
         n_attempts = N_ATTEMPTS if self.mechanism is None else 1  # each would spend the same epsilon again
         if attempt + 1 >= n_attempts:
@@ -214,7 +215,7 @@ class Training:
             self.kimg_at(self.step),
             attempt + 2,
             N_ATTEMPTS,
-            record["curve"],
+            alarm["curve"],
         )
         if self.step == 0:
             self._begin(attempt + 1, self.train_step.device)

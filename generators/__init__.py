@@ -1,1 +1,1 @@
-"""What the experiments ask of a generator, and how a generator is found by its name."""
+"""The interface of a generator, and how its adapter is found. The generators themselves are rooms of their own."""

@@ -3,8 +3,9 @@
     python -m memorization.audit --site-images images --out audit
 
 Plants copies of the site's own images under many kinds of change and reports what the filter finds of them, and how
-many honest images it drops. The folder holds PNG, JPEG or TIFF images, or is an autoshare image set (the artifact of a
-``slices`` stage). Everything written stays at the site: the sheet of copies shows patients.
+many honest images (real ones that are no copies) it drops. The folder holds PNG, JPEG or TIFF images, or is an
+autoshare image set (the artifact of a ``slices`` stage). Everything written stays at the site: the sheet of copies
+shows patients.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 @command(_add_arguments)
 def main(chosen: argparse.Namespace) -> None:
     """Audit, write the tables and pictures, print the table."""
-    from memorization.planted.audit_report import draw_copies
+    from memorization.pictures import draw_copies
     from memorization.planted.copies import KINDS
 
     images, patients = read_site_images(chosen.site_images, chosen.patient, chosen.size_px, chosen.patients)
@@ -86,11 +87,13 @@ def read_site_images(
         return stored.images, [str(entry.patient) for entry in stored.entries]
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
     if not files:
-        raise InputError(f"no image ({', '.join(ENDINGS)})", where=folder, fix="name the folder of the site's images")
+        raise InputError(
+            f"there is no image ({', '.join(ENDINGS)})", where=folder, fix="name the folder of the site's images"
+        )
     images = [_read(path, size_px) for path in files]
     channels = {image.shape[0] for image in images}
     if len(channels) > 1:
-        raise InputError("grey and colour images together", where=folder, fix="give images of one kind")
+        raise InputError("there are grey and colour images", where=folder, fix="give images of one kind")
     if table is None:
         return np.stack(images), [_patient(path, patient) for path in files]
     return np.stack(images), _from_table(table, files)
@@ -115,7 +118,9 @@ def _audit(chosen: argparse.Namespace, images: np.ndarray, patients: Sequence[st
 
 def write_audit(folder: Path, audits: Sequence[FilterAudit], n_images: int, n_patients: int) -> None:
     """``audit.json``, ``audit.md`` and ``recall.png``."""
-    from memorization.planted.audit_report import as_markdown, draw_recall
+    from memorization.pictures import draw_shares
+    from memorization.planted.audit_report import as_markdown
+    from memorization.planted.planted_audit import RATES
 
     folder.mkdir(parents=True, exist_ok=True)
     figures = {
@@ -125,7 +130,10 @@ def write_audit(folder: Path, audits: Sequence[FilterAudit], n_images: int, n_pa
     }
     write_json(folder / "audit.json", figures)
     write_text(folder / "audit.md", as_markdown(audits, n_images, n_patients))
-    draw_recall(folder / "recall.png", audits)
+    tables = [audit.by_kind(RATES[0]) for audit in audits]
+    rows = {kind: [(table[kind], f"{table[kind]:.2f}") for table in tables] for kind in tables[0]}
+    label = f"planted copies found where at most {RATES[0]:.0%} of honest images are dropped"
+    draw_shares(folder / "recall.png", rows, label, [audit.name.replace(", ", "\n") for audit in audits])
 
 
 def _plain(audit: FilterAudit) -> dict[str, object]:
@@ -168,7 +176,7 @@ def _from_table(table: Path, files: Sequence[Path]) -> list[str]:
         patients = {row[0]: row[1] for row in list(csv.reader(stream))[1:] if len(row) > 1}
     missing = [path.name for path in files if path.name not in patients]
     if missing:
-        raise InputError(f"no patient for {missing[0]} ({len(missing)} files)", where=table, fix="add rows for them")
+        raise InputError(f"{missing[0]} has no patient ({len(missing)} files)", where=table, fix="add rows for them")
     return [patients[path.name] for path in files]
 
 
@@ -176,7 +184,7 @@ def _patient(path: Path, expression: str) -> str:
     found = re.match(expression, path.stem)
     if found is None or not found.groups():
         raise InputError(
-            f"no patient in this name by {expression!r}",
+            f"this name has no patient by {expression!r}",
             where=path,
             fix="give --patient an expression with one group, as '(.+)_[0-9]+'",
         )

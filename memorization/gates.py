@@ -1,8 +1,9 @@
-"""What a site's figures must be before its synthetic images may leave: every gate is one function in ``GATES``.
+"""What a site's figures must be before its synthetic images may leave.
 
 A leakage gate refuses where its figure lies beyond its limit *and* chance does not explain it: p over relabelled
 patients is at most ``familywise_level`` over the number of leakage gates (Bonferroni, since all figures come from the
-same images). So the leakage gates together refuse an honest site with a probability of at most ``familywise_level``.
+same images). So the leakage gates together refuse a site whose generator copies nothing with a probability of at most
+``familywise_level``.
 
 The gates before them judge the filter: how much it dropped, and what it finds of copies planted for it.
 """
@@ -10,7 +11,7 @@ The gates before them judge the filter: how much it dropped, and what it finds o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from common.errors import InputError
@@ -35,7 +36,7 @@ class GatesConfig:
     """The limits (``config/gates/*.yaml``). Figures and their units: docs/leakage.md."""
 
     enforce: bool = True  # false: the package is written all the same, and says which gates failed
-    familywise_level: float = 0.05  # probability that the leakage gates together refuse an honest site
+    familywise_level: float = 0.05  # probability that the leakage gates together refuse where nothing is copied
     min_measured: int = 1  # leakage gates that must be measurable; a site with fewer has no evidence
     max_dropped_share: float = 0.5  # of the sampled images: a generator of which more are copies is not trusted
     n_planted_copies: int = 1  # of each kind and strength, for the filter in use to find; 0: none are planted
@@ -69,7 +70,7 @@ class GatesConfig:
 
 @dataclass(frozen=True)
 class PlantedRecall:
-    """What the filter in use found of the copies planted for it, and what it drops of honest images."""
+    """What the filter in use found of the copies planted for it, and what it drops of real images."""
 
     n: int
     found: int
@@ -117,7 +118,8 @@ class Gate:
 
 def judge(figures: AuditedFigures, config: GatesConfig) -> tuple[Gate, ...]:
     """Every gate, and last whether there was evidence enough to judge by."""
-    gates = tuple(gate(figures, config) for gate in GATES)
+    of_leakage = (_leakage_gate(gate, figures, config) for gate in LEAKAGE_GATES)
+    gates = (dropped_share(figures, config), planted_recall(figures, config), *of_leakage)
     return (*gates, _evidence_gate(gates, config))
 
 
@@ -154,70 +156,47 @@ def planted_recall(figures: AuditedFigures, config: GatesConfig) -> Gate:
     return Gate(PLANTED_RECALL, planted.mean_recall, "higher", limit, passed, reason, help_)
 
 
-def closest_record_share(figures: AuditedFigures, config: GatesConfig) -> Gate:
-    """Synthetic images lie nearer to the images trained on than to others."""
-    return _leakage_gate("closest-record share", "lower", config.max_closest_record_share, figures, config)
+@dataclass(frozen=True)
+class LeakageGate:
+    """A figure of leakage that is a gate, and the setting with its limit."""
+
+    name: str
+    safer: str
+    limit: str  # a field of ``GatesConfig``
+    over_baseline: bool = False  # the limit is of the value minus the baseline
+    halves_heldout: bool = False  # one half of the held-out patients is the attacker's reference
 
 
-def auth_pct(figures: AuditedFigures, config: GatesConfig) -> Gate:
-    """Synthetic images are less often authentic than held-out images; 50 holds in many dimensions only."""
-    limit = config.min_auth_pct_over_heldout
-    return _leakage_gate("AuthPct", "higher", limit, figures, config, over_baseline=True)
-
-
-def c_t(figures: AuditedFigures, config: GatesConfig) -> Gate:
-    """Data copying, cell by cell."""
-    return _leakage_gate("C_T", "higher", config.min_c_t, figures, config)
-
-
-def frechet_gap(figures: AuditedFigures, config: GatesConfig) -> Gate:
-    """The generated distribution is nearer to the images trained on."""
-    return _leakage_gate("Fréchet gap", "lower", config.max_frechet_gap, figures, config)
-
-
-def fld_gap(figures: AuditedFigures, config: GatesConfig) -> Gate:
-    """The images trained on are likelier."""
-    return _leakage_gate("FLD gap", "higher", config.min_fld_gap, figures, config)
-
-
-def membership_auc(figures: AuditedFigures, config: GatesConfig) -> Gate:
-    """The best attack finds who was trained on; one half of the held-out patients is its reference."""
-    n_others = figures.n_heldout_patients - figures.n_heldout_patients // 2
-    return _leakage_gate("membership AUC", "lower", config.max_membership_auc, figures, config, n_others=n_others)
-
-
-LEAKAGE_GATES = (closest_record_share, auth_pct, c_t, frechet_gap, fld_gap, membership_auc)
-N_LEAKAGE_GATES = len(LEAKAGE_GATES)
-GATES: tuple[Callable[[AuditedFigures, GatesConfig], Gate], ...] = (dropped_share, planted_recall, *LEAKAGE_GATES)
-GATE_NAMES = (  # what a package may name (sharing/schema.py)
-    *(DROPPED_SHARE, PLANTED_RECALL),
-    *("closest-record share", "AuthPct", "C_T", "Fréchet gap", "FLD gap", "membership AUC"),
-    EVIDENCE,
+LEAKAGE_GATES = (
+    LeakageGate("closest-record share", "lower", "max_closest_record_share"),
+    LeakageGate("AuthPct", "higher", "min_auth_pct_over_heldout", over_baseline=True),
+    LeakageGate("C_T", "higher", "min_c_t"),
+    LeakageGate("Fréchet gap", "lower", "max_frechet_gap"),
+    LeakageGate("FLD gap", "higher", "min_fld_gap"),
+    LeakageGate("membership AUC", "lower", "max_membership_auc", halves_heldout=True),
 )
+N_LEAKAGE_GATES = len(LEAKAGE_GATES)
+# what a package may name (sharing/schema.py)
+GATE_NAMES = (DROPPED_SHARE, PLANTED_RECALL, *(gate.name for gate in LEAKAGE_GATES), EVIDENCE)
 
 
-def _leakage_gate(
-    name: str,
-    safer: str,
-    limit: float,
-    figures: AuditedFigures,
-    config: GatesConfig,
-    *,
-    over_baseline: bool = False,
-    n_others: int | None = None,
-) -> Gate:
-    level = config.familywise_level / N_LEAKAGE_GATES
-    n_others = figures.n_heldout_patients if n_others is None else n_others
-    figure = _testable(figures.leakage[name], level, math.comb(figures.n_train_patients + n_others, n_others))
+def _leakage_gate(gate: LeakageGate, figures: AuditedFigures, config: GatesConfig) -> Gate:
+    """Refuse a figure that is beyond its limit where chance does not explain it."""
+    level, limit = config.familywise_level / N_LEAKAGE_GATES, float(getattr(config, gate.limit))
+    n_others = figures.n_heldout_patients
+    n_others -= n_others // 2 if gate.halves_heldout else 0
+    n_labellings = math.comb(figures.n_train_patients + n_others, n_others)
+    figure = _testable(figures.leakage[gate.name], level, n_labellings)
     if isinstance(figure, Unmeasured):
         reason = f"not measurable: {figure.reason}"
-        return Gate(name, None, safer, limit, True, reason, figure.what_would_help, None, level)
-    value = figure.value - (figure.baseline if over_baseline else 0.0)
-    is_beyond, is_chance = value > limit if safer == "lower" else value < limit, figure.p > level
+        return Gate(gate.name, None, gate.safer, limit, True, reason, figure.what_would_help, None, level)
+    value = figure.value - (figure.baseline if gate.over_baseline else 0.0)
+    is_beyond, is_chance = value > limit if gate.safer == "lower" else value < limit, figure.p > level
     passed = not is_beyond or is_chance
     tested = f"p = {figure.p:.2g}, {'above' if is_chance else 'at most'} {level:.2g}"
     reason = f"{value:.3g} is beyond its limit {limit:g}; {tested}" if is_beyond else "within its limit"
-    return Gate(name, value, safer, limit, passed, reason, "" if passed else LESS_COPYING, figure.p, level)
+    help_ = "" if passed else LESS_COPYING
+    return Gate(gate.name, value, gate.safer, limit, passed, reason, help_, figure.p, level)
 
 
 def _testable(figure: MetricResult | Unmeasured, level: float, n_labellings: int) -> MetricResult | Unmeasured:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib import style
 from matplotlib.figure import Figure
 
+from common.drawing import drawing
 from common.files import atomic_path
 from common.image_set import ImageSet
 from memorization.calibration import Calibration
@@ -19,6 +21,7 @@ DPI = 120
 STYLE = style.context(["default", {"font.size": 9}], after_reset=True)
 
 
+@drawing
 @STYLE
 def draw_histogram(path: Path, calibration: Calibration, sample_distances: np.ndarray) -> None:
     """Nearest distances, real to real of other patients and synthetic to real, with the threshold.
@@ -33,42 +36,43 @@ def draw_histogram(path: Path, calibration: Calibration, sample_distances: np.nd
     edges = np.concatenate([[0.0], np.geomspace(low * 0.9, high * 1.1, N_BINS)])
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
-    for values, label in ((real, "real to real, other patients"), (sample_distances, "synthetic to real")):
+    for values, name in ((real, "real to real, other patients"), (sample_distances, "synthetic to real")):
         share = np.full(len(values), 100 / max(1, len(values)))
-        axes.hist(values, bins=edges.tolist(), weights=share.tolist(), alpha=0.6, label=label)
-    axes.axvline(calibration.threshold_l2, color="C3", label=_threshold_label(calibration))
+        axes.hist(values, bins=edges.tolist(), weights=share.tolist(), alpha=0.6, label=name)
+    label = f"threshold {calibration.threshold_l2:.3g} (drops {calibration.expected_drop:.1%} of real images)"
+    axes.axvline(calibration.threshold_l2, color="C3", label=label)
     axes.axvspan(*calibration.interval_l2, color="C3", alpha=0.12, label="its 95 % interval")
     axes.set_xscale("symlog", linthresh=low)
     axes.set_xlim(0, high * 1.2)
     axes.set_xlabel(f"squared distance to the nearest image ({calibration.embedder} features)")
     axes.set_ylabel("images (%)")
     axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
+    _save(figure, path)
 
 
+@drawing
 @STYLE
 def draw_p_values(path: Path, result: FilterResult, level: float) -> None:
-    """The samples' p-values; those of honest images are spread evenly, copies pile up at the left."""
+    """The samples' p-values; those of images that are no copies are spread evenly, copies pile up at the left."""
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
     n_samples = len(result.p_values)
     axes.hist(result.p_values, bins=20, range=(0, 1), weights=np.full(n_samples, 100 / max(1, n_samples)).tolist())
-    axes.axhline(5, color="0.4", linestyle=":", label="honest images, expected")
+    axes.axhline(5, color="0.4", linestyle=":", label="expected where nothing is copied")
     axes.axvline(level, color="C3", label=f"level {level:.3g}: {np.mean(~result.kept):.1%} dropped")
     axes.set_xlim(0, 1)
-    axes.set_xlabel("p: share of real images at least as alike one of another patient")
+    axes.set_xlabel("p: share of real images that are at least as similar to one of another patient")
     axes.set_ylabel("synthetic images (%)")
     axes.legend()
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
+    _save(figure, path)
 
 
+@drawing
 @STYLE
 def draw_nearest_pairs(
     path: Path, samples: ImageSet, references: ImageSet, result: FilterResult, n_pairs: int = 8
 ) -> None:
-    """The samples most alike a training image, each above that image, with p-value, verdict and what sees it.
+    """The samples most similar to a training image, each above that image, with p-value, verdict and statistic.
 
     The sheet shows real patients' images: it stays at the site. Images of other than 1 or 3 channels: the first.
     """
@@ -85,13 +89,51 @@ def draw_nearest_pairs(
         axes[0, column].set_title(f"p {result.p_values[row]:.3g}\n{verdict}", fontsize=8)
         axes[1, column].set_xlabel(str(result.seen_by[row]).replace(", ", "\n"), fontsize=7)
     axes[0, 0].set_ylabel("synthetic")
-    axes[1, 0].set_ylabel("most alike, real")
+    axes[1, 0].set_ylabel("most similar, real")
+    _save(figure, path)
+
+
+@drawing
+@STYLE
+def draw_shares(
+    path: Path, rows: Mapping[str, Sequence[tuple[float, str]]], label: str, columns: Sequence[str] = ()
+) -> None:
+    """Row names down, and beside each its cells: a share from 0 to 1 as the colour, and the text on it."""
+    n_columns = max(len(cells) for cells in rows.values())
+    values = np.full((len(rows), n_columns), np.nan)
+    figure = Figure(figsize=(2.5 + 1.3 * n_columns, 1.2 + 0.22 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    for row, cells in enumerate(rows.values()):
+        for column, (value, text) in enumerate(cells):
+            values[row, column] = value
+            axes.text(column, row, text, ha="center", va="center", fontsize=7)
+    axes.imshow(values, cmap="RdYlGn", vmin=0, vmax=1, aspect="auto", alpha=0.7)  # pale, so that the text is legible
+    axes.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    axes.set_xticks(range(len(columns)), list(columns), fontsize=8)
+    axes.xaxis.tick_top()
+    axes.set_xlabel(label)
+    _save(figure, path)
+
+
+@drawing
+@STYLE
+def draw_copies(path: Path, examples: Mapping[str, np.ndarray]) -> None:
+    """One image under every kind of change, a row of strengths each. The sheet shows patients: it stays at the site."""
+    widest = max(len(images) for images in examples.values())
+    figure = Figure(figsize=(1.6 + 0.8 * widest, 0.8 * len(examples)), layout="constrained")
+    axes = figure.subplots(len(examples), widest, squeeze=False)
+    for row, (name, images) in zip(axes, examples.items(), strict=True):
+        for axis in row:
+            axis.axis("off")
+        for axis, image in zip(row, images, strict=False):
+            axis.imshow(displayed(image), cmap="gray", vmin=0, vmax=1)
+        row[0].set_title(name, fontsize=7, loc="left", pad=2)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})
-
-
-def _threshold_label(calibration: Calibration) -> str:
-    return f"threshold {calibration.threshold_l2:.3g} (drops {calibration.expected_drop:.1%} of real images)"
 
 
 def displayed(image: np.ndarray) -> np.ndarray:

@@ -1,20 +1,23 @@
-"""The audit of what a site wants to share: figures of leakage, exposure of its patients, gates, one verdict."""
+"""The audit of what a site wants to share: planted copies, figures of leakage, gates, one verdict."""
 
 from __future__ import annotations
 
 import csv
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from common.errors import InputError
-from common.files import atomic_path
+from common.files import atomic_path, write_json
+from common.progress import Progress, silent
+from common.resampling import clopper_pearson
 from common.seeds import derive_seed
+from common.settings import to_dict
+from memorization.filter import SiteFilter
 from memorization.gates import LESS_COPYING, AuditedFigures, Gate, GatesConfig, PlantedRecall, judge
 from memorization.leakage.evidence import Evidence, MetricResult
 from memorization.leakage.exposure import (
@@ -24,15 +27,21 @@ from memorization.leakage.exposure import (
     largest_exposure,
     summarise_exposure,
 )
-from memorization.leakage.metrics import METRICS, Metric, Unmeasured, measure_each
+from memorization.leakage.metrics import METRICS, Unmeasured, measure_each
+from memorization.pictures import draw_shares
+from memorization.planted.copies import KINDS, Kind, plant
 
 log = logging.getLogger(__name__)
 
-MAX_AUDITED = 1000  # synthetic images, drawn with a seed: what the figures cost grows with them, what they say hardly
+MAX_AUDITED = 1000  # synthetic images, drawn with a seed: more cost time and add little precision
+COPIES_AT_ONCE = 16  # judged together, as registration does; progress is reported after each batch
 EXPOSURE = METRICS[0].name  # the only figure that needs no held-out images
 NO_HELDOUT = Unmeasured("no held-out patients", "set generator.train_on=train")
 NONE_KEPT = Unmeasured("the filter dropped every image", LESS_COPYING)
 PASSED, REFUSED, NOT_ENFORCED = "passed", "refused", "failed, not enforced"
+
+Judge = Callable[[np.ndarray], np.ndarray]
+"""From images (m, channels, height, width) to what the filter drops of them (m,)."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,73 @@ class AuditImages:
     heldout: np.ndarray
     heldout_patients: Sequence[str]
     kept: np.ndarray
+
+
+@dataclass(frozen=True)
+class OwnedImages:
+    """``images`` (n, channels, height, width), integers, and the patient of each."""
+
+    images: np.ndarray
+    patients: Sequence[str]
+
+
+@dataclass(frozen=True)
+class StrengthFound:
+    """``found`` of ``n`` copies of a kind at one strength."""
+
+    kind: str
+    group: str
+    strength: float
+    unit: str
+    n: int
+    found: int
+
+
+@dataclass(frozen=True)
+class KindFound:
+    """``found`` of ``n`` copies of a kind, all strengths, with the 95 % Clopper-Pearson interval of the recall."""
+
+    kind: str
+    group: str
+    n: int
+    found: int
+    recall: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class RealDrops:
+    """What the filter drops of real images, each compared with images of other patients alone."""
+
+    n: int
+    dropped: int
+    interval: tuple[float, float]  # 95 % Clopper-Pearson; too narrow, as images of one patient are not independent
+    judged: str  # which images, and by which calibration
+
+
+@dataclass(frozen=True)
+class PlantedAudit:
+    """``planted.json``. It holds the number of real images, and stays at the site."""
+
+    rule: str
+    embedder: str
+    level: float
+    n_references: int
+    n_copies: int  # of each kind and strength
+    n: int
+    found: int
+    interval: tuple[float, float]  # of the share found of all copies
+    mean_recall: float  # over kinds
+    kinds: tuple[KindFound, ...]
+    strengths: tuple[StrengthFound, ...]
+    honest: RealDrops | None  # None: no image of another patient to judge
+
+    @property
+    def recall(self) -> PlantedRecall:
+        """What the gates look at."""
+        missed = sorted((kind for kind in self.kinds if kind.found < kind.n), key=lambda kind: kind.recall)
+        share = None if self.honest is None else self.honest.dropped / self.honest.n
+        return PlantedRecall(self.n, self.found, self.mean_recall, tuple(kind.kind for kind in missed), share)
 
 
 @dataclass(frozen=True)
@@ -90,29 +166,62 @@ class SiteAudit:
         return tuple(gate for gate in self.gates if not gate.passed)
 
 
+@dataclass(frozen=True)
+class AuditOutcome:
+    """The audit, the exposure of each patient (it names them), and the planted copies; None: none were planted."""
+
+    audit: SiteAudit
+    exposures: tuple[PatientExposure, ...]
+    planted: PlantedAudit | None = None
+
+
 def audit(
     images: AuditImages,
     n_sampled: int,
     config: GatesConfig,
     seed: int,
-    planted: PlantedRecall | None = None,
-) -> tuple[SiteAudit, tuple[PatientExposure, ...]]:
-    """Measure, judge, and say who is exposed how much; the second part names patients.
+    own: SiteFilter | None = None,
+    others: OwnedImages | None = None,
+    progress: Progress = silent,
+) -> AuditOutcome:
+    """Plant copies for the filter to find, measure leakage, judge.
 
     Where no image was kept the verdict is a refusal, enforced or not: there is nothing to export.
 
     Args:
         n_sampled: images that the filter judged: kept, dropped, and sampled in place of dropped ones.
-        planted: what the filter in use found of planted copies; None: none were planted.
+        own: the filter in use, to judge copies of its own references; None: no copies are planted.
+        others: real images of held-out patients, to mix copies with; the references where nobody is held out.
     """
+    # 1. Every seed follows from the stage's and a name.
+    plan = plan_copies(config.n_planted_copies if own else 0, seed)
+    audited_seed, leakage_seed = derive_seed(seed, "audited"), derive_seed(seed, "leakage")
+
+    # 2. Planted copies: nothing is split, so what is measured is the very filter that let the synthetic images pass.
+    planted = None
+    if own is not None and plan:
+        references = OwnedImages(own.references.images, [str(entry.patient) for entry in own.references.entries])
+        mixed_with = others if others is not None and len(others.images) else references
+        found = find_planted(references, mixed_with, lambda copies: ~own.judge(copies).kept, plan, progress)
+        real = real_drops(*own.judge_real(set(images.heldout_patients), images.heldout))
+        planted = to_planted_audit(own.config.rule, own.config.embedder, own.level, len(own.references), found, real)
+        log.info("%d of %d planted copies found, mean over kinds %.3f", planted.found, planted.n, planted.mean_recall)
+
+    # 3. Leakage: every figure of the table, on at most MAX_AUDITED of the kept images; and who is exposed how much.
     n_kept = len(images.kept)
-    audited = images.kept[_drawn(n_kept, seed)]
+    drawn = np.arange(n_kept)
+    if n_kept > MAX_AUDITED:
+        drawn = np.sort(np.random.default_rng(audited_seed).choice(n_kept, MAX_AUDITED, replace=False))
+    audited = images.kept[drawn]
     of_patients = exposures(images.train, images.train_patients, audited) if n_kept else ()
-    measured = _measured(images, audited, seed)
+    measured = _measured(images, audited, leakage_seed)
     if n_kept:
         measured[EXPOSURE] = largest_exposure(of_patients)
+
+    # 4. Gates and verdict.
     n_train_patients, n_heldout_patients = len(set(images.train_patients)), len(set(images.heldout_patients))
-    figures = AuditedFigures(n_sampled, n_sampled - n_kept, n_train_patients, n_heldout_patients, measured, planted)
+    recall, n_dropped = planted.recall if planted else None, n_sampled - n_kept
+    figures = AuditedFigures(n_sampled, n_dropped, n_train_patients, n_heldout_patients, measured, recall)
     gates = judge(figures, config)
     failed = [gate for gate in gates if not gate.passed]
     for gate in failed:
@@ -127,70 +236,163 @@ def audit(
         n_heldout_patients=n_heldout_patients,
         n_sampled=n_sampled,
         n_kept=n_kept,
-        n_dropped=n_sampled - n_kept,
+        n_dropped=n_dropped,
         n_audited=len(audited),
         figures=_recorded(measured),
         exposure=summarise_exposure(of_patients) if n_kept else None,
-        planted=planted,
+        planted=recall,
         gates=gates,
     )
-    return result, of_patients
+    return AuditOutcome(result, of_patients, planted)
 
 
-def write_exposure(path: Path, of_patients: Sequence[PatientExposure]) -> None:
-    """One row a patient, most exposed first. It names patients, so it stays at the site."""
-    ordered = sorted(of_patients, key=lambda exposure: (-exposure.n_nearest, exposure.patient))
-    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+def write_audit(folder: Path, outcome: AuditOutcome) -> None:
+    """``audit.json``; ``exposure.csv``, one row a patient, most exposed first; ``planted.json`` and ``planted.png``.
+
+    They name patients or hold numbers of them, so they stay at the site.
+    """
+    if outcome.planted is not None:
+        rows: dict[str, list[tuple[float, str]]] = {kind.kind: [] for kind in outcome.planted.kinds}
+        for one in outcome.planted.strengths:
+            text = f"{one.strength:g} {one.unit}".strip() + f": {one.found}/{one.n}"
+            rows[one.kind].append((one.found / one.n, text))
+        draw_shares(folder / "planted.png", rows, "planted copies found at each strength: green all, red none")
+        write_json(folder / "planted.json", to_dict(outcome.planted))
+    ordered = sorted(outcome.exposures, key=lambda exposure: (-exposure.n_nearest, exposure.patient))
+    with atomic_path(folder / "exposure.csv") as path, path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["patient", "n_images", "n_nearest", "smallest_distance_l2"])
         writer.writerows([one.patient, one.n_images, one.n_nearest, repr(one.smallest_distance_l2)] for one in ordered)
+    write_json(folder / "audit.json", to_dict(outcome.audit))
 
 
-def _drawn(n: int, seed: int) -> np.ndarray:
-    """Positions of at most ``MAX_AUDITED`` images."""
-    if n <= MAX_AUDITED:
-        return np.arange(n)
-    drawn = np.random.default_rng(derive_seed(seed, "audited")).choice(n, MAX_AUDITED, replace=False)
-    return np.sort(drawn)
+@dataclass(frozen=True)
+class PlannedCopies:
+    """``n`` copies of a kind at one strength: ``drawn_by`` seeds whose images, ``changed_by`` seeds the change."""
+
+    kind: Kind
+    strength: float
+    n: int
+    drawn_by: int
+    changed_by: int
 
 
-def _measured(images: AuditImages, audited: np.ndarray, seed: int) -> dict[str, MetricResult | Unmeasured]:
-    if not len(audited):
-        return {metric.name: NONE_KEPT for metric in METRICS}
-    if not len(images.heldout):
-        return {metric.name: NO_HELDOUT for metric in METRICS}
-    try:
-        evidence = Evidence(
-            images.train,
-            images.train_patients,
-            images.heldout,
-            images.heldout_patients,
-            audited,
-            derive_seed(seed, "leakage"),
+def plan_copies(n_copies: int, seed: int, kinds: Sequence[Kind] = KINDS) -> tuple[PlannedCopies, ...]:
+    """``n_copies`` of every kind and strength; 0: none. ``seed``: of the stage."""
+    seed = derive_seed(seed, "planted copies")
+    return tuple(
+        PlannedCopies(
+            kind=kind,
+            strength=strength,
+            n=n_copies,
+            drawn_by=derive_seed(seed, "planted", kind.name, strength),
+            changed_by=derive_seed(seed, "change", kind.name, strength),
         )
-    except InputError as error:
-        return {metric.name: Unmeasured(error.problem, error.fix) for metric in METRICS}
-    return measure_each(evidence)
-
-
-def _recorded(measured: Mapping[str, MetricResult | Unmeasured]) -> tuple[AuditedFigure, ...]:
-    return tuple(_record(metric, measured[metric.name]) for metric in METRICS)
-
-
-def _record(metric: Metric, figure: MetricResult | Unmeasured) -> AuditedFigure:
-    described = partial(AuditedFigure, metric.name, metric.says, metric.direction)
-    if isinstance(figure, Unmeasured):
-        return described(reason=figure.reason, what_would_help=figure.what_would_help)
-    return described(
-        value=_finite(figure.value),
-        low=_finite(figure.low),
-        high=_finite(figure.high),
-        baseline=_finite(figure.baseline),
-        p=_finite(figure.p),
-        interval=figure.interval,
-        test=figure.test,
+        for kind in kinds
+        for strength in kind.strengths
+        if n_copies
     )
 
 
-def _finite(number: float) -> float | None:
-    return number if math.isfinite(number) else None
+def find_planted(
+    references: OwnedImages,
+    others: OwnedImages,
+    judge: Judge,
+    plan: Sequence[PlannedCopies],
+    progress: Progress = silent,
+) -> tuple[StrengthFound, ...]:
+    """Plant the copies and let the filter in use judge them.
+
+    Args:
+        references: what the filter compares with; originals are drawn from them, anew for every kind and strength.
+        others: what blends and pastes mix with, always another patient's; the references themselves may be given.
+    """
+    owners, owners_of_others = np.asarray(references.patients), np.asarray(others.patients)
+    found: list[StrengthFound] = []
+    at_once = max(1, COPIES_AT_ONCE // plan[0].n)
+    for start in range(0, len(plan), at_once):
+        part, copies = plan[start : start + at_once], []
+        for planned in part:
+            rng = np.random.default_rng(planned.drawn_by)
+            originals = rng.choice(len(owners), planned.n, replace=planned.n > len(owners))
+            mixed = [rng.choice(np.flatnonzero(owners_of_others != owners[original])) for original in originals]
+            pair = references.images[originals], others.images[mixed]
+            copies.append(plant(planned.kind, planned.strength, *pair, planned.changed_by))
+        dropped = judge(np.concatenate(copies)).reshape(len(part), -1).sum(axis=1)
+        for planned, n_found in zip(part, dropped, strict=True):
+            kind, n = planned.kind, planned.n
+            found.append(StrengthFound(kind.name, kind.group, planned.strength, kind.unit, n, found=int(n_found)))
+        progress(sum(one.n for one in found), sum(planned.n for planned in plan), "copies")
+    return tuple(found)
+
+
+def to_planted_audit(
+    rule: str,
+    embedder: str,
+    level: float,
+    n_references: int,
+    found: Sequence[StrengthFound],
+    real: RealDrops | None,
+) -> PlantedAudit:
+    """All figures of a filter from what it found at every strength."""
+    kinds = []
+    for name in dict.fromkeys(one.kind for one in found):  # in the order given
+        of_kind = [one for one in found if one.kind == name]
+        n, n_found = sum(one.n for one in of_kind), sum(one.found for one in of_kind)
+        kinds.append(KindFound(name, of_kind[0].group, n, n_found, n_found / n, clopper_pearson(n_found, n)))
+    n, n_found = sum(kind.n for kind in kinds), sum(kind.found for kind in kinds)
+    return PlantedAudit(
+        rule=rule,
+        embedder=embedder,
+        level=level,
+        n_references=n_references,
+        n_copies=found[0].n,
+        n=n,
+        found=n_found,
+        interval=clopper_pearson(n_found, n),
+        mean_recall=float(np.mean([kind.recall for kind in kinds])),
+        kinds=tuple(kinds),
+        strengths=tuple(found),
+        honest=real,
+    )
+
+
+def real_drops(dropped: np.ndarray, judged: str) -> RealDrops | None:
+    """From verdicts (n,) on real images; None where there are none."""
+    n, n_dropped = len(dropped), int(dropped.sum())
+    return RealDrops(n, n_dropped, clopper_pearson(n_dropped, n), judged) if n else None
+
+
+def _measured(images: AuditImages, audited: np.ndarray, seed: int) -> dict[str, MetricResult | Unmeasured]:
+    """Every figure of the table, or why it is missing."""
+    missing = NO_HELDOUT if len(audited) else NONE_KEPT
+    if len(audited) and len(images.heldout):
+        try:
+            return measure_each(
+                Evidence(
+                    train=images.train,
+                    train_patients=images.train_patients,
+                    heldout=images.heldout,
+                    heldout_patients=images.heldout_patients,
+                    generated=audited,
+                    seed=seed,
+                )
+            )
+        except InputError as error:
+            missing = Unmeasured(error.problem, error.fix)
+    return {metric.name: missing for metric in METRICS}
+
+
+def _recorded(measured: Mapping[str, MetricResult | Unmeasured]) -> tuple[AuditedFigure, ...]:
+    """The table as JSON holds it; what is no finite number becomes None."""
+    figures = []
+    for metric in METRICS:
+        result = measured[metric.name]
+        if isinstance(result, Unmeasured):
+            values: dict[str, object] = {"reason": result.reason, "what_would_help": result.what_would_help}
+        else:
+            numbers = {key: getattr(result, key) for key in ("value", "low", "high", "baseline", "p")}
+            values = {key: number if math.isfinite(number) else None for key, number in numbers.items()}
+            values |= {"interval": result.interval, "test": result.test}
+        figures.append(AuditedFigure(name=metric.name, says=metric.says, safer=metric.direction, **values))  # type: ignore[arg-type]
+    return tuple(figures)

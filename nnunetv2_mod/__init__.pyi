@@ -1,7 +1,7 @@
+from .cases import PreprocessedCase, read_preprocessed
 from .negotiate import SiteStatistics, negotiate_plan, site_statistics
 from .plan import PlanSettings, adopt_plan, plan_dataset
 from .predict import SegmentationModel, load_model, predict_arrays, predict_normalised, read_raw_image
-from .preprocessed import PreprocessedCase, read_preprocessed
 from .rounds import RoundTrainer, export_model
 from .schedule import TrainSettings, learning_rate
 from .training import train

@@ -1,4 +1,4 @@
-"""One look at every case before a training: what must be right, and what crops need to know of a case.
+"""Read every case once before a training: check it, and collect where its labels and its background lie.
 
 nnU-Net keeps sampled places of each label in a pickle; here they are sampled again from the label map.
 """
@@ -32,7 +32,7 @@ class SurveyedCase:
 
 
 class Survey:
-    """Looks at cases; what it may assume of them follows from the plan."""
+    """Checks and reads cases; the plan says what may be assumed of them."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class Survey:
         self.max_label, self.ignored = max_label, ignored
 
     def of(self, names: Sequence[str], n_values: int = 0) -> tuple[list[SurveyedCase], np.ndarray]:
-        """Look at the cases ``names``.
+        """Check the cases ``names``.
 
         Args:
             n_values: voxels to sample of each case.

@@ -2,7 +2,7 @@
 
 A case is ``<case>.b2nd`` with ``<case>_seg.b2nd`` (nnU-Net 2.6 and later), of which only the voxels asked for are read,
 or ``<case>.npz`` with keys data and seg (earlier), which is read whole unless nnU-Net unpacked it to ``<case>.npy``.
-The properties in ``<case>.pkl`` are never opened: unpickling runs code, and all that is needed is in the arrays.
+The properties in ``<case>.pkl`` are never opened: unpickling runs code, and the arrays hold all that is needed.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -144,3 +145,27 @@ def _readable(path: Path) -> Iterator[None]:
         if isinstance(error, InputError):
             raise
         raise InputError(f"not readable ({error})", where=path, fix=PREPROCESS) from error
+
+
+@dataclass(frozen=True)
+class PreprocessedCase:
+    """``array``: (channels, slices, height, width), normalised and transposed.
+
+    ``outside`` and ``labels``, ids from 0, are (slices, height, width).
+    """
+
+    array: np.ndarray
+    outside: np.ndarray
+    labels: np.ndarray
+    file_spacing_mm: tuple[float, ...]  # of the source file, before the transposition
+
+
+def read_preprocessed(planned: Path, case: str) -> PreprocessedCase:
+    """One case of a planned dataset, transposed as planned: its first spatial axis is the through-plane one."""
+    from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+
+    (folder,) = sorted((planned / "preprocessed").glob("Dataset*/*_2d"))
+    data, labels, _, properties = infer_dataset_class(str(folder))(str(folder), [case]).load_case(case)
+    spacing = tuple(float(value) for value in properties["spacing"])
+    stored = np.asarray(labels[0])
+    return PreprocessedCase(np.asarray(data[:]), stored == OUTSIDE, np.maximum(stored, 0).astype(np.uint8), spacing)

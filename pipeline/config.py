@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from common.errors import InputError
 from common.settings import from_dict
 from dataset.about import About
 from dataset.source import SourceConfig
+from dataset.training_splits import TRAIN_SPLITS
 from engine.cluster import ClusterConfig
 from federated.dsl.settings import DslSettings
+from generators.bounded_settings import NAME, faults_of_bounded
+from generators.interface import GeneratorBackend
+from generators.registry import AUTO, built_in_adapters, find_generator
 from memorization.calibration import MemorizationConfig
 from memorization.gates import GatesConfig
 from nnunetv2_mod import PlanSettings, TrainSettings
+
+C = TypeVar("C", bound="RunConfig")
 
 N_FOLDS = 5
 PLAN_SOURCES = ("synthetic", "real_all")
@@ -44,6 +50,27 @@ class GeneralConfig:
     seed_base: int = 71173
     ray_address: str | None = None
     redo: str | tuple[str, ...] = ()  # finished trainings that other code made: changed_code for all, or stages' names
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What the configuration of every experiment holds; an experiment derives its own from it."""
+
+    path: PathConfig = PathConfig()
+    general: GeneralConfig = GeneralConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    skip: Mapping[str, Any] = field(default_factory=dict)  # kind -> site -> stage -> bool, as in the original
+    dry_run: bool = False
+
+    @property
+    def run(self) -> Path:
+        """The experiment's folder."""
+        return Path(self.path.logs).expanduser().absolute() / self.general.exp_name
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The outer folds of this run."""
+        return (0,)
 
 
 @dataclass(frozen=True)
@@ -82,21 +109,18 @@ class TrainConfig:
 
     def segmentation(self, n_epochs: int | None = None) -> TrainSettings:
         """Settings of a training from scratch, of another length if given."""
-        return TrainSettings(
-            n_epochs=n_epochs or self.nnunet_epochs,
-            n_iterations=self.nnunet_iterations,
-            n_val_iterations=self.nnunet_val_iterations,
-            schedule=self.nnunet_schedule,
-            augmentation_processes=self.augmentation_processes,
-        )
+        return self._settings(n_epochs or self.nnunet_epochs, self.nnunet_schedule)
 
     def fine_tuning(self) -> TrainSettings:
         """Settings of the fine-tuning at a site."""
+        return self._settings(self.nnunet_epochs_finetune or self.nnunet_epochs, self.nnunet_schedule_finetune)
+
+    def _settings(self, n_epochs: int, schedule: str) -> TrainSettings:
         return TrainSettings(
-            n_epochs=self.nnunet_epochs_finetune or self.nnunet_epochs,
+            n_epochs=n_epochs,
             n_iterations=self.nnunet_iterations,
             n_val_iterations=self.nnunet_val_iterations,
-            schedule=self.nnunet_schedule_finetune,
+            schedule=schedule,
             augmentation_processes=self.augmentation_processes,
         )
 
@@ -105,9 +129,43 @@ class TrainConfig:
 class GeneratorConfig:
     """Which generator, on which split, and its own settings (validated by the generator)."""
 
-    name: str = "stylegan2"
+    name: str = "stylegan2"  # of a generator that the installation has, or any other; auto: the adapter's own
+    adapter: str | None = None  # module:Class; None: that of the generator called ``name``
     train_on: str = "train"  # "train_and_val" as the paper: synthetic images then derive from validation patients (D13)
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_built_in(self) -> bool:
+        """Whether its name says everything: then stages do not need its adapter in their settings."""
+        return self.name in built_in_adapters()
+
+    @property
+    def adapter_path(self) -> str:
+        """The adapter's ``module:Class``; a name that the installation has decides alone, as it always did."""
+        return built_in_adapters().get(self.name) or self.adapter or self.name
+
+    @property
+    def backend(self) -> GeneratorBackend:
+        """The generator itself."""
+        return find_generator(self.adapter_path)
+
+    def named(self) -> GeneratorConfig:
+        """The same with its name in the place of ``auto``.
+
+        Raises:
+            InputError: there is no such generator, or the name is that of another one.
+        """
+        built_in = built_in_adapters()
+        name = find_generator(self.adapter or AUTO).name if self.name == AUTO else self.name
+        if name not in built_in and self.adapter in (None, *built_in.values()):
+            find_generator(name)  # there is none: the message lists those there are
+        if name in built_in and self.adapter not in (None, *built_in.values()):
+            fix = f"use {AUTO}, which is the adapter's own name, or another name"
+            raise InputError(f"the generator called {name} is not {self.adapter}", where="generator.name", fix=fix)
+        if not NAME.fullmatch(name):
+            fix = "use at most 32 lower-case letters, digits and _, a letter first"
+            raise InputError(f"{name!r} is not allowed", where="generator.name", fix=fix)
+        return replace(self, name=name)
 
 
 @dataclass(frozen=True)
@@ -211,11 +269,9 @@ class ScalingConfig:
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
-    """One experiment: what ``python run_nnunet.py --config-name=...`` composes."""
+class ExperimentConfig(RunConfig):
+    """The main experiment, its baselines and the scaling study: what ``config/`` composes for them."""
 
-    path: PathConfig = PathConfig()
-    general: GeneralConfig = GeneralConfig()
     data: DataConfig = DataConfig()
     plan: PlanSettings = PlanSettings()
     train: TrainConfig = TrainConfig()
@@ -228,14 +284,6 @@ class ExperimentConfig:
     evaluation: EvaluationConfig = EvaluationConfig()
     federated: FederatedConfig = FederatedConfig()
     scaling: ScalingConfig = ScalingConfig()
-    cluster: ClusterConfig = ClusterConfig()
-    skip: Mapping[str, Any] = field(default_factory=dict)  # kind -> site -> stage -> bool, as in the original
-    dry_run: bool = False
-
-    @property
-    def run(self) -> Path:
-        """The experiment's folder."""
-        return Path(self.path.logs).expanduser().absolute() / self.general.exp_name
 
     @property
     def source(self) -> SourceConfig:
@@ -259,100 +307,98 @@ class ExperimentConfig:
         return tuple(range(N_FOLDS)) if self.data.fold == "all" else (int(self.data.fold),)
 
 
-def experiment_config(values: Mapping[str, Any]) -> ExperimentConfig:
-    """Check a composed configuration.
+def read_config(cls: type[C], values: Mapping[str, Any]) -> C:
+    """A composed configuration as dataclass ``cls``.
 
     Raises:
-        InputError: an unknown key (also one added with ``++``), a wrong type or a value out of range.
+        InputError: an unknown key (also one added with ``++``), a wrong type or a value that the dataclass refuses.
     """
     try:
-        config = from_dict(ExperimentConfig, values)
+        return from_dict(cls, values)
     except TypeError as error:
-        raise InputError(
-            str(error), where="configuration", fix="correct the override or the YAML file; `--cfg job` prints all keys"
-        ) from error
-    _check_values(config)
-    return config
+        fix = "correct the override or the YAML file; `--cfg job` prints all keys"
+        raise InputError(str(error), where="configuration", fix=fix) from error
 
 
-def _check_values(config: ExperimentConfig) -> None:
-    checks = (
-        (
-            "data.fold",
-            config.data.fold,
-            config.data.fold == "all" or config.data.fold in range(N_FOLDS),
-            '0 to 4, or "all"',
-        ),
-        ("merge.plan_from", config.merge.plan_from, config.merge.plan_from in PLAN_SOURCES, f"one of {PLAN_SOURCES}"),
-        (
-            "generator.train_on",
-            config.generator.train_on,
-            config.generator.train_on in ("train", "train_and_val"),
-            "train or train_and_val",
-        ),
-        (
-            "federated.strategies",
+def experiment_config(values: Mapping[str, Any]) -> ExperimentConfig:
+    """Check a composed configuration of the main experiment.
+
+    Raises:
+        InputError: as ``read_config`` and ``check_experiment``.
+    """
+    return check_experiment(read_config(ExperimentConfig, values))
+
+
+def check_experiment(config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with its generator's name, after all its values were checked.
+
+    Raises:
+        InputError: a value out of range, or values that contradict each other.
+    """
+    config = replace(config, generator=config.generator.named())
+    train, generate = config.train, config.generate
+    checks = {  # key -> its value, whether it is allowed, what is
+        "data.fold": (config.data.fold, config.data.fold in (*range(N_FOLDS), "all"), '0 to 4, or "all"'),
+        "merge.plan_from": _one_of(config.merge.plan_from, PLAN_SOURCES),
+        "generator.train_on": _one_of(config.generator.train_on, tuple(TRAIN_SPLITS)),
+        "federated.strategies": (
             config.federated.strategies,
             set(config.federated.strategies) <= set(STRATEGIES),
             f"some of {STRATEGIES}",
         ),
-        (
-            "federated.plan_from",
-            config.federated.plan_from,
-            config.federated.plan_from in FEDERATED_PLAN_SOURCES,
-            f"one of {FEDERATED_PLAN_SOURCES}",
-        ),
-        ("label.source", config.label.source, config.label.source in LABEL_SOURCES, f"one of {LABEL_SOURCES}"),
-        ("cluster.kind", config.cluster.kind, config.cluster.kind in ("ray", "inline"), "ray or inline"),
-        ("train.gan.kimg", config.train.gan.kimg, _auto_or_positive(config.train.gan.kimg), "auto or a number above 0"),
-        (
-            "generate.n_images",
-            config.generate.n_images,
-            _auto_or_positive(config.generate.n_images),
-            "auto or a number above 0",
-        ),
-        (
-            "generate.batch_size",
-            config.generate.batch_size,
-            _auto_or_positive(config.generate.batch_size),
-            "auto or a number above 0",
-        ),
-        (
-            "generate.max_sampled_factor",
-            config.generate.max_sampled_factor,
-            1 <= config.generate.max_sampled_factor < math.inf,
+        "federated.plan_from": _one_of(config.federated.plan_from, FEDERATED_PLAN_SOURCES),
+        "label.source": _one_of(config.label.source, LABEL_SOURCES),
+        "cluster.kind": _one_of(config.cluster.kind, ("ray", "inline")),
+        "train.gan.kimg": _auto_or_positive(train.gan.kimg),
+        "generate.n_images": _auto_or_positive(generate.n_images),
+        "generate.batch_size": _auto_or_positive(generate.batch_size),
+        "generate.max_sampled_factor": (
+            generate.max_sampled_factor,
+            1 <= generate.max_sampled_factor < math.inf,
             "1 (nothing is replaced) or more",
         ),
-        ("train.nnunet_epochs", config.train.nnunet_epochs, config.train.nnunet_epochs > 0, "a number above 0"),
-        ("general.exp_name", config.general.exp_name, "/" not in config.general.exp_name, "a folder name without '/'"),
-    )
-    for key, value, valid, expected in checks:
-        if not valid:
+        "train.nnunet_epochs": (train.nnunet_epochs, train.nnunet_epochs > 0, "a number above 0"),
+        "general.exp_name": (config.general.exp_name, "/" not in config.general.exp_name, "a folder name without '/'"),
+    }
+    for key, (value, is_allowed, expected) in checks.items():
+        if not is_allowed:
             raise InputError(f"{value!r} is not allowed", where=key, fix=f"use {expected}")
-    if config.generator.settings.get("mirror") and config.data.laterality_matters is not False:
-        said = "says" if config.data.laterality_matters else "does not deny"
+    _check_generator(config)
+    pooled = {"merge.plan_from": config.merge.plan_from, "federated.plan_from": config.federated.plan_from}
+    for key, source in pooled.items():
+        if source == "real_all" and not config.evaluation.real_all:
+            problem = "the common plan would come from pooled real data, which evaluation.real_all=false leaves out"
+            raise InputError(problem, where=key, fix=f"leave {key} at its default")
+    train.segmentation()
+    train.fine_tuning()
+    return config
+
+
+def _check_generator(config: ExperimentConfig) -> None:
+    """What the generator says of its settings must fit the dataset, the labels to share, and a package."""
+    backend = config.generator.backend
+    settings = backend.check(config.generator.settings)
+    if backend.sees_mirrored(settings) and config.data.laterality_matters is not False:
+        says = "says" if config.data.laterality_matters else "does not deny"
         raise InputError(
-            f"images would be shown mirrored too, and the dataset {said} that left and right differ",
+            f"images would be shown mirrored too, and the dataset {says} that left and right differ",
             where="generator.settings.mirror",
             fix="leave it false, or set data.laterality_matters=false if a mirrored image is a possible patient",
         )
-    if config.label.source == "generated" and not config.generator.settings.get("with_labels"):
+    if config.label.source == "generated" and not backend.makes_masks(settings):
         raise InputError(
             "the generator's labels would be shared, and it makes none",
             where="label.source",
             fix="leave it at network, or set generator=ddpm or generator=ldm, and generator.settings.with_labels=true",
         )
-    pooled = {"merge.plan_from": config.merge.plan_from, "federated.plan_from": config.federated.plan_from}
-    for key, source in pooled.items():
-        if source == "real_all" and not config.evaluation.real_all:
-            raise InputError(
-                "the common plan would come from pooled real data, which evaluation.real_all=false leaves out",
-                where=key,
-                fix=f"leave {key} at its default",
-            )
-    config.train.segmentation()
-    config.train.fine_tuning()
+    if not (config.generator.is_built_in and backend.shared_type):
+        for where, value, expected in faults_of_bounded(settings, "generator.settings"):
+            raise InputError(f"{value!r} cannot be told to others", where=where, fix=f"use {expected}")
 
 
-def _auto_or_positive(value: float | str) -> bool:
-    return value == "auto" if isinstance(value, str) else value > 0
+def _one_of(value: str, allowed: tuple[str, ...]) -> tuple[object, bool, str]:
+    return value, value in allowed, f"one of {allowed}"
+
+
+def _auto_or_positive(value: float | str) -> tuple[object, bool, str]:
+    return value, value == "auto" if isinstance(value, str) else value > 0, "auto or a number above 0"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import permutations
 from typing import Any
 
 from common.seeds import derive_seed
 from common.settings import to_dict
 from engine.graph import Graph, Stage
-from generators.registry import find_generator
+from generators.interface import GeneratorBackend
 from pipeline.baselines import (
     adopted_plan_stages,
     common_plan_stages,
@@ -87,19 +88,26 @@ class _FoldBuilder:
         distance = {"min_slice_distance_mm": self.config.data.min_slice_distance_mm}
         return self.make.stage("slices", site, {**distance, **self._labels()}, {"prepare": site, "plan": site})
 
+    @cached_property
+    def _generator(self) -> tuple[GeneratorBackend, Mapping[str, Any]]:
+        """The generator and its complete settings."""
+        backend = self.config.generator.backend
+        return backend, backend.check(self.config.generator.settings)
+
     def _labels(self) -> dict[str, Any]:
-        """What stages that handle labels beside images are told: the labels, if the generator makes them too."""
+        """The labels, for stages that handle masks beside images; only if the generator makes masks too."""
         if not self.config.evaluation.synthetic:
             return {}
-        generator = find_generator(self.config.generator.name)
-        is_asked = generator.generates_labels(generator.check(self.config.generator.settings))
-        return {"labels": dict(self.config.source.labels)} if is_asked else {}
+        backend, settings = self._generator
+        return {"labels": dict(self.config.source.labels)} if backend.makes_masks(settings) else {}
 
     def _synthetic(self, site: str) -> Iterator[Stage]:
         config, stage = self.config, self.make.stage
-        generator = find_generator(config.generator.name)
-        settings = generator.check(config.generator.settings)
-        named = {"name": config.generator.name, "settings": settings, "train_on": config.generator.train_on}
+        generator, settings = self._generator
+        of_generator = {"name": config.generator.name}
+        if not config.generator.is_built_in:
+            of_generator["adapter"] = config.generator.adapter_path  # its name alone does not lead to it
+        named = {**of_generator, "settings": settings, "train_on": config.generator.train_on}
         mirrored = {"auto": generator.sees_mirrored(settings), "always": True, "never": False}
         memorization = {
             "memorization": to_dict(config.memorization),
@@ -107,7 +115,7 @@ class _FoldBuilder:
             "mirrored": mirrored[config.memorization.mirror],
         }
         labels = self._labels()
-        sampling = {"name": config.generator.name, "batch_size": config.generate.batch_size, **labels}
+        sampling = {**of_generator, "batch_size": config.generate.batch_size, **labels}
         labelling = {"batch_size": config.label.batch_size, **labels}
         if labels:
             labelling["shared"] = config.label.source
@@ -120,7 +128,7 @@ class _FoldBuilder:
             "min_slice_distance_mm": config.data.min_slice_distance_mm,
             "stack_size": config.label.stack_size,
         }
-        code = (generator.package,)
+        code = (config.generator.adapter_path,)
         yield self._slices(site)
         yield stage("calibrate", site, memorization, {"slices": site})
         yield stage(
@@ -252,8 +260,3 @@ def _finetune_name(union: Union) -> str:
 def _portable(source: dict[str, object]) -> dict[str, object]:
     """The source without its place on this machine, which is no part of a result's identity."""
     return {key: value for key, value in source.items() if key != "root"}
-
-
-def planned_sites(config: ExperimentConfig, found: Sequence[str]) -> tuple[str, ...]:
-    """The sites of the experiment: those the configuration names, or those found in the data."""
-    return tuple(config.data.sites or found)

@@ -20,6 +20,7 @@ from common.image_set import (
 )
 from common.seeds import derive_seed
 from engine.run_stage import StageContext
+from generators.interface import SampleRequest
 from generators.registry import find_generator
 
 
@@ -60,29 +61,30 @@ def load_samples(folder: Path) -> Samples:
 
 @dataclass(frozen=True)
 class Draw:
-    """Draws the images of a site by their numbers: a number says the seed, whichever stage asks and when."""
+    """Draws the images of a site by their numbers: the seed follows from the number, whichever stage asks and when."""
 
-    settings: Mapping[str, Any]  # name and batch_size, and labels where the generator makes labels too
+    settings: Mapping[str, Any]  # name (and adapter), batch_size, and labels where the generator makes masks too
     seed: int
     n_digits: int
 
     def __call__(self, context: StageContext, numbers: range) -> Samples:
         """The images with these numbers."""
         seeds = [derive_seed(self.seed, number) for number in numbers]
-        generator, batch_size = find_generator(self.settings["name"]), _number_or_none(self.settings["batch_size"])
-        arguments = (context.inputs["generator"], seeds, batch_size, context.device, context.progress)
-        images, labels = (
-            generator.sample_with_labels(*arguments)
-            if "labels" in self.settings
-            else (generator.sample(*arguments), None)
+        named, batch_size = self.settings.get("adapter", self.settings["name"]), self.settings["batch_size"]
+        generator = find_generator(named)
+        request = SampleRequest(
+            trained=context.inputs["generator"],
+            seeds=seeds,
+            batch_size=None if batch_size == "auto" else int(batch_size),
+            device=context.device,
+            progress=context.progress,
         )
+        if "labels" in self.settings:
+            images, masks = generator.sample_with_masks(request)
+        else:
+            images, masks = generator.sample(request), None
         entries = tuple(
             ImageEntry(f"{context.stage.site}_syn_{number:0{self.n_digits}d}", seed=seed)
             for number, seed in zip(numbers, seeds, strict=True)
         )
-        return Samples(ImageSet(images, entries, load_image_set(context.inputs["slices"]).info), labels)
-
-
-def _number_or_none(setting: int | str) -> int | None:
-    """``auto`` as None."""
-    return None if setting == "auto" else int(setting)
+        return Samples(ImageSet(images, entries, load_image_set(context.inputs["slices"]).info), masks)

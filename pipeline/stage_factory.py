@@ -15,8 +15,6 @@ ALL = "all"
 
 # Expected durations in seconds on one slow core, for the order of stages and the time left only.
 ITERATION_S = 0.1  # of nnU-Net
-GENERATOR_STEP_S = 0.2
-USUAL_BATCH = 8  # where the machine will choose it
 OTHER_STAGE_S = 5.0
 
 
@@ -155,6 +153,5 @@ class StageFactory:
             return OTHER_STAGE_S + (network_s if KINDS[kind].is_training else 0.0)
         if isinstance(train.gan.kimg, str):
             return OTHER_STAGE_S + network_s  # its length is not known before the data is read
-        named = self.config.generator.settings.get("batch_size", USUAL_BATCH)
-        batch_size = float(USUAL_BATCH if named == "auto" else named)
-        return OTHER_STAGE_S + GENERATOR_STEP_S * train.gan.kimg * 1000 / batch_size
+        generator = self.config.generator
+        return OTHER_STAGE_S + generator.backend.seconds_per_kimg(generator.settings) * train.gan.kimg

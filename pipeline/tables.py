@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.files import write_text
@@ -11,39 +11,37 @@ from dataset.folds import assign_folds
 from dataset.images import VOLUME_ENDINGS, file_ending
 from dataset.source import Case
 from engine.run_plan import RunPlan
-from evaluation.report.page import write_report
 from evaluation.results import KEY_COLUMNS, aligned, format_table, read_results, summarise, write_table
 from pipeline.baselines import strategy_in_words
 from pipeline.config import IMAGES_PER_TRAINING_IMAGE, ExperimentConfig, Union
+from pipeline.site_data import SiteData
 from pipeline.stage_factory import ALL
 
 
-def write_fold_results(run: Path, fold: int, evaluated: Sequence[Path]) -> None:
-    """``results.csv``, ``summary.csv``, ``summary.txt`` and ``report.html`` of one fold, from its evaluate stages."""
+def write_fold_tables(folder: Path, finished: Mapping[str, Path]) -> None:
+    """``results.csv``, ``summary.csv`` and ``summary.txt`` of one fold, from its evaluate stages."""
     import pandas as pd
 
-    folder = run / f"fold_{fold}"
+    evaluated = [path for stage_id, path in finished.items() if stage_id.split("/")[1] == "evaluate"]
     if evaluated:
         results = pd.concat([read_results(path / "results.csv") for path in evaluated])
         write_table(folder / "results.csv", results.sort_values(list(KEY_COLUMNS), kind="stable"))
         summary = summarise(results)
         write_table(folder / "summary.csv", summary)
         write_text(folder / "summary.txt", format_table(summary) + "\n")
-    write_report(run, folds=[fold], out=folder)
 
 
-def format_plan(plan: RunPlan, config: ExperimentConfig, sites: Sequence[str], cases: Sequence[Case]) -> str:
-    """The dry run's table: every stage, done or to do, with what it asks for."""
+def format_plan(plan: RunPlan, facts: Sequence[str], *, pins_sites: bool) -> str:
+    """The dry run's table: every stage, done or to do, with what it asks for; then ``facts`` of the experiment."""
     rows = [("stage", "state", "CPUs", "GPUs", "runs on")]
     for stage_id in plan.graph.topological_order():
         stage = plan.graph.stages[stage_id]
-        pinned = config.cluster.pin_sites and stage.private_to
-        node = f"site:{stage.private_to}" if pinned else "any node"
+        node = f"site:{stage.private_to}" if pins_sites and stage.private_to else "any node"
         asked = (f"{stage.resources.cpus:g}", f"{stage.resources.gpus:g}")
         rows.append((stage_id, plan.states[stage_id], *asked, node))
     n_to_do = len(plan.graph.stages) - len(plan.done)
     total = f"{len(plan.graph.stages)} stages, {n_to_do} to do; nothing was run"
-    return "\n".join([*aligned(rows), "", *_facts(config, sites, cases), *_kept(plan), total])
+    return "\n".join([*aligned(rows), "", *facts, *_kept(plan), total])
 
 
 def _kept(plan: RunPlan) -> list[str]:
@@ -54,7 +52,9 @@ def _kept(plan: RunPlan) -> list[str]:
     return ["these trainings were made by other code and stay; general.redo=changed_code redoes them:", *named]
 
 
-def _facts(config: ExperimentConfig, sites: Sequence[str], cases: Sequence[Case]) -> list[str]:
+def experiment_in_words(config: ExperimentConfig, data: SiteData) -> list[str]:
+    """Lengths, generator, filter and baselines of the main experiment, for the dry run."""
+    sites, cases = data.sites, data.cases
     train = config.train
     finetune = train.nnunet_epochs_finetune or train.nnunet_epochs
     lines = [

@@ -5,7 +5,7 @@ from sharing.errors import PackageError
 from sharing.package import PackageFacts, SyntheticCase, read_case, write_package, write_raw_cases
 from sharing.received import Package, verify_package
 from sharing.refused import FailedGate, Refusal, read_refusal, write_refusal
-from sharing.schema import SharedAudit, SharedFigure, SharedGate, SharedPlanted, dataset_json, rounded, rounded_share
+from sharing.schema import SharedAudit, SharedFigure, SharedGate, SharedPlanted, rounded, rounded_share
 
 __all__ = [
     "FailedGate",
@@ -18,7 +18,6 @@ __all__ = [
     "SharedGate",
     "SharedPlanted",
     "SyntheticCase",
-    "dataset_json",
     "read_case",
     "read_drop_list",
     "read_refusal",

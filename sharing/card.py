@@ -73,6 +73,7 @@ NETWORK_OR_GENERATOR = f"{NETWORK}, or by the generator itself"
 ENFORCED = "Every gate had to pass, and did."
 NOT_ENFORCED = "**The site did not enforce its gates; {failed}.**"
 WITHOUT_PRIVACY = "The generator was trained without differential privacy."
+EXTERNAL = "The generator is not part of autoshare, which promises no differential privacy of its training."
 WITH_PRIVACY = """
 
 The generator's weights were trained with differential privacy: epsilon {epsilon:g}, delta {delta}, for one image added
@@ -89,7 +90,7 @@ def render_card(manifest: Manifest, figures: Mapping[str, Any]) -> str:
         n_images=manifest.n_images,
         n_cases=manifest.n_cases,
         generator=manifest.generator["name"],
-        labelled_by=NETWORK_OR_GENERATOR if manifest.generator.get("config", {}).get("with_labels") else NETWORK,
+        labelled_by=_labelled_by(manifest.generator),
         channels=", ".join(manifest.channel_names),
         labels=", ".join(f"{name} = {value}" for name, value in sorted(manifest.labels.items())),
         ending=manifest.file_ending,
@@ -145,10 +146,16 @@ def _verdict(audit: SharedAudit) -> str:
     return NOT_ENFORCED.format(failed=f"these failed: {failed}" if failed else "all passed")
 
 
+def _labelled_by(generator: Mapping[str, Any]) -> str:
+    """Of an external generator the receiver does not know whether it makes labels."""
+    makes_labels = "external" in generator or generator.get("config", {}).get("with_labels")
+    return NETWORK_OR_GENERATOR if makes_labels else NETWORK
+
+
 def _guarantee(generator: Mapping[str, Any]) -> str:
     """What the generator's settings, as its training resolved them, say of differential privacy."""
-    asked = generator.get("config", {}).get("privacy")
+    asked = None if "external" in generator else generator.get("config", {}).get("privacy")
     if asked is None:
-        return WITHOUT_PRIVACY
+        return EXTERNAL if "external" in generator else WITHOUT_PRIVACY
     delta = AUTO_DELTA if asked["delta"] == "auto" else f"{asked['delta']:g}"
     return WITH_PRIVACY.format(epsilon=asked["epsilon"], delta=delta)

@@ -1,4 +1,4 @@
-"""Why a package is refused: one line a reason, with the file, the value and the way out."""
+"""Why a package is refused: a line for each reason, with the file, the value and the way out."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class RefusedFileError(ValueError):
 
 
 class PackageError(InputError):
-    """A package that is not what it must be; it must not be merged."""
+    """The package breaks a rule of packages; it must not be merged."""
 
     exit_code = ExitCode.REFUSED
 

@@ -1,4 +1,4 @@
-"""A stranger's folder: listed without following anything, its files read once, within bounds, and hashed as read."""
+"""A stranger's folder: it is listed without following links; its files are read once, within bounds, and hashed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from common.settings import from_dict
+from nnunetv2_mod.raw_dataset import IMAGES, LABELS
 from sharing.errors import SAME_RELEASE, SEND_AGAIN, PackageError, Reason, RefusedFileError, shown
-from sharing.schema import IMAGES, LABELS, MANIFEST, MAX_FILES
+from sharing.schema import MANIFEST, MAX_FILES
 from sharing.strict_json import MAX_JSON_BYTES, parse_json
 
 T = TypeVar("T")
@@ -184,7 +185,7 @@ def _scan(descriptor: int) -> Iterator[tuple[str, os.stat_result]]:
 
 
 def _fault(name: str, status: os.stat_result) -> str | None:
-    """What makes an entry of the folder none of a package."""
+    """Why an entry of the folder cannot belong to a package, or None."""
     if stat.S_ISDIR(status.st_mode) and name in (IMAGES, LABELS):
         return None
     if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and not _NAME.fullmatch(name):
@@ -216,7 +217,7 @@ def stamp_of(status: os.stat_result) -> Stamp:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """Not through a link, and without waiting for the other end of a pipe."""
+    """Open a file, but not through a link, and without waiting for the other end of a pipe."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
@@ -226,7 +227,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def _hashed_blocks(stream: BinaryIO, n_bytes: int, update: Callable[[bytes], None]) -> Blocks:
-    """At most ``n_bytes``: a file that grows is not followed."""
+    """At most ``n_bytes`` of the file, even if it grows."""
     while n_bytes > 0 and (block := stream.read(min(BLOCK_BYTES, n_bytes))):
         n_bytes -= len(block)
         update(block)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,17 @@ import numpy as np
 
 from common.files import atomic_path, sha256_of_file, write_json, write_text
 from common.settings import to_dict
+from dataset.images import write_array
+from nnunetv2_mod.raw_dataset import DATASET_JSON, NIFTI, PNG, dataset_json, write_case
 from sharing.card import render_card
 from sharing.errors import PackageError
 from sharing.received import Package, verify_package
 from sharing.schema import (
     CARD,
-    DATASET,
     FIGURES,
-    IMAGES,
-    LABELS,
     MANIFEST,
-    NIFTI,
-    PNG,
     SCHEMA_VERSION,
     Manifest,
-    dataset_json,
 )
 
 
@@ -70,11 +67,11 @@ class RawCases:
 def write_package(folder: Path, cases: Iterable[SyntheticCase], facts: PackageFacts, volumetric: bool) -> None:
     """Write the package into the empty ``folder`` and check it as a receiver will.
 
-    Its manifest, with a checksum for every file, comes last, and goes again if the check fails: without one no receiver
-    takes the folder.
+    The manifest, with a checksum for every file, is written last and removed if the check fails: no receiver takes a
+    folder without one.
 
     Raises:
-        PackageError: it is none that may leave.
+        PackageError: a receiver would refuse it.
     """
     written = write_raw_cases(folder, cases, facts, volumetric)
     write_json(folder / FIGURES, dict(facts.privacy))
@@ -125,44 +122,18 @@ def write_raw_cases(folder: Path, cases: Iterable[SyntheticCase], facts: Package
     n_images = 0
     kinds: set[tuple[tuple[int, int], str]] = set()
     for case in cases:
-        _write_image(folder / IMAGES, case, ending, facts.spacing_mm)
-        _write_labels(folder / LABELS / f"{case.name}{ending}", case.labels, facts.spacing_mm)
+        image = case.image if volumetric else case.image[:, 0]
+        labels = (case.labels if volumetric else case.labels[0]).astype(np.uint8)
+        is_rgb = not volumetric and len(image) == 3 and image.dtype == np.uint8
+        write = partial(_write_volume, spacing_mm=facts.spacing_mm) if volumetric else write_array
+        write_case(folder, case.name, image, labels, ending, write, is_rgb=is_rgb)
         names.append(case.name)
         n_images += case.image.shape[1]
         kinds.add((case.image.shape[2:], str(case.image.dtype)))
     if len(kinds) != 1:
         raise ValueError(f"a package holds images of one size and type, not {sorted(kinds)}")
-    write_json(folder / DATASET, dataset_json(facts.channel_names, facts.labels, len(names), ending))
+    write_json(folder / DATASET_JSON, dataset_json(facts.channel_names, facts.labels, len(names), ending))
     return RawCases(tuple(names), n_images, ending, *kinds.pop())
-
-
-def _write_image(folder: Path, case: SyntheticCase, ending: str, spacing_mm: Sequence[float]) -> None:
-    """RGB as one PNG, as nnU-Net reads it; otherwise one file per channel."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if ending == PNG and case.image.shape[0] == 3 and case.image.dtype == np.uint8:
-        _write_png(folder / f"{case.name}_0000.png", np.moveaxis(case.image[:, 0], 0, -1))
-        return
-    for channel, array in enumerate(case.image):
-        target = folder / f"{case.name}_{channel:04d}{ending}"
-        if ending == PNG:
-            _write_png(target, array[0])
-        else:
-            _write_volume(target, array, spacing_mm)
-
-
-def _write_labels(target: Path, labels: np.ndarray, spacing_mm: Sequence[float]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == PNG:
-        _write_png(target, labels[0].astype(np.uint8))
-    else:
-        _write_volume(target, labels.astype(np.uint8), spacing_mm)
-
-
-def _write_png(target: Path, array: np.ndarray) -> None:
-    from PIL import Image
-
-    with atomic_path(target) as temporary:
-        Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG")
 
 
 def _read_png(source: Path) -> np.ndarray:

@@ -155,7 +155,7 @@ def _expected_header(n_slices: int, size_px: tuple[int, int], dtype: np.dtype, s
 
 
 def _inflated(blocks: Iterator[bytes], wrapper: int) -> Iterator[bytes]:
-    """Pieces of at most ``PIECE_BYTES``; a reader that has enough stops asking.
+    """Inflated pieces of at most ``PIECE_BYTES``, made as the reader asks for them.
 
     Raises:
         RefusedFileError: a broken or truncated stream, or bytes after its end.

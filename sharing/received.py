@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from nnunetv2_mod.raw_dataset import LABELS, PNG, dataset_json
 from sharing.card import render_card
 from sharing.errors import (
     ASK,
@@ -31,14 +32,11 @@ from sharing.schema import (
     DATASET,
     DOCUMENTS,
     FIGURES,
-    LABELS,
     MANIFEST,
-    PNG,
     SCHEMA_VERSION,
     Fault,
     Manifest,
     PrivacyFigures,
-    dataset_json,
     faults_of_figures,
     faults_of_manifest,
     is_case_name,
@@ -52,7 +50,7 @@ MIN_NAME_CHARS = 3  # a machine called "a" is in every text
 
 @dataclass(frozen=True)
 class Package:
-    """A package that was checked: nothing but the files that its manifest names is to be read."""
+    """A package that was checked; only the files that its manifest names may be read."""
 
     folder: Path
     manifest: Manifest
@@ -118,7 +116,7 @@ def verify_package(folder: Path, *, written_here: bool = False) -> Package:
 
 
 def _wrong_names(manifest: Manifest, present: Mapping[str, Stamp]) -> Iterator[Reason]:
-    """Names follow from site, case numbers, channels and file ending, so none can lead elsewhere or tell anything."""
+    """Names follow from site, case numbers, channels and file ending, so none can lead elsewhere or carry a message."""
     cases = [case for case in manifest.cases if is_case_name(case, manifest.site)]
     of_cases = {name for case in cases for name in (*manifest.images_of(case), manifest.labels_of(case))}
     possible = of_cases | set(DOCUMENTS)

@@ -1,4 +1,4 @@
-"""What stands in a package's place where the site's gates refused it: the figures, the reasons, and what would help."""
+"""What a site writes instead of a package that its gates refused: the figures, the reasons, and what would help."""
 
 from __future__ import annotations
 

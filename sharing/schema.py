@@ -9,26 +9,20 @@ from typing import Any
 
 from common.resampling import clopper_pearson
 from common.settings import from_dict
-from diffusion.settings import DiffusionSettings
-from gan.settings import GanSettings
+from generators.bounded_settings import MAX_LIST_LENGTH, NAME, faults_of_bounded
+from generators.registry import built_in_adapters, find_generator
 from memorization.calibration import RULES
 from memorization.gates import DROPPED_SHARE, GATE_NAMES, PLANTED_RECALL
 from memorization.leakage.metrics import METRICS, Metric
+from nnunetv2_mod.raw_dataset import DATASET_JSON, IMAGES, LABELS, NIFTI, PNG, image_name
 from sharing.strict_json import strings_of
 
 SCHEMA_VERSION = 4
-MANIFEST, DATASET, FIGURES, CARD = "manifest.json", "dataset.json", "privacy.json", "CARD.md"
+MANIFEST, DATASET, FIGURES, CARD = "manifest.json", DATASET_JSON, "privacy.json", "CARD.md"
 DROP_LIST, DROP_LIST_VERSION = "drop.json", 1  # what a site answers about another's package
 DOCUMENTS = (DATASET, FIGURES, CARD)  # what the manifest lists besides images and labels
-IMAGES, LABELS = "imagesTr", "labelsTr"
-PNG, NIFTI = ".png", ".nii.gz"
 DTYPES = {PNG: ("uint8", "uint16"), NIFTI: ("float32",)}  # of images; labels are uint8
-GENERATORS: Mapping[str, type] = {  # name -> what its settings may be
-    "stylegan2": GanSettings,
-    "ddpm": DiffusionSettings,
-    "ldm": DiffusionSettings,
-}
-GENERATOR_KEYS = ("name",)  # written beside the settings
+GENERATOR_KEYS = ("name", "external")  # written beside the settings
 
 MAX_FILES = 200_000  # 100 000 images and their labels; each costs a receiver an open file and about 200 bytes
 MAX_IMAGE_PX = 2**24  # 4096 x 4096, a mammogram; decoded whole, 48 MiB as RGB
@@ -40,8 +34,6 @@ MAX_DISTANCE_L2 = 4.001  # squared, between unit vectors, with rounding
 MAX_FIGURE = 1e9  # of a measure of leakage
 MAX_PLANTED = 10**6  # copies; ours are 65,000 at most
 FIGURE_DIGITS = 4  # figures leave a site rounded
-MAX_LIST_LENGTH = 32  # of a generator's setting; one entry a resolution
-
 MAX_CASE_NAME_CHARS = 64 + 5 + 9  # a site, "_syn_", a number
 
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -89,7 +81,7 @@ class Manifest:
     def images_of(self, case: str) -> list[str]:
         """The files that hold a case's channels."""
         n_files = 1 if self.rgb else len(self.channel_names)
-        return [f"{IMAGES}/{case}_{channel:04d}{self.file_ending}" for channel in range(n_files)]
+        return [f"{IMAGES}/{image_name(case, channel, self.file_ending)}" for channel in range(n_files)]
 
     def labels_of(self, case: str) -> str:
         """The file that holds a case's labels."""
@@ -167,16 +159,6 @@ def is_site_name(name: str) -> bool:
 def is_case_name(name: str, site: str) -> bool:
     """Whether ``name`` is a site's name and a number, as every synthetic case is called."""
     return re.fullmatch(rf"{re.escape(site)}_syn_[0-9]{{1,9}}", name) is not None
-
-
-def dataset_json(channel_names: Sequence[str], labels: Mapping[str, int], n_cases: int, ending: str) -> dict[str, Any]:
-    """nnU-Net's ``dataset.json``; it follows from the manifest."""
-    return {
-        "channel_names": {str(index): name for index, name in enumerate(channel_names)},
-        "labels": {"background": 0, **labels},
-        "numTraining": n_cases,
-        "file_ending": ending,
-    }
 
 
 def _failing(*checks: tuple[str, object, bool, str]) -> Iterator[Fault]:
@@ -347,14 +329,29 @@ def telling_texts(content: Any, names_of_here: Sequence[str]) -> Iterator[tuple[
 
 
 def _faults_of_generator(generator: Mapping[str, Any]) -> Iterator[Fault]:
-    """Settings are those of a generator that is known here, so that no key can hold what nobody has looked at."""
+    """Settings have the keys and types of a generator of this installation, so that none can hold anything else.
+
+    Those of an ``external`` generator, whose code the receiver may not have, are bounded names and numbers. Nothing is
+    imported that a package names: the adapters are those of ``config/generator``.
+    """
     name = generator.get("name")
-    if not isinstance(name, str) or name not in GENERATORS:
-        yield "generator.name", name, f"one of {sorted(GENERATORS)}"
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        yield "generator.name", name, "at most 32 lower-case letters, digits and _"
         return
+    shared_type = find_generator(name).shared_type if name in built_in_adapters() else None
     settings = {key: value for key, value in generator.items() if key not in GENERATOR_KEYS}
+    if "external" in generator:
+        if generator["external"] is not True:
+            yield "generator.external", generator["external"], "true, or not there"
+        if shared_type is not None:
+            yield "generator.name", name, "another name, as that is a generator of autoshare"
+        yield from faults_of_bounded(settings, "generator")
+        return
+    if shared_type is None:
+        yield "generator.name", name, f"one of {sorted(built_in_adapters())}"
+        return
     try:
-        from_dict(GENERATORS[name], settings, "generator")
+        from_dict(shared_type, settings, "generator")
     except TypeError as error:
         yield "generator", str(error), f"the settings of {name}"
     yield from _unplain(settings, "generator")

@@ -1,9 +1,9 @@
-"""How many honest images a filter drops at sites of several sizes.
+"""How many images that are no copies a filter drops, by the size of a site.
 
     python -m studies.calibration_study --site-images images --out draws.json
 
-Of a folder's patients, as many as give ``n`` images are a site; the images of the others are honest ones that it has
-never seen. Drawn again and again, so that the figure is that of a site of this size and not of one draw.
+Of a folder's patients, as many as give ``n`` images are a site; the images of the others are *honest*: real, no copies,
+and never seen by the site. Sites are drawn again and again, so that the figure does not depend on one draw.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from common.command import command
 from common.errors import InputError
 from common.files import write_json
+from common.markdown import markdown_table
 from common.progress import shown_progress
 from common.seeds import derive_seed
 from common.settings import to_dict
@@ -33,6 +34,7 @@ from memorization.planted.planted_audit import recall_of
 log = logging.getLogger(__name__)
 
 FUSED, PAPER = "fused", "paper's rule"
+COLUMNS = ("rule", "images of a site", "sites drawn", "level", "honest images dropped", "share", "sites with it inside")
 MAX_HONEST = 100  # a draw's honest images
 
 
@@ -113,19 +115,14 @@ def draw(
 
 def format_rows(draws: Sequence[Draw]) -> list[str]:
     """A markdown table, a row for each rule and size."""
-    lines = [
-        "| rule | images of a site | sites drawn | level | honest images dropped | share | sites with it inside |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = []
     for rule, asked in sorted({(one.rule, one.n_images) for one in draws}):
         rows = [one for one in draws if (one.rule, one.n_images) == (rule, asked)]
         dropped, honest = sum(one.n_dropped for one in rows), sum(one.n_honest for one in rows)
         inside, level = sum(one.is_inside for one in rows), np.mean([one.level for one in rows])
-        lines.append(
-            f"| {rule} | {asked} | {len(rows)} | {level:.3f} | {dropped} of {honest} | {dropped / honest:.3f} "
-            f"| {inside} of {len(rows)} |"
-        )
-    return lines
+        counts = [f"{dropped} of {honest}", f"{dropped / honest:.3f}", f"{inside} of {len(rows)}"]
+        lines.append([rule, str(asked), str(len(rows)), f"{level:.3f}", *counts])
+    return markdown_table(COLUMNS, lines)
 
 
 def _site(owners: np.ndarray, n_images: int, seed: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Generators beside each other: a Markdown table with what its columns mean, and rows of samples as one picture."""
+"""Tables of studies in Markdown, and the comparison of generators: its table, its notes and its picture of samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from common.drawing import drawing
 from common.files import atomic_path
+from common.markdown import markdown_table
 from features.fidelity import Estimate
 from memorization.pictures import DPI, STYLE, displayed
 
@@ -19,43 +21,46 @@ HEADER = (
 )
 N_SHOWN = 8
 NOTES = """\
-Numbers in brackets are 95 % intervals; row `{all}` is all sites together, its minutes and kimg those of a site.
+Numbers in brackets are 95 % intervals. Row `{all}` is all sites together; its minutes and kimg are the mean of a site.
 
-- **Fréchet**: distance, in the gauge's features, to the images of the outer fold's test patients, whom nobody trained
-  on or chose by: of the samples before the filter, and of the training images. Both in equal numbers, as many as there
-  are training images, since the distance falls with their number: the mean over disjoint parts of {n_samples} samples a
-  site. Images and patients are resampled. {counts}.
-- **multiple**: the first over the second, both against the same resampled patients. 1 is what an honest sample of the
-  source has, and what a copier has too.
+- **Fréchet**: distance, in the features of the fidelity monitor, to the images of the outer fold's test patients: of
+  the samples before the filter, and of the training images. Nobody trained on these patients or chose anything by them.
+  The distance falls with the number of images, so both sets have as many as there are training images; for the samples
+  it is the mean over disjoint parts of {n_samples} samples a site. Images and patients are resampled. {counts}.
+- **multiple**: the first distance over the second, both against the same resampled patients. 1 means as close as real
+  images of the same source; a generator that copies also gives 1.
 - **copies %**: share of samples that the filter dropped (Clopper-Pearson).
-- **nearest**: median distance of a sample to the nearest training image over that of real images not trained on;
-  below 1 samples are nearer than strangers are.
-- **images/s**: on one CPU thread with the generator's own sampler; in brackets the slowest and the fastest of
+- **nearest**: median distance of a sample to the nearest training image, over the same distance of real images that
+  nobody trained on. Below 1 means that samples are nearer to the training images than other patients' images are.
+- **images/s**: on one CPU thread with the generator's own sampler. In brackets: the slowest and the fastest of
   {n_rounds} rounds of {n_timed} images.
-- **Dice** of the network fine-tuned at the site (syn-real) and of its own images alone (real) on its own test cases,
-  and the difference; patients are resampled.
-- **gates**: which of them refused a site's package; the other sites' packages alone are then pooled."""
+- **Dice** of the network fine-tuned at the site (syn-real) and of the network trained on the site's own images alone
+  (real), on the site's own test cases, and the difference. Patients are resampled.
+- **gates**: the gates that refused a site's package. Then only the packages of the other sites are pooled."""
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The Markdown table."""
-    lines = ["| " + " | ".join(HEADER) + " |", "| " + " | ".join(["---"] * len(HEADER)) + " |"]
-    return [*lines, *("| " + " | ".join(_cells(row)) + " |" for row in rows)]
-
-
-def _cells(row: Mapping[str, Any]) -> list[str]:
-    fractions = (with_interval(row[name], 1, 100) for name in ("dice", "dice_real", "dice_gain"))
-    return [
-        *(row["generator"], row["site"], f"{row['minutes']:.1f}", f"{row['kimg']:.2g}"),
-        *(with_interval(row[name], digits) for name, digits in (("frechet", 0), ("frechet_real", 0), ("multiple", 2))),
-        *(with_interval(row["copies"], 1, 100), with_interval(row["nearest"], 2)),
-        *(with_interval(row["images_per_s"], 1), *fractions, _gates(row["failed_gates"])),
-    ]
-
-
-def _gates(failed: Mapping[str, Sequence[str]]) -> str:
-    refused = (f"{site} refused: {', '.join(gates)}" for site, gates in sorted(failed.items()))
-    return "; ".join(refused) or "passed"
+    """The Markdown table of the comparison, a row a generator and site."""
+    cells = []
+    for row in rows:
+        refused = (f"{site} refused: {', '.join(gates)}" for site, gates in sorted(row["failed_gates"].items()))
+        cells.append(
+            [
+                row["generator"],
+                row["site"],
+                f"{row['minutes']:.1f}",
+                f"{row['kimg']:.2g}",
+                with_interval(row["frechet"], 0),
+                with_interval(row["frechet_real"], 0),
+                with_interval(row["multiple"], 2),
+                with_interval(row["copies"], 1, 100),
+                with_interval(row["nearest"], 2),
+                with_interval(row["images_per_s"], 1),
+                *(with_interval(row[name], 1, 100) for name in ("dice", "dice_real", "dice_gain")),
+                "; ".join(refused) or "passed",
+            ]
+        )
+    return markdown_table(HEADER, cells)
 
 
 def numbers_of(estimate: Estimate) -> list[float]:
@@ -71,6 +76,7 @@ def with_interval(numbers: Sequence[float] | None, n_digits: int, factor: float 
     return value if np.isnan(numbers[1:]).any() else f"{value} [{low}, {high}]"
 
 
+@drawing
 @STYLE
 def draw_samples(path: Path, rows: Mapping[str, np.ndarray]) -> None:
     """One row of up to eight images (n, channels, height, width) for each name, the name beside it."""

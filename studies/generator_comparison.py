@@ -2,11 +2,11 @@
 
     python -m studies.generator_comparison --config-name=demo --generators=stylegan2,ddpm --minutes 8 --out comparison
 
-Each generator's seconds per thousand images are measured here, its training is made so long that it takes the minutes
-asked for, and the whole experiment is run with it (``<out>/comparison_<generator>``). A generator may grow slower as it
-trains (StyleGAN2's augmentation does): one that was a tenth off is trained once more, at the length that its own
-training gives. The table says what came of it.
-The same command resumes: what was measured is read, finished runs are not repeated. A site whose gates refuse its
+The command measures how many seconds each generator needs for a thousand images, chooses the length of its training so
+that it takes the minutes asked for, and runs the whole experiment with it (``<out>/comparison_<generator>``). A
+generator may become slower as it trains (StyleGAN2 does, by its augmentation): one whose minutes were wrong by more
+than a tenth is trained once more, at the length that its own training suggests. A table shows the results.
+The same command resumes: it reads what was measured and does not repeat finished runs. A site whose gates refuse its
 package is a result; a run that fails ends the command with exit code 1 and names its log.
 """
 
@@ -30,12 +30,12 @@ from common.command import command
 from common.exit_codes import ExitCode
 from common.files import read_json, write_json, write_text
 from common.image_set import load_image_set
-from common.progress import silent
 from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
 from engine.dependencies import REPOSITORY
 from engine.run_stage import set_threads
 from evaluation.report.run import RunFiles, find_folds
+from generators.interface import SampleRequest
 from generators.registry import find_generator
 from pipeline.entry import compose_experiment
 from pipeline.stage_factory import ALL
@@ -94,7 +94,7 @@ def _overrides(chosen: argparse.Namespace, generator: str) -> list[str]:
 def _write_lengths(chosen: argparse.Namespace) -> None:
     """Thousand images for each generator; its speed is measured where ``comparison.json`` does not know it.
 
-    What was measured for other overrides counts for nothing; other minutes need no new measurement.
+    Speeds measured with other overrides are not used; other minutes need no new measurement.
     """
     path = chosen.out / f"{NAME}.json"
     asked = {"config_name": chosen.config_name, "overrides": chosen.overrides}
@@ -166,7 +166,7 @@ def _nothing_shared(run: Path) -> bool:
 
 
 def _state(chosen: argparse.Namespace, command: str) -> list[str]:
-    """The page, which is also written, with the picture and all figures beside it."""
+    """The lines of the page; the page, the picture and all figures are written too."""
     runs = {generator: chosen.out / f"{NAME}_{generator}" for generator in chosen.generators}
     places = {generator: places_of(run) for generator, run in runs.items()}
     config = compose_experiment(chosen.config_name, _overrides(chosen, chosen.generators[0]))
@@ -193,7 +193,7 @@ Rates = dict[str, dict[str, list[float]]]
 
 
 def _sampling_rates(path: Path, places: Mapping[str, Sequence[Place]]) -> Rates:
-    """As ``comparison.json`` knows them of these very generators, else timed now and written there."""
+    """From ``comparison.json`` if it has them for exactly these trainings, else timed now and written there."""
     first = {name: [place for place in found if place.fold == found[0].fold] for name, found in places.items()}
     timed = {name: [place.read("generator", "manifest.json")["digest"] for place in of] for name, of in first.items()}
     known = read_json(path)
@@ -223,9 +223,10 @@ def _time_sampling(places: Mapping[str, Sequence[Place]]) -> Rates:
 
 def _sampling_seconds(place: Place, n_images: int) -> float:
     seeds = [derive_seed("timed", number) for number in range(n_images)]
-    generator = find_generator(place.read("generator", "manifest.json")["settings"]["name"])
+    settings = place.read("generator", "manifest.json")["settings"]
+    generator = find_generator(settings.get("adapter", settings["name"]))
     started_s = time.perf_counter()
-    generator.sample(place.folder("generator"), seeds, None, "cpu", silent)
+    generator.sample(SampleRequest(trained=place.folder("generator"), seeds=seeds))
     return time.perf_counter() - started_s
 
 

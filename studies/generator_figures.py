@@ -92,7 +92,7 @@ def read_features(place: Place, n_samples: int, embeddings: Path, device: str) -
     training, others = (slices.of_split(*splits[trained["train_on"]]) for splits in (TRAIN_SPLITS, HELD_OUT_SPLITS))
     validation = ImageSet(np.concatenate([others.images, test.images]), (*others.entries, *test.entries))
     gauge = FidelityMonitor(training, validation, 0, device, embeddings=embeddings)
-    is_mirrored = find_generator(trained["name"]).sees_mirrored(trained["settings"])
+    is_mirrored = find_generator(trained.get("adapter", trained["name"])).sees_mirrored(trained["settings"])
     return Features(
         samples=gauge.embed(load_image_set(place.folder("sample")).images[:n_samples], keep=True),
         training=gauge.embed(training.images, keep=True),

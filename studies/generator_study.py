@@ -2,13 +2,12 @@
 
     python -m studies.generator_study --config-name=cxr_hannover --out generator_study
 
-The patients of all sites are cut into two halves. The generator trains on one, and a fifth of that half's patients are
-kept for the choice of its snapshot; the other half is seen by nothing but the scores. Its distance to the training half
-is what two honest samples of the same source have between them, so a generator is stated as a multiple of it, beside
-the distance of its samples to the nearest training image: a copier would have a multiple of 1.
+The patients of all sites are cut into two halves. The generator trains on one half; a fifth of that half's patients are
+kept for the choice of its snapshot. Only the scores see the other half. The distance between the halves is the distance
+of two real samples of the same source, so the table gives a generator's distance as a multiple of it. A generator that
+copies would have a multiple of 1, so the table also gives the distance of its samples to the nearest training image.
 
-The network of the nnU-Net plan is set beside others of equal kimg: where the plan is the standard square one (strides
-2, kernels 3x3), it is the control, and an uneven plan is what it is the control of.
+Plans are compared at equal kimg: the standard square plan (strides 2, kernels 3x3) is the control of an uneven one.
 """
 
 from __future__ import annotations
@@ -25,16 +24,18 @@ import numpy as np
 from common.command import command
 from common.files import read_json, write_json
 from common.image_set import ImageSet
+from common.markdown import markdown_table
 from common.plan import Plan, square_plan
 from common.seeds import derive_seed
 from dataset.images import limit_size, read_image
 from dataset.slices import SliceCase, build_slices, case_of_image
 from dataset.source import Case, load_cases
-from features.fidelity import Estimate, frechet_distance, frechet_interval, kernel_interval
+from features.fidelity import frechet_distance, frechet_interval, kernel_interval
 from features.fidelity_monitor import FidelityMonitor
-from generators.registry import find_generator
+from generators.interface import SampleRequest, TrainRequest
 from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
+from studies.comparison_tables import numbers_of, with_interval
 from studies.study_site import StudySite
 from training.monitor import NEAREST_TRAIN
 
@@ -43,6 +44,10 @@ log = logging.getLogger(__name__)
 CHOICE_SHARE = 0.2  # of the training half's patients, for the choice of the snapshot
 N_SUBSETS = 20  # of the samples, each as large as the training half: the Fréchet distance depends on the number
 RESULT = "study.json"
+HEADER = (
+    *("plan", "seed", "Fréchet: halves", "samples", "multiple (of 20 subsets)"),
+    *("kernel: halves", "samples", "nearest"),
+)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,8 +72,7 @@ def main(chosen: argparse.Namespace) -> None:
             out = chosen.out / f"{plan}_{seed}"
             rows.append({"plan": plan, "seed": seed, **study(config, halves, plan, out, seed, chosen.device)})
             write_json(chosen.out / RESULT, {"rows": rows})
-    for line in format_rows(rows):
-        sys.stdout.write(f"{line}\n")
+    sys.stdout.write("\n".join(format_rows(rows)) + "\n")
 
 
 def uneven_plan(size_px: int) -> Plan:
@@ -115,19 +119,29 @@ def study(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, see
     train_on_half(config, halves, plan, out, seed, device)
     n_images = len(halves.own)
     seeds = [derive_seed(seed, "study", index) for index in range(N_SUBSETS * n_images)]
-    samples = find_generator(config.generator.name).sample(out, seeds, None, device, _say_progress)
+    request = SampleRequest(trained=out, seeds=seeds, device=device, progress=_say_progress)
+    samples = config.generator.backend.sample(request)
     return score(halves, samples, seed, device) | {"card": read_json(out / "card.json")}
 
 
 def train_on_half(config: ExperimentConfig, halves: StudySite, plan: str, out: Path, seed: int, device: str) -> None:
     """Train the experiment's generator in ``out``, its snapshot chosen by the patients kept for that."""
-    generator, settings = find_generator(config.generator.name), dict(config.generator.settings)
+    generator, settings = config.generator.backend, dict(config.generator.settings)
     gauge = FidelityMonitor(halves.trained_on, halves.validation, seed, device, generator.sees_mirrored(settings))
     kimg = None if config.train.gan.kimg == "auto" else float(config.train.gan.kimg)
     size_px = halves.trained_on.images.shape[-1]
-    generator.train(
-        halves.trained_on.images, PLANS[plan](size_px), kimg, settings, out, seed, device, _say_progress, gauge
+    request = TrainRequest(
+        images=halves.trained_on.images,
+        plan=PLANS[plan](size_px),
+        kimg=kimg,
+        settings=settings,
+        out=out,
+        seed=seed,
+        device=device,
+        progress=_say_progress,
+        monitor=gauge,
     )
+    generator.train(request)
 
 
 def _say_progress(done: float, total: float, unit: str) -> None:
@@ -147,41 +161,31 @@ def score(halves: StudySite, samples: np.ndarray, seed: int, device: str) -> dic
             "choice": len(halves.validation),
             "unseen": len(halves.unseen),
         },
-        "frechet_halves": _numbers(frechet_interval(first, unseen, seed, owners_b=owners)),
-        "frechet_samples": _numbers(frechet_interval(subsets[0], unseen, seed, owners_b=owners)),
+        "frechet_halves": numbers_of(frechet_interval(first, unseen, seed, owners_b=owners)),
+        "frechet_samples": numbers_of(frechet_interval(subsets[0], unseen, seed, owners_b=owners)),
         "multiples": [distance / real for distance in distances],
-        "kernel_halves": _numbers(kernel_interval(first, unseen, seed, owners_b=owners)),
-        "kernel_samples": _numbers(kernel_interval(features, unseen, seed, owners_b=owners)),
+        "kernel_halves": numbers_of(kernel_interval(first, unseen, seed, owners_b=owners)),
+        "kernel_samples": numbers_of(kernel_interval(features, unseen, seed, owners_b=owners)),
         NEAREST_TRAIN: gauge.measure(samples, gauge.n_references)[NEAREST_TRAIN],
     }
 
 
-def _numbers(estimate: Estimate) -> list[float]:
-    return [estimate.value, estimate.low, estimate.high]
-
-
 def format_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A markdown table."""
-    lines = [
-        "| plan | seed | Fréchet: halves | samples | multiple (of 20 subsets) | kernel: halves | samples | nearest |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for row in rows:
-        low, high = min(row["multiples"]), max(row["multiples"])
-        cells = (
-            *(row["plan"], row["seed"]),
-            *(_with_interval(row[name], 1) for name in ("frechet_halves", "frechet_samples")),
-            f"{np.mean(row['multiples']):.2f} ({low:.2f} to {high:.2f})",
-            *(_with_interval(row[name], 3) for name in ("kernel_halves", "kernel_samples")),
+    """The Markdown table, a row a plan and seed."""
+    cells = [
+        [
+            row["plan"],
+            row["seed"],
+            with_interval(row["frechet_halves"], 1),
+            with_interval(row["frechet_samples"], 1),
+            f"{np.mean(row['multiples']):.2f} ({min(row['multiples']):.2f} to {max(row['multiples']):.2f})",
+            with_interval(row["kernel_halves"], 3),
+            with_interval(row["kernel_samples"], 3),
             f"{row[NEAREST_TRAIN]:.2f}",
-        )
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    return lines
-
-
-def _with_interval(numbers: Sequence[float], n_digits: int) -> str:
-    value, low, high = (f"{number:.{n_digits}f}" for number in numbers)
-    return f"{value} [{low}, {high}]"
+        ]
+        for row in rows
+    ]
+    return markdown_table(HEADER, cells)
 
 
 if __name__ == "__main__":

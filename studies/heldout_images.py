@@ -12,7 +12,7 @@ from common.image_set import ImageEntry, ImageSet, load_image_set
 from common.plan import load_plan
 from dataset.images import read_image
 from dataset.slices import crop_to_nonzero, encode, fit_to_patch
-from pipeline.raw_dataset import raw_dataset
+from nnunetv2_mod.raw_dataset import raw_dataset
 
 FOLDERS = {"train": "imagesTr", "val": "imagesTr", "test": "imagesTs"}
 

@@ -1,4 +1,4 @@
-"""A site with its filter in memory, and what filter, audit and an independent look at the pixels say of its images.
+"""A site with its filter in memory; its images are judged by filter and audit, and by their pixels independently.
 
 For studies that ask many questions of one site; an experiment does the same in its stages calibrate, filter and audit.
 """
@@ -67,7 +67,9 @@ def calibrate_site(
         InputError: another rule than the fused one, or fewer than two patients.
     """
     if config.rule != "fused":
-        raise InputError(f"{config.rule!r} is not studied", where="memorization.rule", fix="use memorization=offline")
+        raise InputError(
+            f"the rule {config.rule!r} is not studied", where="memorization.rule", fix="use memorization=offline"
+        )
     real, n_references = site.own, len(site.trained_on)
     embedder = site_embedder(config, device, embeddings)
     features = embedder.embed(real.images, progress)
@@ -75,14 +77,19 @@ def calibrate_site(
     patients = np.array([entry.patient for entry in real.entries])
     indexed = np.arange(len(real)) < n_references
     calibration = calibrate(features, patients.tolist(), n_references, config, seed, of_mirrored)
-    honest = real_to_real(real.images, features, of_mirrored, patients, indexed, progress)
-    real_to_real_patients = patients[honest.images]
-    mirrored_references = None if of_mirrored is None else of_mirrored[indexed]
+    likeness = real_to_real(real.images, features, of_mirrored, patients, indexed, progress)
+    likeness_patients = patients[likeness.images]
     own = SiteFilter(
-        *(config, calibration, site.trained_on, features[indexed], mirrored_references, embedder),
-        *(honest.values, real_to_real_patients),
+        config=config,
+        calibration=calibration,
+        references=site.trained_on,
+        features=features[indexed],
+        mirrored=None if of_mirrored is None else of_mirrored[indexed],
+        make_embedder=lambda: embedder,
+        real_to_real=likeness.values,
+        real_to_real_patients=likeness_patients,
     )
-    return CalibratedSite(site, own, honest.values, real_to_real_patients)
+    return CalibratedSite(site, own, likeness.values, likeness_patients)
 
 
 def judge_images(calibrated: CalibratedSite, images: np.ndarray, progress: Progress = silent) -> JudgedImages:
@@ -133,10 +140,10 @@ def audit_images(
     unseen, own = calibrated.site.unseen, calibrated.filter
     heldout = own.embedder.embed(unseen.images)
     images = AuditImages(
-        own.features,
-        [entry.patient for entry in own.references.entries],
-        heldout,
-        [entry.patient for entry in unseen.entries],
-        features,
+        train=own.features,
+        train_patients=[str(entry.patient) for entry in own.references.entries],
+        heldout=heldout,
+        heldout_patients=[str(entry.patient) for entry in unseen.entries],
+        kept=features,
     )
-    return audit(images, n_sampled, config, seed)[0]
+    return audit(images, n_sampled, config, seed).audit

@@ -1,19 +1,20 @@
-"""Whether a copying generator is caught and an honest one passes.
+"""Whether a generator that copies is caught and one that does not passes.
 
     python -m studies.memorization_study --config-name=cxr_hannover --out memorization_study
 
 Two generators of one source, each judged by the filter and the gates as an experiment would:
 
 - **overtrained**: 16 images of 16 patients, no augmentation, no path lengths, no style mixing, no choice of a snapshot,
-  until it makes its training images. What a copy is, the pixels say (correlation with the nearest one), not the filter.
+  until it makes its training images. The pixels (correlation with the nearest training image) say what a copy is, not
+  the filter.
 - **well-trained**: the experiment's own settings on half of the patients, trained here or by
   ``studies.generator_study`` (``--well-trained``, whose halves are those of the same seed).
 
 The site of the overtrained generator is that of an experiment: the filter compares with the 16 images trained on, and
-the site's validation patients calibrate it too (those of the same half whom the generator did not see). A site of
-nothing but the 16 has no held-out patient, so that its gates would refuse it without a look; what the filter drops
-where those 16 alone calibrate it (level 1/17) is printed beside it. The audit's held-out patients are the other half,
-which nothing else sees.
+the site's validation patients calibrate it too (those of the same half whom the generator did not see). A site of the
+16 alone has no held-out patient, so that its gates would refuse it without measuring anything; what the filter drops
+where those 16 alone calibrate it (level 1/17) is printed too. The audit's held-out patients are the other half, which
+nothing else sees.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from common.seeds import derive_seed
 from common.settings import to_dict
 from dataset.source import load_cases
 from engine.dependencies import code_of
-from generators.registry import find_generator
+from generators.interface import SampleRequest, TrainRequest
 from memorization.planted.planted_audit import Recall, mean_kappa, recall_of
 from memorization.site_audit import SiteAudit
 from pipeline.config import ExperimentConfig
@@ -175,9 +176,17 @@ def train_overtrained(
     out = chosen.out / "overtrained"
     settings = {**dict(config.generator.settings), **NOT_GENERALISING}
     plan = square_plan(images.images.shape[-1])
-    find_generator(config.generator.name).train(
-        images.images, plan, chosen.overtrained_kimg, settings, out, chosen.seed, chosen.device, progress
+    request = TrainRequest(
+        images=images.images,
+        plan=plan,
+        kimg=chosen.overtrained_kimg,
+        settings=settings,
+        out=out,
+        seed=chosen.seed,
+        device=chosen.device,
+        progress=progress,
     )
+    config.generator.backend.train(request)
     return Path(out)
 
 
@@ -211,7 +220,7 @@ def sample_all(config: ExperimentConfig, folder: Path, n_samples: int, seed: int
     seeds = [derive_seed(seed, "study sample", number) for number in range(n_samples)]
     few, checkpoint = seeds[: max(2, n_samples // 4)], folder / CHECKPOINT
     return {
-        SAMPLES: find_generator(config.generator.name).sample(folder, seeds, None, device, silent),
+        SAMPLES: config.generator.backend.sample(SampleRequest(trained=folder, seeds=seeds, device=device)),
         TRUNCATED: sample_truncated(checkpoint, few, TRUNCATION, device),
         BETWEEN: sample_between(checkpoint, few, HALFWAY, device),
     }
@@ -239,7 +248,7 @@ def study_site(
     if path.is_file() and (known := read_json(path))["digest"] == digest:
         log.info("%s: judged before, see %s", name, path)
         return dict(known)
-    by_generator = find_generator(config.generator.name).sees_mirrored(dict(config.generator.settings))
+    by_generator = config.generator.backend.sees_mirrored(dict(config.generator.settings))
     mirrored = {"auto": by_generator, "always": True, "never": False}[config.memorization.mirror]
     calibrated = calibrate_site(site, config.memorization, mirrored, seed, device, out / "embeddings", progress)
     shown = {**made, UNSEEN: site.unseen.images}
@@ -298,13 +307,14 @@ def _filtered(calibrated: CalibratedSite, judged: JudgedImages) -> dict[str, Any
     trained_on = {entry.patient for entry in calibrated.site.trained_on.entries}
     alone = np.flatnonzero(np.isin(calibrated.calibration_patients, sorted(trained_on)))
     found = {limit: judged.is_dropped[judged.is_copy(float(limit))] for limit in LIMITS}
+    names, counts = np.unique(judged.result.seen_by[judged.is_dropped], return_counts=True)
     return {
         "dropped": _share(recall_of(judged.is_dropped)),
         "copies_dropped": {limit: _share(recall_of(of)) if len(of) else None for limit, of in found.items()},
         "dropped_by_trained_on_alone": _share(recall_of(decide_by(calibrated, alone)(judged.likeness.values))),
         "correlation_quantiles": [float(q) for q in np.quantile(judged.correlation, (0.25, 0.5, 0.75, 1))],
         "missed": [_missed(judged, i) for i in np.flatnonzero(judged.is_copy(float(LIMITS[-1])) & judged.result.kept)],
-        "seen_by": dict(zip(*_counted(judged.result.seen_by[judged.is_dropped]), strict=True)),
+        "seen_by": {str(name): int(n) for name, n in zip(names, counts, strict=True)},
     }
 
 
@@ -318,11 +328,6 @@ def _missed(judged: JudgedImages, i: np.intp) -> dict[str, Any]:
         "seen_by": str(result.seen_by[i]),
         "same_original": bool(result.originals[i] == judged.nearest[i]),
     }
-
-
-def _counted(names: np.ndarray) -> tuple[list[str], list[int]]:
-    values, counts = np.unique(names, return_counts=True)
-    return [str(value) for value in values], [int(count) for count in counts]
 
 
 def _share(recall: Recall) -> list[float]:

@@ -1,4 +1,4 @@
-"""One source's images as a study cuts them: what a generator sees, what its site has beside, and strangers."""
+"""One source's images as a study cuts them: trained on, of the site's other patients, and of unseen patients."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.image_set import ImageSet
 
 @dataclass(frozen=True)
 class StudySite:
-    """Images of a site and of strangers; no patient is in two of the parts.
+    """Images of a site and of unseen patients; no patient is in two of the parts.
 
     ``trained_on``: what the generator sees, and what a filter compares with. ``validation``: images of the site's other
     patients, which choose the generator's snapshot and calibrate a filter. ``unseen``: images of patients that only

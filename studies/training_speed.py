@@ -2,8 +2,8 @@
 
 Each round trains every generator three times in temporary folders, on the slices of all sites, with as many sites at
 once as the experiment has at once. Two lengths with one snapshot each differ by steps alone; the third has the
-experiment's snapshots, and what it takes beside its steps is what every training takes once. The time of the gauge,
-which such short trainings do not have, is a share of the training's own (``gan.schedule``, ``diffusion.schedule``).
+experiment's snapshots, and what it takes beside its steps is what every training takes once. The time of the monitor,
+which such short trainings do not have, is a share of the training's own, which the generator's adapter states.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from common.errors import InputError
 from common.files import read_json
 from common.image_set import load_image_set
 from common.plan import load_plan
-from common.progress import silent
 from dataset.training_splits import TRAIN_SPLITS
 from engine.graph import Graph
 from engine.run import run_graph
 from engine.run_stage import set_threads
 from engine.store import Store
+from generators.interface import TrainRequest
 from generators.registry import find_generator
 from pipeline.config import ExperimentConfig
-from pipeline.launch import plan_experiment, read_cases
+from pipeline.launch import plan_experiment
+from pipeline.site_data import read_sites
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ SEED = 0
 class Probe:
     """A short training of one generator on one site's slices; a worker process can be given it."""
 
-    generator: str
+    adapter: str
     settings: Mapping[str, Any]
     slices: Path
     plan: Path
@@ -63,8 +64,16 @@ class Probe:
         images = load_image_set(self.slices).of_split(*TRAIN_SPLITS[self.train_on]).images
         with TemporaryDirectory(prefix="autoshare_probe_") as folder:
             started_s = time.perf_counter()
-            arguments = (images, load_plan(self.plan), kimg, settings, Path(folder), SEED, self.device, silent)
-            find_generator(self.generator).train(*arguments)
+            request = TrainRequest(
+                images=images,
+                plan=load_plan(self.plan),
+                kimg=kimg,
+                settings=settings,
+                out=Path(folder),
+                seed=SEED,
+                device=self.device,
+            )
+            find_generator(self.adapter).train(request)
             seconds = time.perf_counter() - started_s
             return seconds, float(read_json(Path(folder) / "card.json")["length"]["kimg"])
 
@@ -87,7 +96,11 @@ class Speed:
         kimg = (60 * minutes - fixed_s) / (statistics.median(self.seconds_per_kimg) * (1 + self.gauge_share))
         if kimg <= 0:
             fix = f"use more than {fixed_s / 60:.2g}"
-            raise InputError(f"a training takes {fixed_s:.0f} s beside its steps", where="--minutes", fix=fix)
+            raise InputError(
+                f"a training takes {fixed_s:.0f} s beside its steps, more than these minutes",
+                where="--minutes",
+                fix=fix,
+            )
         return float(f"{kimg:.2g}")
 
 
@@ -117,7 +130,7 @@ def slices_of_sites(config: ExperimentConfig) -> list[tuple[Path, Path]]:
     from engine.executors import InlineExecutor
 
     store = Store(config.run)
-    plan = plan_experiment(config, store, read_cases(config))
+    plan = plan_experiment(config, store, read_sites(config))
     fold = config.folds[0]
     trainings = [stage for stage in plan.graph.stages.values() if stage.name == "generator" and stage.fold == fold]
     needed = set().union(*(plan.graph.ancestors(stage.id) for stage in trainings))
@@ -131,10 +144,10 @@ def slices_of_sites(config: ExperimentConfig) -> list[tuple[Path, Path]]:
 
 def _probe(config: ExperimentConfig, slices: Path, plan: Path) -> Probe:
     generator = config.generator
-    settings = find_generator(generator.name).check(generator.settings)
+    settings = generator.backend.check(generator.settings)
     device = "cuda" if config.cluster.gpus.train else "cpu"
     n_threads = max(1, int(config.cluster.cpus.train))
-    return Probe(generator.name, settings, slices, plan, generator.train_on, device, n_threads)
+    return Probe(generator.adapter_path, settings, slices, plan, generator.train_on, device, n_threads)
 
 
 def _n_at_once(config: ExperimentConfig, n_sites: int) -> int:
@@ -169,10 +182,5 @@ def _rate(probe: Probe, short_kimg: float, long_kimg: float) -> float:
 
 
 def _speed(config: ExperimentConfig, rows: Sequence[tuple[float, float]]) -> Speed:
-    from diffusion.schedule import SHARE_OF_TIME as DIFFUSION_SHARE
-    from gan.schedule import SHARE_OF_TIME as GAN_SHARE
-
-    shares = {"gan": GAN_SHARE, "diffusion": DIFFUSION_SHARE}
-    share = shares.get(find_generator(config.generator.name).package, 0.0)
     rates, fixed = zip(*rows, strict=True)
-    return Speed(tuple(rates), tuple(fixed), share)
+    return Speed(tuple(rates), tuple(fixed), config.generator.backend.monitor_share())

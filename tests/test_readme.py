@@ -25,12 +25,13 @@ from common.exit_codes import ExitCode
 from common.image_set import ImageEntry, ImageSet, save_image_set
 from diffusion.data import ImageData
 from diffusion.training_run import train
+from pipeline.experiments import FEDERATED, NNUNET, SCALING
 from pipeline.launch import run_experiment
 from sharing import write_package
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 PLACEHOLDERS = ("/path/to/data", "/path/to/polyps", "/path/to/cxr_hannover")
-SCRIPTS = {"run_nnunet.py": "nnunet", "run_federated.py": "federated", "run_scaling.py": "scaling"}
+SCRIPTS = {"run_nnunet.py": NNUNET, "run_federated.py": FEDERATED, "run_scaling.py": SCALING}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
@@ -143,9 +144,9 @@ def test_experiment_command_dry_runs(words, tiny_source, tmp_path, caplog, monke
     overrides = [word for word in arguments if not word.startswith("-")]
     if "-m" in arguments:
         overrides = [word if "[" in word else word.split(",")[0] for word in overrides]
-    with initialize_config_dir(str(REPOSITORY / "config" / SCRIPTS[script]), version_base="1.3"):
+    with initialize_config_dir(str(SCRIPTS[script].config_folder), version_base="1.3"):
         composed = compose(names[0] if names else "demo", [*overrides, "dry_run=true", f"path.logs={tmp_path}"])
-    assert run_experiment(OmegaConf.to_container(composed, resolve=True)) == 0, caplog.text
+    assert run_experiment(SCRIPTS[script], OmegaConf.to_container(composed, resolve=True)) == 0, caplog.text
     assert "nothing was run" in caplog.text
     if str(tiny_source) in " ".join(arguments):
         assert "data not read" not in caplog.text
@@ -364,9 +365,9 @@ def test_readme_and_the_experiments_pages_name_every_experiment_that_can_be_run(
     texts = "".join(
         page.read_text() for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs/experiments").glob("*.md"))
     )
-    for script, folder in SCRIPTS.items():
+    for script, experiment in SCRIPTS.items():
         named = set(re.findall(rf"{script}[^\n]* --config-name=(\w+)", texts))
-        assert named == {path.stem for path in (REPOSITORY / "config" / folder).glob("*.yaml")} - {"base"}, folder
+        assert named == {path.stem for path in experiment.config_folder.glob("*.yaml")} - {"base"}, experiment.name
 
 
 def test_readme_paths_exist_in_the_repository():

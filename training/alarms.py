@@ -1,7 +1,7 @@
 """How a training notices that it diverged or that its samples collapsed, and how it goes on.
 
-A failure sends the training back to its last good snapshot with other random numbers (another attempt), at most
-``N_ATTEMPTS - 1`` times: the same numbers would fail again.
+After a failure the training goes back to its last good snapshot and on with other random numbers (another attempt), at
+most ``N_ATTEMPTS - 1`` times: the same numbers would fail again.
 """
 
 from __future__ import annotations
@@ -93,21 +93,6 @@ def pixel_diversity(samples: np.ndarray, reals: np.ndarray) -> float:
 def seed_of_attempt(seed: int, attempt: int) -> int:
     """The first attempt's seed is the training's own."""
     return seed if attempt == 0 else derive_seed(seed, "attempt", attempt)
-
-
-def alarm_record(
-    failure: TrainingFailedError, attempt: int, kimg: float, back_to_kimg: float, rows: Sequence[Mapping[str, Any]]
-) -> dict[str, Any]:
-    """One line of ``alarms.jsonl``: what happened when, where the training goes on, and the last rows of the curves."""
-    return {
-        "step": kimg,
-        "unit": "kimg",
-        "alarm": failure.kind,
-        "message": str(failure),
-        "attempt": attempt,
-        "back_to": back_to_kimg,
-        "curve": list(rows[-N_SHOWN_ROWS:]),
-    }
 
 
 def write_alarms(alarms: Sequence[Mapping[str, Any]], out: Path) -> None:

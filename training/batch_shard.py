@@ -1,6 +1,6 @@
-"""One training on several processes: who computes which images of a batch, and how results come together.
+"""One training on several processes: which images of a batch each one computes, and how their results are averaged.
 
-``training.distributed`` has the processes themselves.
+``training.distributed`` starts and ends the processes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class BatchShard:
 
     rank: int = 0
     n_processes: int = 1
-    meeting: torch.distributed.ProcessGroup | None = None  # the connection for ``meet``
+    group: torch.distributed.ProcessGroup | None = None  # the connection for ``barrier``
 
     def of(self, batch: Tensor, dim: int = 0) -> Tensor:
         """Its images of a whole batch."""
@@ -52,14 +52,18 @@ class BatchShard:
         self.average([value])
         return value
 
-    def barrier(self, says: bool = False) -> bool:
-        """Wait for every process, however long it takes: does one of them say so? ProcessLostError if one ended."""
+    def barrier(self, flag: bool = False) -> bool:
+        """Wait for every process, however long it takes; True if any of them passed True.
+
+        Raises:
+            ProcessLostError: one of them ended.
+        """
         if self.n_processes == 1:
-            return says
-        said = torch.tensor(int(says))  # on the CPU: the cards do not wait
+            return flag
+        any_flag = torch.tensor(int(flag))  # on the CPU: the cards do not wait
         with answered():
-            torch.distributed.all_reduce(said, torch.distributed.ReduceOp.MAX, group=self.meeting)
-            return bool(said)
+            torch.distributed.all_reduce(any_flag, torch.distributed.ReduceOp.MAX, group=self.group)
+            return bool(any_flag)
 
 
 @contextmanager

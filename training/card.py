@@ -55,8 +55,8 @@ class TrainingCard:
         """Write both files after ``kimg`` thousand images.
 
         Args:
-            facts: ``generator``, ``is_finished``, ``data``, ``settings``, ``seed``, ``scores``, ``snapshot`` (``kimg`` and
-                ``rule`` of the weights), and what else the generator has to say.
+            facts: ``generator``, ``is_finished``, ``data``, ``settings``, ``seed``, ``scores``, ``snapshot`` (``kimg``
+                and ``rule`` of the weights), and what else the generator has to say.
             about: the first sentence of ``card.md``; the others are for its table.
         """
         seconds = self._seconds_before + time.monotonic() - self._started_s

@@ -29,7 +29,7 @@ Follow = Callable[..., None]
 log = logging.getLogger(__name__)
 
 STEP_TIMEOUT = timedelta(minutes=10)  # for the others to join, or to come to the same sum
-MEETING_TIMEOUT = timedelta(days=7)  # a monitor may take long; a process that died is noticed without it
+BARRIER_TIMEOUT = timedelta(days=7)  # to score samples may take long; a process that died is noticed without it
 END_S = 30  # for a process to end once its work is over
 JOINING = "joining"  # a follower's first report; the last is DONE, or why it failed
 DONE = "done"
@@ -76,7 +76,7 @@ def run_distributed(
 
 
 class _Followers:
-    """The leader's side: starts the others, hears how each ends, and leaves none behind."""
+    """The leader's side: it starts the followers, learns how each one ends, and lets none run on."""
 
     def __init__(self, n_processes: int) -> None:
         self.n_processes = n_processes
@@ -86,7 +86,7 @@ class _Followers:
         self._is_over = threading.Event()
 
     def start(self, rendezvous: Path, device: str, follow: Follow, arguments: Sequence[Any]) -> None:
-        """Return when all are about to join: until then one that fails would be waited for in vain.
+        """Start them, and return when all are about to join; the leader would wait for ever for one that failed before.
 
         Raises:
             ProcessLostError: one ended before.
@@ -94,9 +94,9 @@ class _Followers:
         context = multiprocessing.get_context("spawn")  # CUDA cannot be used after a fork
         for rank in range(1, self.n_processes):
             reader, writer = context.Pipe(duplex=False)
-            place = (rank, self.n_processes, rendezvous, device, torch.get_num_threads())
+            endpoint = (rank, self.n_processes, rendezvous, device, torch.get_num_threads())
             process = context.Process(
-                target=_follow, args=(writer, place, follow, arguments), name=f"process {rank}", daemon=True
+                target=_follow, args=(writer, endpoint, follow, arguments), name=f"process {rank}", daemon=True
             )
             process.start()
             writer.close()  # the follower's is then the only one, and its end closes it
@@ -119,14 +119,14 @@ class _Followers:
             process.join(END_S)
 
     def end(self) -> None:
-        """Kill those that still run: whatever ended the leader, they have nothing left to do."""
+        """Kill those that still run: whatever ended the leader, there is no work for them."""
         self._is_over.set()
         for process in self._processes.values():
             process.kill()
             process.join()
 
     def _watch(self) -> None:
-        """One that fails breaks the connection, also where the cards would wait for each other for ever."""
+        """Break the connection when a follower fails: the cards would otherwise wait for each other for ever."""
         running = list(self._processes)
         while running:
             for reader in connection.wait(running):
@@ -152,12 +152,12 @@ class _Followers:
         return f"{process.name} of a training of {self.n_processes} failed: {report}"
 
 
-Place = tuple[int, int, Path, str, int]  # rank, number of processes, rendezvous, device, threads
+Endpoint = tuple[int, int, Path, str, int]  # rank, number of processes, rendezvous, device, threads
 
 
-def _follow(reports: connection.Connection, place: Place, follow: Follow, arguments: Sequence[Any]) -> None:
-    """The whole life of a follower. It ends without Python's clean-up, which could write to the rendezvous again."""
-    rank, n_processes, rendezvous, device, n_threads = place
+def _follow(reports: connection.Connection, endpoint: Endpoint, follow: Follow, arguments: Sequence[Any]) -> None:
+    """What a follower runs. It ends without Python's clean-up, which could write to the rendezvous again."""
+    rank, n_processes, rendezvous, device, n_threads = endpoint
     threading.Thread(target=_end_with_the_leader, daemon=True).start()
     torch.set_num_threads(n_threads)
     try:
@@ -177,7 +177,7 @@ def _follow(reports: connection.Connection, place: Place, follow: Follow, argume
 
 
 def _end_with_the_leader() -> None:
-    """A leader that was killed can tell nobody, and a card waits for it longer than a socket does."""
+    """End when the leader has ended: a killed leader sends no message, and a card would wait longer than a socket."""
     leader = multiprocessing.parent_process()
     assert leader is not None
     leader.join()
@@ -204,8 +204,8 @@ def _connected(rank: int, n_processes: int, rendezvous: Path, device: str) -> It
         )
     try:
         with answered():
-            meeting = distributed.new_group(backend="gloo", timeout=MEETING_TIMEOUT)
-        assert isinstance(meeting, distributed.ProcessGroup)  # every process is in it
-        yield BatchShard(rank, n_processes, meeting)
+            group = distributed.new_group(backend="gloo", timeout=BARRIER_TIMEOUT)
+        assert isinstance(group, distributed.ProcessGroup)  # every process is in it
+        yield BatchShard(rank, n_processes, group)
     finally:
         distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a CPU does with memory that a process frees."""
+"""Memory that a process frees stays its own, because the next step needs it again."""
 
 from __future__ import annotations
 

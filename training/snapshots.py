@@ -13,13 +13,13 @@ from training.monitor import FRECHET_TRAIN, KERNEL_HELDOUT, KERNEL_HELDOUT_ERROR
 if TYPE_CHECKING:
     from torch import Tensor
 
-NO_COPYING = 1.0  # as near to the training images as unseen patients are
+NO_COPYING = 1.0  # distance to the training images, where 1 is that of unseen patients
 CANDIDATE = "candidate_{step}.safetensors"
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A snapshot whose averaged weights are kept: where it stood and what the monitor said."""
+    """A snapshot whose averaged weights are kept: its length, and the scores that the monitor gave it."""
 
     step: int
     kimg: float
@@ -31,7 +31,7 @@ class Candidate:
 
 
 def still_eligible(candidates: Sequence[Candidate], rule: str) -> list[Candidate]:
-    """Those that may still be chosen: what is left out now is never chosen later, whatever comes.
+    """Those that may still be chosen: one that is left out now cannot be chosen later, whatever scores follow.
 
     heldout: within one standard error of the best so far, and no other is both closer and copies less.
     fid: the best so far.
@@ -58,7 +58,7 @@ def _preference(one: Candidate) -> tuple[float, float, int]:
 
 
 def _beats(other: Candidate, one: Candidate) -> bool:
-    """Whether ``other`` would be preferred wherever both are close enough to the best."""
+    """Whether ``other`` is preferred to ``one`` whenever both are close enough to the best."""
     return other.scores[KERNEL_HELDOUT] <= one.scores[KERNEL_HELDOUT] and _preference(other) > _preference(one)
 
 
@@ -94,7 +94,7 @@ def load_candidate(candidate: Candidate, out: Path) -> Mapping[str, Tensor]:
 
 
 def remove_candidates(out: Path, but: Iterable[Candidate] = ()) -> None:
-    """Delete the weights of all snapshots that are out of the running."""
+    """Delete the weights of the snapshots that can no longer be chosen."""
     kept = {candidate.path(out) for candidate in but}
     for path in out.glob(CANDIDATE.format(step="*")):
         if path not in kept:

@@ -67,7 +67,7 @@ def annotated_series(raw: Path, salt: bytes) -> tuple[list[Annotated], list[Left
     files = all_files(raw)
     headers = read_headers(files)
     if not headers:
-        raise InputError("no DICOM file", where=raw, fix="give the folder with the exported series as --raw")
+        raise InputError("there is no DICOM file", where=raw, fix="give the folder with the exported series as --raw")
     series = group_series(headers)
     annotations: dict[str, list[Header]] = defaultdict(list)
     left_out = [LeftOut("file", "no DICOM")] * (len(files) - len(headers))
@@ -82,13 +82,13 @@ def annotated_series(raw: Path, salt: bytes) -> tuple[list[Annotated], list[Left
     for uid, found in annotations.items():
         if not series[uid][0].text("PatientID"):
             raise InputError(
-                "no PatientID: its patient could not be told from others",
+                "it has no PatientID, so its patient could not be told from others",
                 where=series[uid][0].path,
                 fix="export with a number for each patient (it becomes a pseudonym)",
             )
         if len(found) > 1:
             raise InputError(
-                f"{len(found)} structure sets or segmentations for one series ({found[1].path.name}, ...)",
+                f"one series has {len(found)} structure sets or segmentations ({found[1].path.name}, ...)",
                 where=found[0].path,
                 fix="keep the one that is meant",
             )
@@ -160,7 +160,9 @@ def write_case(case: RawCase, out: Path, *, must_have_all: bool) -> None:
     labels = as_image(_combine(masks, wanted, geometry.size[::-1]), geometry)
     kept = geometry.size[2] - int(case.recipe.get("n_slices_to_cut", 0))
     if kept < 1:
-        raise InputError(f"{geometry.size[2]} slices, all cut", where=annotation_file, fix="correct slices to remove")
+        raise InputError(
+            f"all of its {geometry.size[2]} slices are cut", where=annotation_file, fix="correct slices to remove"
+        )
     labels.CopyInformation(volume)
     write_nifti(out / "images" / f"{case.name}.nii.gz", SimpleITK.Image(volume[:, :, :kept]))
     write_nifti(out / "masks" / f"{case.name}.nii.gz", SimpleITK.Image(labels[:, :, :kept]))

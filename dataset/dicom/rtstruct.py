@@ -54,7 +54,9 @@ def read_structures(path: Path, geometry: Geometry, wanted: Mapping[int, Any]) -
                 continue
             if contour.ContourGeometricType != "CLOSED_PLANAR":
                 raise InputError(
-                    f"a contour of type {contour.ContourGeometricType}", where=path, fix="export closed planar contours"
+                    f"a contour has the type {contour.ContourGeometricType}",
+                    where=path,
+                    fix="export closed planar contours",
                 )
             points = geometry.to_voxels(np.array(contour.ContourData, float).reshape(-1, 3))
             _fill(mask, points, path)

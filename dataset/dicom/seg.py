@@ -42,7 +42,7 @@ def read_segments(path: Path, geometry: Geometry, wanted: Mapping[int, Any]) -> 
     n_columns, n_rows, n_slices = geometry.size
     if (stored.Rows, stored.Columns) != (n_rows, n_columns):
         raise InputError(
-            f"{stored.Rows} x {stored.Columns} pixels, the series has {n_rows} x {n_columns}",
+            f"it has {stored.Rows} x {stored.Columns} pixels, the series has {n_rows} x {n_columns}",
             where=path,
             fix="export the segmentation in the grid of its series",
         )
@@ -64,7 +64,7 @@ def read_segments(path: Path, geometry: Geometry, wanted: Mapping[int, Any]) -> 
 def _group(groups: Any, shared: Any, name: str, path: Path) -> Any:
     sequence = groups.get(name) or shared.get(name)
     if not sequence:
-        raise InputError(f"a frame without {name}", where=path, fix="export the segmentation again")
+        raise InputError(f"a frame has no {name}", where=path, fix="export the segmentation again")
     return sequence[0]
 
 

@@ -93,9 +93,9 @@ def _read_header(path: Path) -> Header | None:
     except pydicom.errors.InvalidDicomError:
         return None
     except (pydicom.errors.BytesLengthException, OSError, EOFError, ValueError, struct.error) as error:
-        raise InputError(f"cannot be read ({error})", where=path, fix="export the file again") from error
+        raise InputError(f"it cannot be read ({error})", where=path, fix="export the file again") from error
     if not tags.get("SeriesInstanceUID"):  # every object of a patient has one
-        raise InputError("a DICOM file that belongs to no series", where=path, fix="export it again, or remove it")
+        raise InputError("the DICOM file belongs to no series", where=path, fix="export it again, or remove it")
     return Header(path, tags)
 
 
@@ -125,7 +125,7 @@ def group_series(headers: Iterable[Header]) -> dict[str, list[Header]]:
     for header in without_size:
         is_image = UID(header.text("SOPClassUID")).name.endswith("Image Storage")
         if is_image or header.text("SeriesInstanceUID") in series:
-            raise InputError("a slice without Rows", where=header.path, fix="export the file again")
+            raise InputError("the slice has no Rows", where=header.path, fix="export the file again")
     return dict(series)
 
 
@@ -182,14 +182,16 @@ def sort_series(headers: Sequence[Header]) -> tuple[list[Header], Geometry]:
 def _check_slice(header: Header) -> None:
     if int(header.tags.get("NumberOfFrames") or 1) > 1:
         raise InputError(
-            "a multi-frame image", where=header.path, fix="export the series as classic DICOM, one file a slice"
+            "it is a multi-frame image", where=header.path, fix="export the series as classic DICOM, one file a slice"
         )
     if int(header.tags.get("SamplesPerPixel") or 1) > 1:
-        raise InputError("a colour image", where=header.path, fix="export the original series, not a screen capture")
+        raise InputError(
+            "it is a colour image", where=header.path, fix="export the original series, not a screen capture"
+        )
     for name, n_values in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
         if not _are_numbers(header.tags.get(name), n_values):
             raise InputError(
-                f"no {name} of {n_values} numbers",
+                f"it has no {name} of {n_values} numbers",
                 where=header.path,
                 fix="export the original series, not a screen capture",
             )
@@ -239,13 +241,13 @@ def _check_equal(headers: Sequence[Header], folder: Path) -> None:
 def _slice_distance(positions: np.ndarray, normal: np.ndarray, folder: Path) -> float:
     """Distance of neighbouring slices in mm, after a look for doubles, gaps and shear."""
     if len(positions) < 2:
-        raise InputError("a series of one slice", where=folder, fix="export the whole series")
+        raise InputError("the series has one slice", where=folder, fix="export the whole series")
     steps = np.diff(positions @ normal)
     median = float(np.median(steps))
     if (steps < GAP_TOLERANCE * median).any() or median <= 0:
         index = int(np.argmin(steps))
         raise InputError(
-            f"two slices at one position ({positions[index].tolist()})",
+            f"there are two slices at one position ({positions[index].tolist()})",
             where=folder,
             fix="export each acquisition (echo, phase, time) as a series of its own",
         )
@@ -253,13 +255,13 @@ def _slice_distance(positions: np.ndarray, normal: np.ndarray, folder: Path) -> 
     if wrong.size:
         place = float(positions[wrong[0]] @ normal)
         raise InputError(
-            f"a gap: {steps[wrong[0]]:.2f} mm after the slice at {place:.2f} mm, {median:.2f} mm elsewhere",
+            f"there is a gap: {steps[wrong[0]]:.2f} mm after the slice at {place:.2f} mm, {median:.2f} mm elsewhere",
             where=folder,
             fix="export the missing slices, or remove the series",
         )
     across = positions - positions[:1] - np.outer((positions - positions[:1]) @ normal, normal)
     if np.abs(across).max() > GAP_TOLERANCE * median * len(positions):
-        raise InputError("a sheared stack (gantry tilt)", where=folder, fix="resample it to a straight grid first")
+        raise InputError("the stack is sheared (gantry tilt)", where=folder, fix="resample it to a straight grid first")
     return float(steps.mean())  # files round positions; over the whole stack that hardly counts
 
 
@@ -277,7 +279,9 @@ def read_volume(headers: Sequence[Header], geometry: Geometry) -> SimpleITK.Imag
             pixels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(header.path)))
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise InputError(f"pixels cannot be read ({reason})", where=header.path, fix="export it again") from error
+            raise InputError(
+                f"its pixels cannot be read ({reason})", where=header.path, fix="export it again"
+            ) from error
         slices.append(pixels.reshape(pixels.shape[-2:]))
     volume = np.stack(slices)
     whole = np.issubdtype(volume.dtype, np.integer) or not np.any(volume % 1)

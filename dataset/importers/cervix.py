@@ -140,6 +140,8 @@ def _slices_to_cut(raw: Path, options: CervixOptions, patients: set[str]) -> Map
                 "no series of this patient is there", where=line, fix="remove the row, or export the series"
             )
         if not count.isdecimal():
-            raise InputError(f"slices to remove is {count!r}", where=line, fix="give a whole number from 0")
+            raise InputError(
+                f"{count!r} is no number of slices to remove", where=line, fix="give a whole number from 0"
+            )
         counts[patient] = int(count)
     return counts

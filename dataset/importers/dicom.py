@@ -107,7 +107,7 @@ def _check_folders_are_sites(annotated: Sequence[Annotated], raw: Path) -> None:
     named = any(patient in folder for folder, found in alone.items() for patient in found)
     if named or (len(alone) == len(patients) > 1):
         raise InputError(
-            f"{len(alone)} of {len(patients)} folders hold one patient: they name patients, not sites",
+            f"{len(alone)} of {len(patients)} folders hold one patient, so they name patients, not sites",
             where=raw,
             fix=f"make a folder for each site and put its patients there, or set site_from to one of {SITE_TAGS}",
         )

@@ -11,7 +11,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +57,8 @@ def find(raw: Path, options: NnunetOptions) -> Found:
     if not any(case.label for case in listed):
         raise InputError("no case has a label", where=root, fix="the dataset needs imagesTr and labelsTr")
     labels = _labels(described, root / "dataset.json")
-    columns_of = _columns_of_cases(root, raw, options)
-    cases = tuple(_raw_case(case, labels, columns_of(case.name)) for case in listed if case.label)
+    columns_of = _columns_of((case.name for case in listed if case.label), root, raw, options)
+    cases = tuple(_raw_case(case, labels, columns_of[case.name]) for case in listed if case.label)
     left_out = tuple(LeftOut(case.name, "no label (test part)") for case in listed if not case.label)
     return Found(cases, labels, left_out, channel_names=_channel_names(described))
 
@@ -156,35 +155,26 @@ def _raw_case(case: _Listed, labels: Mapping[str, int], columns: Mapping[str, st
     return RawCase(safe_name(case.name), files, {"part": case.part, **columns}, {"labels": dict(labels)})
 
 
-def _columns_of_cases(root: Path, raw: Path, options: NnunetOptions) -> partial[dict[str, str]]:
-    """Columns by case name: the table first, then patterns, then the ``patients.json`` our own datasets have."""
-    rows: dict[str, dict[str, str]] = {}
+def _columns_of(names: Iterable[str], root: Path, raw: Path, options: NnunetOptions) -> dict[str, dict[str, str]]:
+    """Columns by case name: the table first, then patterns, then the ``patients.json`` that our own datasets have."""
     table = Path(options.table)
-    if options.table:
-        table = table if table.is_absolute() or table.is_file() else raw / table
-        rows = {row["case"]: row for _, row in read_rows(table, ("case",))}
+    table = table if table.is_absolute() or table.is_file() else raw / table
+    rows = {row["case"]: row for _, row in read_rows(table, ("case",))} if options.table else {}
     beside = root.parent / "patients.json"
     patients = read_json(beside) if beside.is_file() else {}
-    return partial(_columns, rows=rows, patients=patients, options=options, table=table)
-
-
-def _columns(
-    name: str,
-    rows: Mapping[str, Mapping[str, str]],
-    patients: Mapping[str, str],
-    options: NnunetOptions,
-    table: Path,
-) -> dict[str, str]:
-    if options.table and name not in rows:
-        raise InputError(
-            f"there is no row for case {name!r}", where=table, fix="add it; its column case is the case name"
-        )
-    row = {key: value for key, value in rows.get(name, {}).items() if key != "case"}
-    columns = {"site": options.site, "patient": patients.get(name, "")}
-    for column, pattern in (("patient", options.patient_pattern), ("site", options.site_pattern)):
-        if pattern:
-            columns[column] = _first_group(pattern, name, f"{column}_pattern")
-    return {key: value for key, value in {**columns, **row}.items() if value}
+    columns_of = {}
+    for name in names:
+        if options.table and name not in rows:
+            raise InputError(
+                f"there is no row for case {name!r}", where=table, fix="add it; its column case is the case name"
+            )
+        columns = {"site": options.site, "patient": patients.get(name, "")}
+        for column, pattern in (("patient", options.patient_pattern), ("site", options.site_pattern)):
+            if pattern:
+                columns[column] = _first_group(pattern, name, f"{column}_pattern")
+        columns |= rows.get(name, {})
+        columns_of[name] = {key: value for key, value in columns.items() if value and key != "case"}
+    return columns_of
 
 
 def _first_group(pattern: str, name: str, option: str) -> str:

@@ -93,7 +93,11 @@ def assign_sequences(frames: Iterable[int], last_frames: Sequence[int], where: P
     """
     present = set(frames)
     if not last_frames or list(last_frames) != sorted(set(last_frames)) or last_frames[0] < 1:
-        raise InputError(f"last frames {list(last_frames)}", where="last_frames", fix="give ascending frame numbers")
+        raise InputError(
+            f"the last frames {list(last_frames)} do not ascend",
+            where="last_frames",
+            fix="give ascending frame numbers",
+        )
     beyond = sorted(number for number in present if not 1 <= number <= last_frames[-1])
     if beyond:
         raise InputError(

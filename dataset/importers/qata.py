@@ -38,7 +38,9 @@ def find(raw: Path, options: QataOptions) -> Found:
         InputError: another layout, or an image without its mask.
     """
     if not options.n_sites or min(options.n_sites) < 1:
-        raise InputError(f"n_sites={options.n_sites}", where="n_sites", fix="give numbers of sites, for example 2,8")
+        raise InputError(
+            f"{options.n_sites} are not numbers of sites", where="n_sites", fix="give numbers from 1, for example 2,8"
+        )
     folder = the_folder(raw, holds(*_PARTS), _LAYOUT)
     files = [file for subset in SUBSETS.values() for file in sorted((folder / subset / "Images").glob("[!.]*.png"))]
     left_out = [

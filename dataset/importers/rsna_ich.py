@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import InputError
-from dataset.images import write_png
+from dataset.images import write_array
 from dataset.importer import Found, Importer, LeftOut, RawCase, Unusable
 from dataset.key_values import option
 from dataset.raw_files import deal_to_sites, holds, the_folder
@@ -75,7 +75,7 @@ def convert(case: RawCase, out: Path) -> None:
     pixels = np.clip(np.rint(units) + HU_OFFSET, 0, np.iinfo(np.uint16).max).astype(np.uint16)
     if pixels.min() == pixels.max():
         raise Unusable("all its pixels are equal")
-    write_png(out / "images" / f"{case.name}.png", pixels)
+    write_array(out / "images" / f"{case.name}.png", pixels)
 
 
 def read_labels(table: Path) -> tuple[dict[str, dict[str, str]], int]:

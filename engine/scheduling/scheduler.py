@@ -12,9 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import statistics
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from common.seeds import derive_seed
 from engine.graph import Graph, Resources
@@ -53,7 +51,10 @@ def plan_schedule(graph: Graph, capacity: Resources, done: Collection[str] = ())
     problem = build_problem(graph, capacity, done)
     if not problem.names:
         return Schedule(())
-    trial = _Trial(graph, capacity, done)
+
+    def expected(schedule: Schedule) -> float:
+        return simulate(graph, schedule, capacity, done).makespan
+
     greedy = longest_path_first(graph, capacity, done)
     barriers = [barrier_starts(graph, steps, capacity, done) for steps in barrier_programs(graph)]
     first = [
@@ -61,53 +62,25 @@ def plan_schedule(graph: Graph, capacity: Resources, done: Collection[str] = ())
         for starts in (simulate(graph, greedy, capacity, done).starts, *barriers)
     ]
     exact = schedule_of(problem, _search(problem, first, tight_lower_bound(graph, capacity, done)))
-    shortest = trial.expected(exact)
-    limit = min(shortest * MAX_PREMIUM, *(_end(problem, starts) for starts in barriers)) * (1 + RELATIVE_TOLERANCE)
-    simpler = (greedy, Schedule(exact.order), _without_needless_waits(trial, exact))
-    schedule = _most_robust(trial, [*(schedule for schedule in simpler if trial.expected(schedule) <= limit), exact])
-    log.debug("%d stages: makespan %.4g, %d waits", len(problem.names), trial.expected(schedule), len(schedule.waits))
-    return schedule
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """Simulated makespans of schedules of one graph."""
-
-    graph: Graph
-    capacity: Resources
-    done: Collection[str]
-
-    def expected(self, schedule: Schedule) -> float:
-        """When durations are the stages' costs."""
-        return simulate(self.graph, schedule, self.capacity, self.done).makespan
-
-    def under_other_durations(self, schedule: Schedule) -> float:
-        """Mean when they are not: expectations are guesses, and a schedule must not hang on them."""
-        runs = (
-            simulate(self.graph, schedule, self.capacity, self.done, durations) for durations in self._other_durations
-        )
-        return statistics.fmean(run.makespan for run in runs)
-
-    @cached_property
-    def _other_durations(self) -> list[dict[str, float]]:
-        generator = random.Random(derive_seed("other durations"))
-        return [
-            {
-                i: stage.cost * generator.uniform(1 - SPREAD, 1 + SPREAD)
-                for i, stage in sorted(self.graph.stages.items())
-            }
-            for _ in range(N_OTHER_DURATIONS)
-        ]
-
-
-def _most_robust(trial: _Trial, simplest_first: Sequence[Schedule]) -> Schedule:
-    """The simplest of those that stand other durations as well as the best, up to ``EQUALLY_ROBUST``."""
-    means = [trial.under_other_durations(schedule) for schedule in simplest_first]
-    return next(s for s, mean in zip(simplest_first, means, strict=True) if mean <= EQUALLY_ROBUST * min(means))
-
-
-def _end(problem: Problem, starts: Mapping[str, float]) -> float:
-    return makespan(problem, [starts[name] for name in problem.names])
+    ends = [makespan(problem, [starts[name] for name in problem.names]) for starts in barriers]
+    limit = min(expected(exact) * MAX_PREMIUM, *ends) * (1 + RELATIVE_TOLERANCE)
+    simpler = (greedy, Schedule(exact.order), _without_needless_waits(exact, expected))
+    candidates = [*(schedule for schedule in simpler if expected(schedule) <= limit), exact]
+    # expectations are guesses and a schedule must not hang on them: of those that stand other durations as well as the
+    # best, up to EQUALLY_ROBUST, the simplest is taken
+    generator = random.Random(derive_seed("other durations"))
+    costs = {stage_id: stage.cost for stage_id, stage in sorted(graph.stages.items())}
+    others = [
+        {stage_id: cost * generator.uniform(1 - SPREAD, 1 + SPREAD) for stage_id, cost in costs.items()}
+        for _ in range(N_OTHER_DURATIONS)
+    ]
+    means = [
+        statistics.fmean(simulate(graph, schedule, capacity, done, durations).makespan for durations in others)
+        for schedule in candidates
+    ]
+    robust = [s for s, mean in zip(candidates, means, strict=True) if mean <= EQUALLY_ROBUST * min(means)]
+    log.debug("%d stages: makespan %.4g, %d waits", len(problem.names), expected(robust[0]), len(robust[0].waits))
+    return robust[0]
 
 
 def _search(problem: Problem, candidates: Sequence[list[float]], bound: float) -> list[float]:
@@ -132,36 +105,31 @@ def _with_variations(problem: Problem, candidates: Sequence[list[float]]) -> Ite
     generator = random.Random(derive_seed("schedule", len(problem.names)))
     for number in range(min(MAX_VARIATIONS, PLACED_STAGES // (3 * len(problem.names)))):
         good.sort(key=lambda starts: makespan(problem, starts))
-        keys = _noisy_lengths(problem, generator) if number % 2 else _jittered(problem, good[0], generator)
+        if number % 2:  # path lengths of noisy durations
+            noisy = [duration * generator.uniform(0.5, 1.5) for duration in problem.durations]
+            keys = [-length for length in path_lengths(problem, noisy)]
+        else:  # the best starts, jittered
+            width = makespan(problem, good[0]) * generator.choice((0.02, 0.1, 0.3))
+            keys = [start + generator.uniform(-width, width) for start in good[0]]
         starts = justify(problem, place(problem, linear_extension(problem, keys)))
         yield starts
         if makespan(problem, starts) <= makespan(problem, good[0]):
             good = [starts]  # the newest of equals, so that the search moves on
 
 
-def _noisy_lengths(problem: Problem, generator: random.Random) -> list[float]:
-    noisy = [duration * generator.uniform(0.5, 1.5) for duration in problem.durations]
-    return [-length for length in path_lengths(problem, noisy)]
-
-
-def _jittered(problem: Problem, starts: Sequence[float], generator: random.Random) -> list[float]:
-    width = makespan(problem, starts) * generator.choice((0.02, 0.1, 0.3))
-    return [start + generator.uniform(-width, width) for start in starts]
-
-
-def _without_needless_waits(trial: _Trial, schedule: Schedule) -> Schedule:
+def _without_needless_waits(schedule: Schedule, expected: Callable[[Schedule], float]) -> Schedule:
     """Drop waits that do not shorten the run: each one left is idling on purpose.
 
     All are dropped if that costs nothing, else halves of what is left, then quarters, while trials last.
     """
-    longest = trial.expected(schedule) * (1 + RELATIVE_TOLERANCE)
+    longest = expected(schedule) * (1 + RELATIVE_TOLERANCE)
     chunks = [list(schedule.waits)]
     for _ in range(WAIT_TRIALS):
         if not chunks or not chunks[0]:
             break
         chunk = chunks.pop(0)
         without = Schedule(schedule.order, {k: v for k, v in schedule.waits.items() if k not in chunk})
-        if trial.expected(without) <= longest:
+        if expected(without) <= longest:
             schedule = without
         elif len(chunk) > 1:
             chunks += [chunk[: len(chunk) // 2], chunk[len(chunk) // 2 :]]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import heapq
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.graph import Graph, Resources, reached
 from engine.scheduling.dispatcher import Dispatcher, Schedule
@@ -83,23 +82,49 @@ def barrier_programs(graph: Graph) -> tuple[Steps, ...]:
     In the overlapped one a name that leaves a choice of steps joins the step with the longest stage, as the original
     trains its real-data networks beside the generators.
     """
-    groups = _name_groups(graph)
-    earliest = _depths({group: groups[group].inputs for group in groups})
-    heights = _depths({group: {other for other in groups if group in groups[other].inputs} for group in groups})
+    # names that need each other's stages both ways share a step: they are one group
+    needs: dict[str, set[str]] = {stage.name: set() for stage in graph.stages.values()}
+    longest = dict.fromkeys(needs, 0.0)  # cost of the longest stage of a name
+    for stage in graph.stages.values():
+        needs[stage.name] |= {graph.stages[source].name for source in stage.inputs.values()}
+        longest[stage.name] = max(longest[stage.name], stage.cost)
+    needed = {name: reached(name, needs.__getitem__) for name in needs}
+    group_of = {
+        name: tuple(sorted({name} | {other for other in needed[name] if name in needed[other]})) for name in needs
+    }
+    inputs: dict[Names, set[Names]] = {group: set() for group in group_of.values()}
+    for name, sources in needs.items():
+        inputs[group_of[name]] |= {group_of[source] for source in sources} - {group_of[name]}
+    # the earliest and the latest step of each group; a step whose time is fixed weighs as much as its longest stage
+    earliest = _depths(inputs)
+    heights = _depths({group: {other for other in inputs if group in inputs[other]} for group in inputs})
     latest = {group: max(heights.values()) - height for group, height in heights.items()}
     weight: dict[int, float] = {}
-    for group in groups:
+    for group in inputs:
         if earliest[group] == latest[group]:
-            weight[earliest[group]] = max(weight.get(earliest[group], 0.0), groups[group].longest)
+            longest_of_group = max(longest[name] for name in group)
+            weight[earliest[group]] = max(weight.get(earliest[group], 0.0), longest_of_group)
     choices: tuple[Callable[[range], int], ...] = (min, max, lambda steps: max(steps, key=lambda s: (weight[s], -s)))
     programs = []
     for choose in choices:
         step_of: dict[Names, int] = {}
-        for group in sorted(groups, key=lambda group: (earliest[group], group)):
-            first = max((step_of[source] + 1 for source in groups[group].inputs), default=0)
+        for group in sorted(inputs, key=lambda group: (earliest[group], group)):
+            first = max((step_of[source] + 1 for source in inputs[group]), default=0)
             step_of[group] = choose(range(first, latest[group] + 1))
-        programs.append(_steps(step_of))
+        steps = sorted(set(step_of.values()))
+        programs.append(tuple(frozenset(n for group in inputs if step_of[group] == s for n in group) for s in steps))
     return tuple(dict.fromkeys(programs))
+
+
+def _depths(inputs: Mapping[Names, set[Names]]) -> dict[Names, int]:
+    """Edges on the longest way to each node."""
+    depths: dict[Names, int] = {}
+    left = sorted(inputs)
+    while left:
+        for node in [node for node in left if inputs[node] <= depths.keys()]:
+            depths[node] = max((depths[source] + 1 for source in inputs[node]), default=0)
+        left = [node for node in left if node not in depths]
+    return depths
 
 
 def barrier_starts(graph: Graph, steps: Steps, capacity: Resources, done: Collection[str] = ()) -> dict[str, float]:
@@ -108,7 +133,12 @@ def barrier_starts(graph: Graph, steps: Steps, capacity: Resources, done: Collec
     now = 0.0
     for names in steps:
         inside = {i: stage for i, stage in graph.stages.items() if stage.name in names and i not in done}
-        step = Graph({i: dataclasses.replace(s, inputs=_kept(s.inputs, inside)) for i, s in inside.items()})
+        step = Graph(
+            {
+                stage_id: replace(stage, inputs={role: i for role, i in stage.inputs.items() if i in inside})
+                for stage_id, stage in inside.items()
+            }
+        )
         run = simulate(step, longest_path_first(step, capacity), capacity)
         starts |= {stage_id: now + start for stage_id, start in run.starts.items()}
         now += run.makespan
@@ -117,7 +147,8 @@ def barrier_starts(graph: Graph, steps: Steps, capacity: Resources, done: Collec
 
 def barrier_makespan(graph: Graph, capacity: Resources, done: Collection[str] = ()) -> float:
     """Duration of the best of the barrier programs."""
-    return min(_end(graph, barrier_starts(graph, steps, capacity, done)) for steps in barrier_programs(graph))
+    programs = (barrier_starts(graph, steps, capacity, done) for steps in barrier_programs(graph))
+    return min(max((at + graph.stages[i].cost for i, at in starts.items()), default=0.0) for starts in programs)
 
 
 def lower_bound(graph: Graph, capacity: Resources, done: Collection[str] = ()) -> float:
@@ -142,61 +173,7 @@ def tight_lower_bound(graph: Graph, capacity: Resources, done: Collection[str] =
     return bound
 
 
-@dataclass
-class _Group:
-    """Stage names that need each other's stages both ways and so share a step."""
-
-    inputs: set[Names]
-    longest: float  # cost of its longest stage
-
-
-def _name_groups(graph: Graph) -> dict[Names, _Group]:
-    needs: dict[str, set[str]] = {stage.name: set() for stage in graph.stages.values()}
-    for stage in graph.stages.values():
-        needs[stage.name] |= {graph.stages[source].name for source in stage.inputs.values()}
-    needed = {name: reached(name, needs.__getitem__) for name in needs}
-    group_of = {
-        name: tuple(sorted({name} | {other for other in needed[name] if name in needed[other]})) for name in needs
-    }
-    groups = {group: _Group(set(), 0.0) for group in group_of.values()}
-    for name, sources in needs.items():
-        groups[group_of[name]].inputs |= {group_of[source] for source in sources} - {group_of[name]}
-    for stage in graph.stages.values():
-        group = groups[group_of[stage.name]]
-        group.longest = max(group.longest, stage.cost)
-    return groups
-
-
-def _depths(inputs: Mapping[Names, set[Names]]) -> dict[Names, int]:
-    """Edges on the longest way to each node."""
-    depths: dict[Names, int] = {}
-    left = sorted(inputs)
-    while left:
-        for node in [node for node in left if inputs[node] <= depths.keys()]:
-            depths[node] = max((depths[source] + 1 for source in inputs[node]), default=0)
-        left = [node for node in left if node not in depths]
-    return depths
-
-
-def _steps(step_of: Mapping[Names, int]) -> Steps:
-    names_of: dict[int, set[str]] = {}
-    for group, step in step_of.items():
-        names_of.setdefault(step, set()).update(group)
-    return tuple(frozenset(names_of[step]) for step in sorted(names_of))
-
-
-def _kept(inputs: Mapping[str, str], stages: Collection[str]) -> dict[str, str]:
-    return {role: source for role, source in inputs.items() if source in stages}
-
-
-def _end(graph: Graph, starts: Mapping[str, float]) -> float:
-    return max((start + graph.stages[stage_id].cost for stage_id, start in starts.items()), default=0.0)
-
-
 def _even_share(problem: Problem, numbers: Collection[int]) -> float:
     """Time that the work of some stages takes when it is spread over all CPUs and all GPUs without a gap."""
-    shares = [0.0]
-    for kind, there in enumerate(problem.capacity):
-        if there:
-            shares.append(sum(problem.durations[n] * problem.asked[n][kind] for n in numbers) / there)
-    return max(shares)
+    work = (sum(problem.durations[n] * problem.asked[n][kind] for n in numbers) for kind in (0, 1))
+    return max((units / there for units, there in zip(work, problem.capacity, strict=True) if there), default=0.0)

@@ -110,6 +110,11 @@ class RunFiles:
         notes = (read_mapping(self.folder(fold) / "run.json") for fold in self.folds)
         return next((note for note in notes if note), {})
 
+    def other_code(self) -> dict[str, str]:
+        """Stages that were made or begun by other code than the last run's, and what changed (``other_code.json``)."""
+        notes = (read_mapping(self.folder(fold) / "other_code.json") for fold in self.folds)
+        return {stage: str(words) for note in notes for stage, words in note.items()}
+
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []

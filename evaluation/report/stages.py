@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from evaluation.report.federated import is_baseline_run
@@ -101,4 +101,15 @@ def identity_section(files: RunFiles) -> Html:
     rows.append(["hosts", _named(record.host for record in records)])
     versions = {name: version for record in records for name, version in record.versions.items()}
     rows.extend([f"version of {name}", versions[name]] for name in sorted(versions))
-    return table(["What", "Value"], rows, text=True)
+    return join(table(["What", "Value"], rows, text=True), _other_code(files.other_code()))
+
+
+def _other_code(stages: Mapping[str, str]) -> Html:
+    """Which finished trainings the last run's code did not make; nothing where it made all."""
+    if not stages:
+        return Html("")
+    return join(
+        heading("Trainings made by other code"),
+        paragraph("The program changed after these trainings. They were kept; general.redo=changed_code redoes them."),
+        table(["Stage", "What changed"], [[stage, stages[stage]] for stage in sorted(stages)], text=True),
+    )

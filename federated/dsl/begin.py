@@ -1,8 +1,7 @@
-"""What a site lets the hub know before a DSL training: facts, all training masks, feature statistics; asked once."""
+"""What the hub asks every site once, before a DSL training: facts, all training masks, feature statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from federated.dsl.features import N_FEATURES, FeatureStatistics
 from federated.dsl.tensors import unpack
 
 SITES = "sites.json"  # written last: where it is, the sites need not be asked again
+MASKS, FEATURES = "masks_{site}.safetensors", "features_{site}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,23 @@ def begin(workers: Workers, out: Path) -> dict[str, SiteFacts]:
         InputError: sites of other labels or channels than the others', or answers that are not what they should be.
     """
     if not (out / SITES).is_file():
-        facts = _answers(workers, "describe")
-        masks, features = _answers(workers, "masks"), _answers(workers, "features")
+        facts, masks, features = (_answers(workers, method) for method in ("describe", "masks", "features"))
         for site, values in facts.items():
             shape = (values["n_images"], *values["size_px"])
-            save_tensors(_masks_file(out, site), unpack(masks[site], site, masks=shape), {})
+            save_tensors(out / MASKS.format(site=site), unpack(masks[site], site, masks=shape), {})
             statistics = unpack(features[site], site, mean=(N_FEATURES,), covariance=(N_FEATURES, N_FEATURES))
-            save_tensors(_features_file(out, site), statistics, {})
-        _check_alike(facts)
+            save_tensors(out / FEATURES.format(site=site), statistics, {})
+        first, *others = facts
+        for site in others:
+            for key in ("n_channels", "labels"):
+                if facts[site][key] != facts[first][key]:
+                    raise InputError(
+                        f"{site} has {key} {facts[site][key]}, {first} has {facts[first][key]}",
+                        where="DSL",
+                        fix="let all sites use the same channels and labels",
+                    )
         write_json(out / SITES, facts)
     return load_facts(out)
-
-
-def load_facts(out: Path) -> dict[str, SiteFacts]:
-    """What ``begin`` kept, in the order of the sites' names."""
-    return {site: _load_site(out, site, values) for site, values in sorted(read_json(out / SITES).items())}
 
 
 def _answers(workers: Workers, method: str) -> dict[str, Any]:
@@ -74,36 +76,16 @@ def _answers(workers: Workers, method: str) -> dict[str, Any]:
     return dict(sorted(answers.items()))
 
 
-def _check_alike(facts: Mapping[str, Mapping[str, Any]]) -> None:
-    first, *others = facts
-    for site in others:
-        for key in ("n_channels", "labels"):
-            if facts[site][key] != facts[first][key]:
-                raise InputError(
-                    f"{site} has {key} {facts[site][key]}, {first} has {facts[first][key]}",
-                    where="DSL",
-                    fix="let all sites use the same channels and labels",
-                )
-
-
-def _load_site(out: Path, site: str, values: Mapping[str, Any]) -> SiteFacts:
-    features, _ = load_tensors(_features_file(out, site))
-    return SiteFacts(
-        n_images=values["n_images"],
-        n_empty=values["n_empty"],
-        n_channels=values["n_channels"],
-        size_px=(values["size_px"][0], values["size_px"][1]),
-        dtype=values["dtype"],
-        labels=dict(values["labels"]),
-        info=from_dict(ImageSetInfo, values["info"]),
-        masks=load_tensors(_masks_file(out, site))[0]["masks"].to(torch.uint8).numpy(),
-        features=FeatureStatistics(features["mean"].numpy(), features["covariance"].numpy(), values["n_images"]),
-    )
-
-
-def _masks_file(out: Path, site: str) -> Path:
-    return out / f"masks_{site}.safetensors"
-
-
-def _features_file(out: Path, site: str) -> Path:
-    return out / f"features_{site}.safetensors"
+def load_facts(out: Path) -> dict[str, SiteFacts]:
+    """What ``begin`` kept, in the order of the sites' names."""
+    found = {}
+    for site, values in sorted(read_json(out / SITES).items()):
+        masks = load_tensors(out / MASKS.format(site=site))[0]["masks"].to(torch.uint8).numpy()
+        features, _ = load_tensors(out / FEATURES.format(site=site))
+        statistics = FeatureStatistics(features["mean"].numpy(), features["covariance"].numpy(), values["n_images"])
+        height, width = values["size_px"]
+        info = from_dict(ImageSetInfo, values["info"])
+        found[site] = SiteFacts(
+            **{**values, "size_px": (height, width), "info": info}, masks=masks, features=statistics
+        )
+    return found

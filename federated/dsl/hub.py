@@ -152,12 +152,12 @@ class _Hub:
             except InputError as error:
                 problems[site] = error.problem
                 log.warning("iteration %d goes on without site %s: %s", self.iteration + 1, site, error.problem)
-                self.traffic[site] = self.traffic[site].left_out(self.iteration + 1, error.problem)
+                self.traffic[site].leave_out(self.iteration + 1, error.problem)
         if not gradients:
             reasons = "; ".join(f"{site}: {problem}" for site, problem in problems.items())
             raise RuntimeError(f"no site could be used in iteration {self.iteration + 1}: {reasons}")
         for site in self.sites:
-            self.traffic[site] = self.traffic[site].after(asked[site]["fakes"], gradients.get(site))
+            self.traffic[site].add(asked[site]["fakes"], gradients.get(site))
         # 3. One step on the mean of the gradients, weighted by the sizes of the sites that are left.
         n_images = sum(self.sites[site].n_images for site in gradients)
         weights = {site: self.sites[site].n_images / n_images for site in gradients}

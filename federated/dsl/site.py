@@ -1,4 +1,4 @@
-"""A site's part in DSL: its images and its discriminator stay; gradients on the hub's fakes leave."""
+"""A site's part in DSL: its images and its discriminator stay at the site; gradients on the hub's fakes leave it."""
 
 from __future__ import annotations
 

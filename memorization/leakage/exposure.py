@@ -1,6 +1,6 @@
 """Which patients the generated images lie next to.
 
-``exposure_per_patient`` names patients and stays at the site; ``ExposureSummary`` names none.
+``PatientExposure`` names a patient and stays at the site; ``ExposureSummary`` names none.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class PatientExposure:
-    """One patient: how many generated images have their nearest training image in him, and how near any comes."""
+    """One patient: how many generated images have their nearest training image among theirs, and how near."""
 
     patient: str
     n_images: int  # training images of the patient
     n_nearest: int
-    smallest_distance_l2: float  # squared, of any generated image to any of his
+    smallest_distance_l2: float  # squared, of any generated image to any of theirs
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,8 @@ class ExposureSummary:
     smallest_distance_l2: tuple[float, ...]
 
 
-def exposure_per_patient(evidence: Evidence) -> tuple[PatientExposure, ...]:
-    """Every training patient, by name."""
-    return exposures(evidence.train, evidence.train_patients, evidence.generated)
-
-
 def exposures(train: np.ndarray, patients: Sequence[str], generated: np.ndarray) -> tuple[PatientExposure, ...]:
-    """The same where no image is held out."""
+    """Every training patient, by name."""
     owner = np.asarray(patients)
     closest = owner[nearest(train, generated, CANDIDATES)[1][:, 0]]
     reached = nearest(generated, train, CANDIDATES)[0][:, 0]
@@ -70,12 +65,12 @@ def summarise_exposure(exposures: Sequence[PatientExposure]) -> ExposureSummary:
 
 
 def exposure_figure(evidence: Evidence) -> MetricResult:
-    """The largest share of generated images nearest to one patient; the baseline is his share of the images."""
-    return largest_exposure(exposure_per_patient(evidence))
+    """``largest_exposure`` of the evidence."""
+    return largest_exposure(exposures(evidence.train, evidence.train_patients, evidence.generated))
 
 
 def largest_exposure(of_patients: Sequence[PatientExposure]) -> MetricResult:
-    """The same of exposures that are there already."""
+    """The largest share of generated images nearest to one patient; the baseline is their share of the images."""
     most = max(of_patients, key=lambda exposure: exposure.n_nearest)
     n_generated = sum(exposure.n_nearest for exposure in of_patients)
     return MetricResult(

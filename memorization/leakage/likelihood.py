@@ -32,13 +32,10 @@ def likelihood_gap_figure(evidence: Evidence) -> MetricResult:
     )
     seed = derive_seed(evidence.seed, "likelihood")
     value = 100 * float(of_train.mean() - of_heldout.mean())
-    resampled = 100 * (
-        _weighted_means(of_train, bootstrap_weights(evidence.train_patients, N_RESAMPLES, derive_seed(seed, "train")))
-        - _weighted_means(
-            of_heldout, bootstrap_weights(evidence.heldout_patients, N_RESAMPLES, derive_seed(seed, "heldout"))
-        )
-    )
-    low, high = percentile_interval(resampled, value)
+    trained = bootstrap_weights(evidence.train_patients, N_RESAMPLES, derive_seed(seed, "train"))
+    others = bootstrap_weights(evidence.heldout_patients, N_RESAMPLES, derive_seed(seed, "heldout"))
+    resampled = (trained @ of_train) / trained.sum(axis=1) - (others @ of_heldout) / others.sum(axis=1)
+    low, high = percentile_interval(100 * resampled, value)
     p = _p_over_patients(evidence)
     return MetricResult(value, low, high, interval="bootstrap over patients, mixture kept", p=p, test=EXCHANGEABLE)
 
@@ -82,13 +79,18 @@ def _pulled_to_mean(images: np.ndarray) -> np.ndarray:
 
 
 def _fit(squared: np.ndarray, to_mean: np.ndarray, dimension: int, n_steps: int) -> np.ndarray:
+    """Adam on the mean negative log likelihood per dimension, by each log variance."""
+    from scipy.special import softmax
+
     n_centres = squared.shape[1]
     distances = np.concatenate([squared, to_mean], axis=1)
     offsets = np.append(np.full(n_centres, -np.log(n_centres)), 0.0)
     parameters = np.append(np.log((squared.min(axis=0) + 1e-3) / dimension), 0.0)
     first, second = np.zeros_like(parameters), np.zeros_like(parameters)
     for step in range(1, n_steps + 1):
-        gradient = _gradient(distances, parameters, offsets, dimension)
+        responsibilities = softmax(_log_densities(distances, parameters, dimension) + offsets, axis=1)
+        slopes = distances / (2 * np.exp(parameters)) - dimension / 2
+        gradient = -(responsibilities * slopes).mean(axis=0) / dimension
         first = DECAYS[0] * first + (1 - DECAYS[0]) * gradient
         second = DECAYS[1] * second + (1 - DECAYS[1]) * gradient**2
         root = np.sqrt(second / (1 - DECAYS[1] ** step)) + DIVISOR_OFFSET
@@ -113,15 +115,6 @@ def _log_densities(squared: np.ndarray, log_variances: np.ndarray, dimension: in
     return np.asarray(-squared / (2 * np.exp(log_variances)) - dimension / 2 * (log_variances + np.log(2 * np.pi)))
 
 
-def _gradient(squared: np.ndarray, log_variances: np.ndarray, offsets: np.ndarray, dimension: int) -> np.ndarray:
-    """Of the mean negative log likelihood per dimension by each log variance."""
-    from scipy.special import softmax
-
-    responsibilities = softmax(_log_densities(squared, log_variances, dimension) + offsets, axis=1)
-    slopes = squared / (2 * np.exp(log_variances)) - dimension / 2
-    return np.asarray(-(responsibilities * slopes).mean(axis=0) / dimension)
-
-
 def _standardised(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Zero mean and unit variance over the training images; features that are constant there are left out."""
     train = np.asarray(evidence.train, np.float64)
@@ -138,7 +131,3 @@ def _standardised(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, np.ndarra
         (np.asarray(side, np.float64) - centre)[:, used] / spread[used] for side in (train, evidence.heldout, generated)
     )
     return of_train, of_heldout, of_generated
-
-
-def _weighted_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    return np.asarray((weights @ values) / weights.sum(axis=1))

@@ -17,9 +17,6 @@ from memorization.leakage.generalization import frechet_gap_figure
 from memorization.leakage.likelihood import likelihood_gap_figure
 from memorization.leakage.membership import membership_figure, true_positive_figure
 
-INFINITY = math.inf
-COLUMNS = ("figure", "what it says", "safer", "bounds", "honest", "formula", "what it cannot say")
-
 
 @dataclass(frozen=True)
 class Unmeasured:
@@ -31,17 +28,17 @@ class Unmeasured:
 
 @dataclass(frozen=True)
 class Metric:
-    """One measure of leakage; ``ideal`` is what an honest generator gives, NaN where it depends on the data."""
+    """One measure of leakage; ``ideal`` is its value where nothing is copied, NaN where that depends on the data."""
 
     name: str
     says: str
     direction: str  # of the safer values: "higher" or "lower"
-    lower: float
-    upper: float
-    ideal: float
     source: str
     cannot_say: str
     measure: Callable[[Evidence], MetricResult]
+    lower: float = -math.inf
+    upper: float = math.inf
+    ideal: float = 0.0
 
 
 METRICS = (
@@ -49,42 +46,39 @@ METRICS = (
         "largest exposure",
         "Share of generated images whose nearest training image is of one and the same patient, the largest of all.",
         "lower",
-        0.0,
-        1.0,
-        math.nan,
-        "count; honest is about the patient's share of the training images",
-        "Images in the middle of the data are near to much without being copied.",
+        "count; without copies about the patient's share of the training images",
+        "Images in the middle of the data are near to many others without being copied.",
         exposure_figure,
+        lower=0.0,
+        upper=1.0,
+        ideal=math.nan,
     ),
     Metric(
         "closest-record share",
         "Share of generated images nearer to a training image than to as many images of other patients.",
         "lower",
-        0.0,
-        1.0,
-        0.5,
         "SDMetrics, DCROverfittingProtection",
-        "A few copies among thousands of images hardly move it.",
+        "A few copies among thousands of images hardly change it.",
         closest_record_figure,
+        lower=0.0,
+        upper=1.0,
+        ideal=0.5,
     ),
     Metric(
         "AuthPct",
         "Percentage of generated images farther from their nearest training image than that is from any other.",
         "higher",
-        0.0,
-        100.0,
-        50.0,
         "Alaa et al. 2022, eq. 7",
         "50 holds in many dimensions, fewer give less; patients with near-duplicate images hide copies.",
         authenticity_figure,
+        lower=0.0,
+        upper=100.0,
+        ideal=50.0,
     ),
     Metric(
         "C_T",
         "Standard errors by which generated images are farther from the training images than held-out ones are.",
         "higher",
-        -INFINITY,
-        INFINITY,
-        0.0,
         "Meehan et al. 2020, as in dgm-eval",
         "Poor images raise it and can hide copies; it grows with the number of images.",
         copying_figure,
@@ -93,9 +87,6 @@ METRICS = (
         "Fréchet gap",
         "How much nearer the generated distribution is to the training images than to held-out ones.",
         "lower",
-        -INFINITY,
-        INFINITY,
-        0.0,
         "Heusel et al. 2017, held-out minus training",
         "Means and covariances only: copies of a diverse half go unseen.",
         frechet_gap_figure,
@@ -104,75 +95,49 @@ METRICS = (
         "FLD gap",
         "How much less likely held-out images are than training images under a mixture centred at generated images.",
         "higher",
-        -INFINITY,
-        INFINITY,
-        0.0,
         "Jiralerspong et al. 2023, 100 (NLL train - NLL held-out) / dimension",
-        "Its variances are fitted to the training images, so that an honest generator is a little below 0.",
+        "Its variances are fitted to the training images, so that a generator without copies is a little below 0.",
         likelihood_gap_figure,
     ),
     Metric(
         "NNAA privacy loss",
         "How much better generated images are told from held-out images than from training images.",
         "lower",
-        -1.0,
-        1.0,
-        0.0,
         "Yale et al. 2020, NNAA(H, G) - NNAA(T, G)",
         "An image and its near-duplicate of the same patient look like a copy each.",
         privacy_loss_figure,
+        lower=-1.0,
+        upper=1.0,
     ),
     Metric(
         "membership AUC",
         "Area under the curve of the best membership attack, minus that between two parts of the members.",
         "lower",
-        -1.0,
-        1.0,
-        0.0,
-        "GAN-Leaks, Monte Carlo, DOMIAS, LOGAN; control: member against member",
+        "GAN-Leaks, Monte Carlo, DOMIAS; control: member against member",
         "A stronger attack may exist; an average over patients hides the few who are exposed.",
         membership_figure,
+        lower=-1.0,
+        upper=1.0,
     ),
     Metric(
         "membership TPR",
         "Share of members the best attack finds at 1 % false alarms, minus that between two parts of the members.",
         "lower",
-        -1.0,
-        1.0,
-        0.0,
         "Carlini et al. 2022, same attacks and control",
         "Below 100 held-out images 1 % means not one false alarm, and the interval is wide.",
         true_positive_figure,
+        lower=-1.0,
+        upper=1.0,
     ),
 )
 
 
-def measure_leakage(evidence: Evidence) -> dict[str, MetricResult]:
-    """Every figure of the table by its name."""
-    return {metric.name: metric.measure(evidence) for metric in METRICS}
-
-
 def measure_each(evidence: Evidence) -> dict[str, MetricResult | Unmeasured]:
-    """As ``measure_leakage``; a figure that this evidence does not carry says why."""
-    return {metric.name: _measure(metric, evidence) for metric in METRICS}
-
-
-def _measure(metric: Metric, evidence: Evidence) -> MetricResult | Unmeasured:
-    try:
-        return metric.measure(evidence)
-    except InputError as error:
-        return Unmeasured(error.problem, error.fix)
-
-
-def markdown_table() -> str:
-    """The table as docs/leakage.md shows it."""
-    rows = [COLUMNS, ("---",) * len(COLUMNS)]
+    """Every figure of the table by its name, or why this evidence does not allow it."""
+    measured: dict[str, MetricResult | Unmeasured] = {}
     for metric in METRICS:
-        bounds = f"{_number(metric.lower)} to {_number(metric.upper)}"
-        honest = "depends" if math.isnan(metric.ideal) else _number(metric.ideal)
-        rows.append((metric.name, metric.says, metric.direction, bounds, honest, metric.source, metric.cannot_say))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _number(value: float) -> str:
-    return f"{value:g}".replace("inf", "∞")
+        try:
+            measured[metric.name] = metric.measure(evidence)
+        except InputError as error:
+            measured[metric.name] = Unmeasured(error.problem, error.fix)
+    return measured

@@ -1,7 +1,7 @@
 """Copies that a filter must find: a site's own images under many kinds of change, each at several strengths.
 
-Nothing in the filter refers to this list: it is a measurement, and a kind that no one has thought of is the one that
-counts.
+Nothing in the filter refers to this list: it only measures the filter, which must also find copies of kinds
+that are not listed.
 """
 
 from __future__ import annotations
@@ -39,10 +39,6 @@ def plant(kind: Kind, strength: float, images: np.ndarray, others: np.ndarray, s
     return np.rint(np.clip(np.stack(planted), 0, 1) * scale).astype(images.dtype)
 
 
-def _identity(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
-    return image
-
-
 def _jpeg(image: np.ndarray, quality: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     from PIL import Image
 
@@ -78,20 +74,12 @@ def _sharpen(image: np.ndarray, amount: float, rng: np.random.Generator, other: 
     return image + amount * (image - scipy.ndimage.gaussian_filter(image, (0, 1.5, 1.5)))
 
 
-def _brightness(image: np.ndarray, shift: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
-    return image + shift
-
-
 def _contrast(image: np.ndarray, factor: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     return (image - image.mean()) * factor + image.mean()
 
 
 def _gamma(image: np.ndarray, exponent: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     return image**exponent
-
-
-def _negative(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
-    return 1 - image
 
 
 def _window(image: np.ndarray, share: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
@@ -222,31 +210,31 @@ def _marker(image: np.ndarray, share: float, rng: np.random.Generator, other: np
     return marked
 
 
-def _two(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
+def _mirrored_turned(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     return _gamma(_rotation(image[..., ::-1], 10, rng, other), 1.6, rng, other)
 
 
-def _three(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
+def _cropped_blurred(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     return _noise(_blur(_crop(image, 0.8, rng, other), 1, rng, other), 0.03, rng, other)
 
 
-def _three_others(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
+def _shifted_flatter(image: np.ndarray, strength: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     return _jpeg(_contrast(_shift(image, 0.06, rng, other), 0.7, rng, other), 50, rng, other)
 
 
 ONCE = (1.0,)
 KINDS = (
-    Kind("identity", "exact", "", ONCE, _identity),
+    Kind("identity", "exact", "", ONCE, lambda image, *_: image),
     Kind("jpeg", "compression", "quality", (90, 50, 20), _jpeg),
     Kind("grey levels", "compression", "levels", (32, 12), _grey_levels),
     Kind("coarser", "compression", "x", (1.5, 2), _coarser),
     Kind("noise", "photometric", "sd", (0.02, 0.05, 0.1), _noise),
     Kind("blur", "photometric", "px", (1, 2, 4), _blur),
     Kind("sharpen", "photometric", "", (1, 2), _sharpen),
-    Kind("brightness", "photometric", "", (-0.2, 0.1, 0.2), _brightness),
+    Kind("brightness", "photometric", "", (-0.2, 0.1, 0.2), lambda image, shift, *_: image + shift),
     Kind("contrast", "photometric", "x", (0.5, 1.5), _contrast),
     Kind("gamma", "photometric", "", (0.5, 2), _gamma),
-    Kind("negative", "photometric", "", ONCE, _negative),
+    Kind("negative", "photometric", "", ONCE, lambda image, *_: 1 - image),
     Kind("window", "photometric", "of values", (0.9, 0.7), _window),
     Kind("bias field", "photometric", "", (0.3, 0.6), _bias_field),
     Kind("mirror", "symmetry", "axis", (0, 1), _mirror),
@@ -264,7 +252,7 @@ KINDS = (
     Kind("blend", "mixture", "of another", (0.1, 0.2), _blend),
     Kind("paste", "part", "of area", (0.125, 0.25, 0.5), _paste),
     Kind("paste elsewhere", "part", "of area", (0.125, 0.25), _paste_elsewhere),
-    Kind("mirrored, turned, darker", "composition", "", ONCE, _two),
-    Kind("cropped, blurred, noisy", "composition", "", ONCE, _three),
-    Kind("shifted, flatter, jpeg", "composition", "", ONCE, _three_others),
+    Kind("mirrored, turned, darker", "composition", "", ONCE, _mirrored_turned),
+    Kind("cropped, blurred, noisy", "composition", "", ONCE, _cropped_blurred),
+    Kind("shifted, flatter, jpeg", "composition", "", ONCE, _shifted_flatter),
 )

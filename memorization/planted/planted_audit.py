@@ -1,14 +1,14 @@
-"""What a filter finds of planted copies: recall by kind, beside the honest images it drops.
+"""What a filter finds of planted copies: recall by kind, and the share of honest images that it drops.
 
-Patients are split once: the index holds some, the others are honest images that the filter has never seen. The filter
-is calibrated inside the index, each image against those of other patients, as it is in use. Copies are made of images
-of the index. Thresholds for the recall at a false-drop rate are set on the honest images, so that the rate is a
-measured one and not a promise.
+*Honest* images are real images that are no copies. Patients are split once: the index holds some; the images of the
+others are honest images that the filter has never seen. The filter is calibrated inside the index, each image against
+those of other patients, as it is in use. Copies are made of images of the index. Thresholds for the recall at a
+false-drop rate are set on the honest images, so that the rate is measured.
 
-A scorer that learns (``likeness.Learner``) is trained on the images of ``SHARE_LEARNED`` of the indexed patients. They
-stay references, and copies are made of them too, but only the other indexed patients' images calibrate it: to a
-trained descriptor these are as new as an honest image, and its own training images are not. Whatever it is fused with
-is then calibrated on those images as well; all other scorers keep all indexed images.
+A scorer that learns (``Learner``) is trained on the images of ``SHARE_LEARNED`` of the indexed patients. These stay
+references, and copies are made of them too, but only the other indexed patients' images calibrate it: a trained
+descriptor knows its own training images, but neither those nor an honest image. A scorer that it is fused with is
+calibrated on the same images; all other scorers keep all indexed images.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.progress import Progress, silent
+from common.resampling import clopper_pearson
 from common.seeds import derive_seed
 from features.embedders import Embedder
 from memorization.calibration import MemorizationConfig, calibrate, drawn
@@ -204,7 +205,7 @@ def compare(
 
 
 def judge_fused(name: str, compared: Compared, level: float, seed: int) -> FilterAudit:
-    """The conformal rule on these statistics."""
+    """The fused rule on these statistics."""
     calibration = compared.calibration.values
 
     def rule(positions: np.ndarray) -> Decision:
@@ -218,27 +219,33 @@ def judge(name: str, compared: Compared, rule: Rule, level: float, seed: int) ->
     """From likeness to figures."""
     calibration = compared.calibration.values
     decide = rule(np.arange(len(calibration)))
+    queries = np.concatenate([compared.honest.values, *(copies.values for copies in compared.copies.values())])
     honest = fused_scores(calibration, compared.honest.values)
     scores = {key: fused_scores(calibration, copies.values) for key, copies in compared.copies.items()}
+    # scores above which at most a share ``rate`` of the honest images lie
+    thresholds = {rate: np.sort(honest)[::-1][int(rate * len(honest) + 1e-9)] for rate in RATES}
     return FilterAudit(
         name=name,
         level=level,
         false_drops=recall_of(decide(compared.honest.values)),
         recall={key: recall_of(decide(copies.values)) for key, copies in compared.copies.items()},
         recall_at={
-            rate: {key: recall_of(score > _threshold(honest, rate)) for key, score in scores.items()} for rate in RATES
+            rate: {key: recall_of(score > threshold) for key, score in scores.items()}
+            for rate, threshold in thresholds.items()
         },
-        auc={key: _auc(score, honest) for key, score in scores.items()},
-        consistency=_consistency(compared, rule, seed),
+        # P(a copy's score is above an honest image's), ties counting half
+        auc={
+            key: float((score[:, None] > honest).mean() + 0.5 * (score[:, None] == honest).mean())
+            for key, score in scores.items()
+        },
+        consistency=mean_kappa(recalibrated(compared.calibration_patients, queries, rule, seed)),
     )
 
 
 def recall_of(found: np.ndarray) -> Recall:
     """Of a boolean array."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(int(found.sum()), len(found)).proportion_ci(method="exact")
-    return Recall(len(found), int(found.sum()), (float(interval.low), float(interval.high)))
+    n_found = int(found.sum())
+    return Recall(len(found), n_found, clopper_pearson(n_found, len(found)))
 
 
 def _indexed(owners: np.ndarray, seed: int) -> np.ndarray:
@@ -261,24 +268,6 @@ def _learned_from(owners: np.ndarray, seed: int) -> np.ndarray:
     return np.isin(owners, names[: max(1, int(SHARE_LEARNED * len(names)))])
 
 
-def _threshold(honest: np.ndarray, rate: float) -> float:
-    """The score above which at most ``rate`` of the honest images lie."""
-    n_allowed = int(rate * len(honest) + 1e-9)
-    return float(np.sort(honest)[::-1][n_allowed])
-
-
-def _auc(copies: np.ndarray, honest: np.ndarray) -> float:
-    """P(a copy's score is above an honest image's), ties counting half."""
-    above = (copies[:, None] > honest[None]).mean() + 0.5 * (copies[:, None] == honest[None]).mean()
-    return float(above)
-
-
-def _consistency(compared: Compared, rule: Rule, seed: int) -> float:
-    """Cohen's kappa of decisions on the same images after calibrations on other parts of the patients."""
-    queries = np.concatenate([compared.honest.values, *(copies.values for copies in compared.copies.values())])
-    return mean_kappa(recalibrated(compared.calibration_patients, queries, rule, seed))
-
-
 def recalibrated(calibration_patients: np.ndarray, queries: np.ndarray, rule: Rule, seed: int) -> np.ndarray:
     """(calibrations, m) decisions on the statistics ``queries`` (m, s), each after another part of the patients."""
     names = np.unique(calibration_patients)
@@ -292,10 +281,8 @@ def recalibrated(calibration_patients: np.ndarray, queries: np.ndarray, rule: Ru
 
 def mean_kappa(decisions: np.ndarray) -> float:
     """Cohen's kappa between rows of decisions (r, m), the mean over pairs of them."""
-    return float(np.mean([_kappa(a, b) for a, b in combinations(decisions, 2)]))
-
-
-def _kappa(a: np.ndarray, b: np.ndarray) -> float:
-    observed = (a == b).mean()
-    expected = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
-    return 1.0 if expected == 1 else float((observed - expected) / (1 - expected))
+    kappas = []
+    for a, b in combinations(decisions, 2):
+        expected = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
+        kappas.append(1.0 if expected == 1 else ((a == b).mean() - expected) / (1 - expected))
+    return float(np.mean(kappas))

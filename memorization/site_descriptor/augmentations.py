@@ -8,12 +8,11 @@ those measure, and share neither code nor parameters with these.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
 
 from memorization.registration.maps import SIZE_PX, smooth
-
-if TYPE_CHECKING:
-    import torch
 
 CELLS = 16  # descriptors per axis of an image
 DARKEST = 1e-3  # a power of 0 has no derivative
@@ -38,8 +37,6 @@ class Draws:
 
     def uniform(self, low: float, high: float) -> torch.Tensor:
         """(b,), whatever the strength."""
-        import torch
-
         return low + (high - low) * torch.rand(self.n_images, generator=self.generator)
 
     def change(self, low: float, high: float, chance: float) -> torch.Tensor:
@@ -49,15 +46,11 @@ class Draws:
 
     def normal(self, *shape: int) -> torch.Tensor:
         """(b, *shape)."""
-        import torch
-
         return torch.randn(self.n_images, *shape, generator=self.generator)
 
 
 def symmetry(pixels: torch.Tensor, number: int) -> torch.Tensor:
     """(b, 1, h, h) under one of the square's 8 symmetries; 0 leaves it alone."""
-    import torch
-
     mirrored = pixels.flip(3) if number >= N_SYMMETRIES // 2 else pixels
     return torch.rot90(mirrored, number % (N_SYMMETRIES // 2), (2, 3))
 
@@ -76,9 +69,6 @@ def changed(pixels: torch.Tensor, others: torch.Tensor, strength: float, generat
 
 def _moved(pixels: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
     """Turned, scaled, stretched, shifted and bent; the border's median lies beyond the edge."""
-    import torch
-    from torch.nn import functional as F
-
     angle, scale, stretch, slope, right, down = (
         draws.change(*limits)[:, 0, 0, 0]
         for limits in (
@@ -106,8 +96,6 @@ def _mixed(
     pixels: torch.Tensor, others: torch.Tensor, shown: torch.Tensor, draws: Draws
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Some hidden by a grey rectangle, some seen in a rectangle of another image, some blended with one."""
-    import torch
-
     kind = (draws.uniform(0, OCCLUSIONS) / max(draws.strength, 1e-6)).long()[:, None, None]
     hidden = (kind == 0) & _rectangles(draws.uniform(0.05, 0.5), draws)
     covered = (kind == 1) & ~_rectangles(draws.uniform(0.08, 0.5), draws)
@@ -119,8 +107,6 @@ def _mixed(
 
 def _rectangles(area: torch.Tensor, draws: Draws) -> torch.Tensor:
     """(b, 64, 64) True inside a rectangle of a share ``area`` (b,) of the image."""
-    import torch
-
     aspect = draws.uniform(-0.3, 0.3).exp()
     inside = []
     for side in ((area.sqrt() * aspect).clamp_max(1), (area.sqrt() / aspect).clamp_max(1)):
@@ -132,8 +118,6 @@ def _rectangles(area: torch.Tensor, draws: Draws) -> torch.Tensor:
 
 def _toned(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Gamma, shading, contrast, brightness. Whoever compares tries the negative: nothing need be learned for it."""
-    import torch
-
     line = torch.linspace(-1, 1, SIZE_PX)
     shade = draws.change(-0.7, 0.7, 0.4) * line + draws.change(-0.7, 0.7, 0.4) * line[:, None]
     shaded = pixels.clamp(DARKEST, 1) ** draws.change(-0.9, 0.9, 0.5).exp() * shade.exp()
@@ -143,8 +127,6 @@ def _toned(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
 
 def _detailed(pixels: torch.Tensor, draws: Draws) -> torch.Tensor:
     """Blurred or sharpened, noisy, of fewer grey levels."""
-    import torch
-
     sigma_px = 4.0 ** float(torch.rand((), generator=draws.generator))  # one for the batch: a kernel each would be slow
     amount = torch.where(draws.uniform(0, 1)[:, None, None, None] < 0.7, 1.0, -1.5)
     softened = (draws.uniform(0.4, 1) * (draws.uniform(0, 1) < 0.4 * draws.strength))[:, None, None, None]

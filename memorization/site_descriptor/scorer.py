@@ -8,8 +8,6 @@ import numpy as np
 
 from common.progress import Progress, silent
 from memorization.copy_score import Likeness
-from memorization.registration.maps import grey
-from memorization.site_descriptor.augmentations import CELLS, N_SYMMETRIES, symmetry
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +30,7 @@ class SiteDescriptorLearner:
 
     def train(self, images: np.ndarray, seed: int, progress: Progress = silent) -> SiteDescriptorScorer:
         """From (n, channels, height, width), one image or more; the same to the last bit on one machine."""
+        from memorization.registration.maps import grey
         from memorization.site_descriptor.training import train
 
         return SiteDescriptorScorer(train(grey(images), seed, progress))
@@ -57,6 +56,9 @@ class DescribedReferences:
     def __init__(self, network: CopyNetwork, references: np.ndarray) -> None:
         import torch
 
+        from memorization.registration.maps import grey
+        from memorization.site_descriptor.augmentations import N_SYMMETRIES, symmetry
+
         self._network = network
         pixels = grey(references)
         with torch.inference_mode():
@@ -68,6 +70,8 @@ class DescribedReferences:
     def compare(self, images: np.ndarray, excluded: np.ndarray | None = None, progress: Progress = silent) -> Likeness:
         """The best of every statistic over the references, and the reference it belongs to."""
         import torch
+
+        from memorization.registration.maps import grey
 
         best = torch.zeros(len(images), len(STATISTICS))
         nearest = torch.zeros(len(images), len(STATISTICS), dtype=torch.int64)
@@ -98,9 +102,10 @@ class DescribedReferences:
         import torch
 
         n_references, n_looked_for = len(self._cells), len(looked_for)
-        fits = torch.empty(n_references, n_looked_for, N_SYMMETRIES)
+        n_symmetries = self._images.shape[1]
+        fits = torch.empty(n_references, n_looked_for, n_symmetries)
         for number in range(n_references):  # one at a time: the product stays in the cache
-            fits[number] = (looked_for @ self._cells[number]).view(n_looked_for, N_SYMMETRIES, CELLS * CELLS).amax(2)
+            fits[number] = (looked_for @ self._cells[number]).view(n_looked_for, n_symmetries, -1).amax(2)
         summed = fits.sort(1, descending=True).values.cumsum(1)
         counts = [max(1, round(share * n_looked_for)) for share in SHARES]
         return torch.stack([summed[:, count - 1].amax(1) / count for count in counts], 1)

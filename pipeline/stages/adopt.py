@@ -5,7 +5,7 @@ from __future__ import annotations
 from common.files import read_json
 from engine.run_stage import StageContext
 from nnunetv2_mod import adopt_plan
-from pipeline.raw_dataset import raw_dataset
+from nnunetv2_mod.raw_dataset import raw_dataset
 
 
 def adopt(context: StageContext) -> None:

@@ -9,7 +9,7 @@ from engine.run_stage import StageContext
 from evaluation.results import write_results
 from evaluation.segmentation import score_case
 from nnunetv2_mod import load_model, predict_arrays, read_raw_image
-from pipeline.raw_dataset import raw_dataset
+from nnunetv2_mod.raw_dataset import raw_dataset
 
 
 def evaluate(context: StageContext) -> None:

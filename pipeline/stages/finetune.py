@@ -9,7 +9,7 @@ from nnunetv2_mod import (
     adopt_plan,
     train,
 )
-from pipeline.raw_dataset import raw_dataset
+from nnunetv2_mod.raw_dataset import raw_dataset
 
 
 def fine_tune(context: StageContext) -> None:

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from common.files import write_json
-from common.image_set import (
-    ImageSet,
-    load_image_set,
-    load_labels,
-)
+from common.image_set import load_image_set, load_labels
 from common.plan import load_plan
 from dataset.training_splits import HELD_OUT_SPLITS, TRAIN_SPLITS
 from engine.run_stage import StageContext
 from features.fidelity_monitor import FidelityMonitor
-from generators.registry import find_generator
+from generators.interface import TrainRequest
+from generators.registry import built_in_adapters, find_generator
 
 
 def train_generator(context: StageContext) -> None:
-    """Train the generator on the site's slices of the named splits, and on their labels where it makes labels too."""
+    """Train the generator on the site's slices of the named splits, and on their masks where it makes masks too."""
     settings = context.stage.settings
+    generator = find_generator(settings.get("adapter", settings["name"]))
     slices = load_image_set(context.inputs["slices"])
-    images = slices.of_split(*TRAIN_SPLITS[settings["train_on"]])
-    generator = find_generator(settings["name"])
-    gauge = FidelityMonitor(
+    seen = TRAIN_SPLITS[settings["train_on"]]
+    images = slices.of_split(*seen)
+    masks, n_mask_labels = None, None
+    if "labels" in settings:
+        in_train = [i for i, entry in enumerate(slices.entries) if entry.split in seen]
+        masks, n_mask_labels = load_labels(context.inputs["slices"])[in_train], len(settings["labels"])
+    monitor = FidelityMonitor(
         images,
         slices.of_split(*HELD_OUT_SPLITS[settings["train_on"]]),
         context.seed,
@@ -31,26 +31,21 @@ def train_generator(context: StageContext) -> None:
         generator.sees_mirrored(settings["settings"]),
         embeddings=context.embeddings,
     )
-    resolved = generator.train(
-        images.images,
-        load_plan(context.inputs["plan"] / "plans.json"),
-        None if settings["kimg"] == "auto" else float(settings["kimg"]),
-        settings["settings"],
-        context.out,
-        context.seed,
-        context.device,
-        context.progress,
-        gauge,
-        *_labels_of(context, slices),
+    request = TrainRequest(
+        images=images.images,
+        plan=load_plan(context.inputs["plan"] / "plans.json"),
+        kimg=None if settings["kimg"] == "auto" else float(settings["kimg"]),
+        settings=settings["settings"],
+        out=context.out,
+        seed=context.seed,
+        device=context.device,
+        masks=masks,
+        n_mask_labels=n_mask_labels,
+        progress=context.progress,
+        monitor=monitor,
     )
-    write_json(context.out / "settings.json", {"name": settings["name"], "n_images": len(images), **resolved})
-
-
-def _labels_of(context: StageContext, slices: ImageSet) -> tuple[np.ndarray | None, int | None]:
-    """Labels of the slices trained on and how many the dataset has, where the generator makes labels too."""
-    settings = context.stage.settings
-    if "labels" not in settings:
-        return None, None
-    seen = TRAIN_SPLITS[settings["train_on"]]
-    indices = [i for i, entry in enumerate(slices.entries) if entry.split in seen]
-    return load_labels(context.inputs["slices"])[indices], len(settings["labels"])
+    resolved = generator.train(request)
+    told: dict[str, object] = {"name": settings["name"], "n_images": len(images)}
+    if settings["name"] not in built_in_adapters() or generator.shared_type is None:
+        told["external"] = True  # a receiver may not have it: its settings are bounded names and numbers
+    write_json(context.out / "settings.json", {**told, **resolved})

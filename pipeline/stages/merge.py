@@ -11,11 +11,11 @@ from common.errors import InputError
 from common.files import read_json, write_json
 from engine.run_stage import StageContext
 from nnunetv2_mod import PlanSettings, adopt_plan, plan_dataset
+from nnunetv2_mod.raw_dataset import dataset_json
 from pipeline.synthetic_cases import split_synthetic
 from sharing import (
     Package,
     Refusal,
-    dataset_json,
     read_drop_list,
     read_refusal,
     verify_package,

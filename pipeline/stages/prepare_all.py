@@ -7,7 +7,7 @@ from typing import Any
 
 from common.files import read_json, write_json
 from engine.run_stage import StageContext
-from pipeline.raw_dataset import raw_dataset
+from nnunetv2_mod.raw_dataset import raw_dataset
 
 
 def prepare_all(context: StageContext) -> None:

@@ -14,7 +14,7 @@ from common.settings import from_dict, to_dict
 from engine.run_stage import StageContext
 from memorization.gates import PlantedRecall
 from memorization.site_audit import REFUSED, SiteAudit
-from pipeline.raw_dataset import raw_dataset
+from nnunetv2_mod.raw_dataset import raw_dataset
 from pipeline.synthetic_cases import ct_normalisation, synthetic_cases, what_images_are
 from sharing import (
     FailedGate,

@@ -16,7 +16,7 @@ from dataset.label_maps import fitted_label_maps
 from dataset.slices import SliceCase, build_slices, case_of_image, through_plane_spacing_mm
 from engine.run_stage import StageContext
 from nnunetv2_mod import read_preprocessed
-from pipeline.raw_dataset import raw_dataset
+from nnunetv2_mod.raw_dataset import raw_dataset
 
 
 def slices(context: StageContext) -> None:

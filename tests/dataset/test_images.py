@@ -8,7 +8,7 @@ import tifffile
 from common.errors import InputError
 from dataset.convert import read_pair, write_raw_dataset
 from dataset.folds import Split
-from dataset.images import area_resize, limit_size, read_image, read_mask, write_volume
+from dataset.images import area_resize, limit_size, read_image, read_mask, write_array
 from dataset.source import Case, SourceConfig
 
 GREY = np.arange(15, dtype=np.uint8).reshape(5, 3) * 17
@@ -183,7 +183,7 @@ def test_volume_mask_must_lie_where_its_image_lies(tmp_path):
     image = save_volume(tmp_path / "i.nii.gz", volume)
     mask = save_volume(tmp_path / "m.nii.gz", (volume > 0).astype(np.uint8), origin=(1.0, 2.0, 8.0))
     refused(lambda: read_pair(Case("c", image, mask, "p", "A"), SourceConfig()), "m.nii.gz", "origin", "8.0")
-    write_volume(mask, (volume > 0).astype(np.uint8), like=image)
+    write_array(mask, (volume > 0).astype(np.uint8), like=image)
     read_pair(Case("c", image, mask, "p", "A"), SourceConfig())
 
 

@@ -107,7 +107,7 @@ def test_a_table_says_sites_and_patients_of_cases(nnunet, tmp_path, capsys):
         "image": "X-p1.nii.gz", "patient": "id1", "site": "ward-1", "age": "41", "part": "Tr"
     }  # fmt: skip
     (tmp_path / "sites.csv").write_text("\n".join(text.splitlines()[:-1]))
-    assert prepare("nnunet", nnunet, tmp_path / "out", f"table={tmp_path / 'sites.csv'}") == 1
+    assert prepare("nnunet", nnunet, tmp_path / "out", f"table={tmp_path / 'sites.csv'}") == 2
     assert "no row for case 'Y-p4'" in capsys.readouterr().err
 
 
@@ -174,7 +174,7 @@ def spoilt(root, **changes):
 )
 def test_what_an_nnunet_dataset_may_not_be(nnunet, tmp_path, capsys, spoil, said):
     spoil(nnunet)
-    assert prepare("nnunet", nnunet.parent, tmp_path / "out") == 1
+    assert prepare("nnunet", nnunet.parent, tmp_path / "out") == 2
     message = capsys.readouterr().err
     assert said in message and "way out" in message
 
@@ -185,7 +185,7 @@ def test_what_an_nnunet_dataset_may_not_be(nnunet, tmp_path, capsys, spoil, said
 def test_a_real_bids_tree_with_its_quirks(tmp_path):
     """Electron microscopy of eight rats: grey with alpha, and masks whose grey levels are not quite three."""
     out, keys = tmp_path / "out", ("labels=myelin:1,axon:2", "mask_values=0:0,127:1,255:2")
-    assert prepare("bids", RAT_SEM, out, *keys) == 1
+    assert prepare("bids", RAT_SEM, out, *keys) == 2
     assert prepare("bids", RAT_SEM, out, *keys, "mask_tolerance=25", "n_channels=1") == 0
     _, cases, report = loaded(out)
     assert len(cases) == 10 and report.sites["A"].n_patients == 8 and report.channels == ("grey",)
@@ -214,7 +214,7 @@ def bids(tmp_path):
 
 def test_bids_masks_are_found_by_entities_and_chosen_by_tail(bids, tmp_path, capsys):
     out = tmp_path / "out"
-    assert prepare("bids", bids, out, "suffix=T2w") == 1
+    assert prepare("bids", bids, out, "suffix=T2w") == 2
     assert "tail=label-lesion_mask" in capsys.readouterr().err
     assert prepare("bids", bids, out, "suffix=T2w", "tail=seg-second", "site_column=centre") == 0
     assert {row["site"] for row in table(out).values()} == {"clinic0", "clinic1"}
@@ -228,9 +228,9 @@ def test_bids_masks_are_found_by_entities_and_chosen_by_tail(bids, tmp_path, cap
 
 
 def test_bids_without_what_was_asked_for_is_refused(bids, tmp_path, capsys):
-    assert prepare("bids", bids, tmp_path / "out", "derivative=lesions") == 1
+    assert prepare("bids", bids, tmp_path / "out", "derivative=lesions") == 2
     assert "['labels', 'organs']" in capsys.readouterr().err
-    assert prepare("bids", bids, tmp_path / "out", "suffix=T2w", "tail=seg-second", "site_column=site") == 1
+    assert prepare("bids", bids, tmp_path / "out", "suffix=T2w", "tail=seg-second", "site_column=site") == 2
     assert "no column 'site'" in capsys.readouterr().err
 
 
@@ -283,7 +283,7 @@ def test_chexpert_tables_that_make_no_sense_are_refused(chexpert, tmp_path, caps
         (text.replace("view1", "img1", 1), "img1"),
     ):
         (chexpert / "train.csv").write_text(wrong)
-        assert prepare("chexpert", chexpert, tmp_path / "out") == 1
+        assert prepare("chexpert", chexpert, tmp_path / "out") == 2
         assert said in (message := capsys.readouterr().err) and "line 2" in message
 
 
@@ -344,5 +344,5 @@ def test_rsna_slices_keep_their_units_and_a_hash_of_their_patient(tmp_path, caps
 )
 def test_rsna_tables_that_contradict_themselves_are_refused(tmp_path, capsys, more, said):
     write_rsna_table(tmp_path / "raw", ["000001"], more)
-    assert prepare("rsna_ich", tmp_path / "raw", tmp_path / "out") == 1
+    assert prepare("rsna_ich", tmp_path / "raw", tmp_path / "out") == 2
     assert said in capsys.readouterr().err

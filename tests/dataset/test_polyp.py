@@ -116,17 +116,17 @@ def test_a_mask_without_a_polyp_is_left_out_and_reported(raw, tmp_path, capsys):
 
 
 def test_a_table_of_sequences_that_misses_frames_is_refused_with_their_numbers(raw, tmp_path, capsys):
-    assert prepare(raw, tmp_path / "out", last=(2, 4, 7)) == 1
+    assert prepare(raw, tmp_path / "out", last=(2, 4, 7)) == 2
     assert "ends at frame 7 and misses frames 8 to 10" in capsys.readouterr().err
     for part in ("Original", "Ground Truth"):
         for number in (3, 4, 6):
             (raw / "CVC-ClinicDB" / part / f"{number}.tif").unlink()
-    assert prepare(raw, tmp_path / "out") == 1
+    assert prepare(raw, tmp_path / "out") == 2
     assert "frames 3 to 4, 6 of 1 to 10 are not there" in capsys.readouterr().err
-    assert prepare(raw, tmp_path / "out", last=None) == 1
+    assert prepare(raw, tmp_path / "out", last=None) == 2
     assert "3 to 4, 6, 11 to 612" in capsys.readouterr().err
     (raw / "CVC-ClinicDB" / "Original" / "7.tif").unlink()
-    assert prepare(raw, tmp_path / "out") == 1
+    assert prepare(raw, tmp_path / "out") == 2
     assert "frames 7 have an image or a mask, not both" in capsys.readouterr().err
 
 
@@ -153,13 +153,13 @@ def test_png_frames_serve_where_there_are_no_tiff_ones(raw, tmp_path):
 )
 def test_a_missing_download_is_named_by_what_it_contains(raw, tmp_path, capsys, folder, looked_for):
     shutil.rmtree(raw / folder)
-    assert prepare(raw, tmp_path / "out") == 1
+    assert prepare(raw, tmp_path / "out") == 2
     assert f"0 folders contain {looked_for}" in capsys.readouterr().err
 
 
 def test_labels_of_another_size_are_refused(raw, tmp_path, capsys):
     file = raw / "CVC-ClinicDB" / "Ground Truth" / "1.tif"
     tifffile.imwrite(file, np.full((40, 47), 255, np.uint8))
-    assert prepare(raw, tmp_path / "out") == 1
+    assert prepare(raw, tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert str(file) in said and "40 x 47" in said and "40 x 48" in said

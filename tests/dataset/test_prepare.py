@@ -198,7 +198,7 @@ def test_masks_with_grey_levels_and_of_another_size_are_refused_together(raw, tm
     assert prepare(raw, tmp_path / "out") == 0  # the table of a source that was whole does not outlive it
     PIL.Image.fromarray(np.full((12, 9), 90, np.uint8)).save(raw / "y" / f"{NAMES[2]}.png")
     PIL.Image.fromarray(np.zeros((12, 8), np.uint8)).save(raw / "y" / f"{NAMES[5]}.png")
-    assert prepare(raw, tmp_path / "out") == 1
+    assert prepare(raw, tmp_path / "out") == 2
     said = capsys.readouterr().err
     for text in (f"y/{NAMES[2]}.png", "[90]", "mask_threshold=128", f"y/{NAMES[5]}.png", "12 x 8", "12 x 9", "way out"):
         assert text in said
@@ -220,13 +220,13 @@ def test_masks_with_grey_levels_and_of_another_size_are_refused_together(raw, tm
 )
 def test_what_cannot_be_prepared_is_refused(raw, tmp_path, capsys, spoil, said):
     spoil(raw, tmp_path / "out")
-    assert prepare(raw, tmp_path / "out") == 1
+    assert prepare(raw, tmp_path / "out") == 2
     message = capsys.readouterr().err
     assert said in message and "way out" in message
 
 
 def test_the_output_may_not_lie_in_the_raw_folder(raw, capsys):
-    assert prepare(raw, raw / "out") == 1
+    assert prepare(raw, raw / "out") == 2
     assert "lies in the raw folder" in capsys.readouterr().err
 
 
@@ -241,9 +241,9 @@ def test_published_checksums_are_compared(raw, tmp_path):
 
 
 def test_wrong_options_and_importers_are_refused_with_the_known_ones(raw, tmp_path, capsys):
-    assert prepare(raw, tmp_path / "out", "sites=A") == 1
+    assert prepare(raw, tmp_path / "out", "sites=A") == 2
     assert "did you mean 'site'" in capsys.readouterr().err
-    assert prepare(raw, tmp_path / "out", name="quata") == 1
+    assert prepare(raw, tmp_path / "out", name="quata") == 2
     assert "polyp, qata" in capsys.readouterr().err
 
 
@@ -252,6 +252,10 @@ def test_every_importer_of_the_list_is_there_with_defaults_and_what_is_known_of_
     importer, about = load_importer(name)
     assert isinstance(importer, Importer) and importer.summary and importer.options() is not None
     assert about == load_about(name)
+
+
+def test_a_file_in_the_folder_of_importers_is_all_it_takes():
+    assert set(IMPORTERS) == {file.stem for file in (REPOSITORY / "dataset" / "importers").glob("[!_]*.py")}
 
 
 @pytest.mark.parametrize("name", ["qata", "polyp"])
@@ -367,8 +371,8 @@ def test_tables_of_eight_sites_and_unions_need_no_code(eight_sites, tmp_path):
 def test_a_table_with_doubtful_ids_is_refused(raw, tmp_path, capsys):
     prepare(raw, tmp_path / "out")
     keys = (f"root={tmp_path / 'out'}", "patient_column=patient", "site_column=site", f"out={tmp_path / 'df.yaml'}")
-    assert export_table([*keys, "first_id=90"]) == 1
-    assert export_table([*keys, "scaling=2"]) == 1
+    assert export_table([*keys, "first_id=90"]) == 2
+    assert export_table([*keys, "scaling=2"]) == 2
     assert "way out" in capsys.readouterr().err
     assert not (tmp_path / "df.yaml").exists()
 

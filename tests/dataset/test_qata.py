@@ -121,7 +121,7 @@ def test_a_mask_with_grey_levels_needs_a_decision(raw, tmp_path, capsys):
     levels = np.full(SIZE, 200, np.uint8)
     levels[0] = 100
     PIL.Image.fromarray(levels).save(file)
-    assert prepare(raw, tmp_path / "out") == 1
+    assert prepare(raw, tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert str(file) in said and "[100, 200]" in said and "mask_threshold=128" in said
     assert prepare(raw, tmp_path / "out", "mask_threshold=128") == 0
@@ -132,7 +132,7 @@ def test_a_mask_with_grey_levels_needs_a_decision(raw, tmp_path, capsys):
 def test_a_mask_of_another_size_is_refused(raw, tmp_path, capsys):
     file = inner(raw) / "Test Set" / "Ground-truths" / "mask_sub-S09_ses-E12_run-1_bp-chest_vp-pa_cr.png"
     PIL.Image.fromarray(np.zeros((28, 32), np.uint8)).save(file)
-    assert prepare(raw, tmp_path / "out") == 1
+    assert prepare(raw, tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert str(file) in said and "28 x 32" in said and "32 x 28" in said and "way out" in said
 
@@ -144,5 +144,5 @@ def test_a_mask_of_another_size_is_refused(raw, tmp_path, capsys):
 def test_a_download_in_parts_is_refused(raw, tmp_path, capsys, missing, said):
     for path in inner(raw).glob(missing):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert prepare(raw, tmp_path / "out") == 1
+    assert prepare(raw, tmp_path / "out") == 2
     assert said in capsys.readouterr().err

@@ -13,7 +13,8 @@ from diffusion.blocks import n_groups
 from diffusion.denoiser import Denoiser
 from diffusion.loss import build_discriminator, critic_loss, generator_loss
 from diffusion.perceptual import build_perceptual, perceptual_distance
-from diffusion.schedule import SampleSchedule, derive_schedule
+from diffusion.schedule import derive_schedule
+from training.monitor import MonitorSchedule
 
 
 def denoiser_that_says_something(**settings: int) -> Denoiser:
@@ -134,5 +135,5 @@ def test_samples_have_a_share_of_a_trainings_time_and_a_short_one_has_no_gauge()
     schedule = derive_schedule(long, 0.1, 50)
     assert schedule.n_references == 50 and schedule.n_samples >= 32
     assert schedule.is_due(0) and schedule.is_due(schedule.every)
-    assert SampleSchedule(3, 32, 0).is_due(6) and not SampleSchedule(3, 32, 0).is_due(4)
+    assert MonitorSchedule(3, 32, 0).is_due(6) and not MonitorSchedule(3, 32, 0).is_due(4)
     assert derive_schedule(long, 0.0, 0).n_references == 0

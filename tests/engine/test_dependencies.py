@@ -122,9 +122,11 @@ def test_a_root_that_is_not_there_is_named() -> None:
         code_of(["pipeline.stages.prepare:prepair"])
 
 
-def test_code_outside_the_repository_is_followed_in_its_own_package(tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("has_face", [True, False])
+def test_code_outside_the_repository_is_followed_in_its_own_package(tmp_path: Path, monkeypatch, has_face) -> None:
     (tmp_path / "my_package").mkdir()
-    (tmp_path / "my_package" / "__init__.py").write_text("")
+    if has_face:
+        (tmp_path / "my_package" / "__init__.py").write_text("")
     (tmp_path / "my_package" / "noise.py").write_text("SIGMA = 2\n")
     (tmp_path / "my_package" / "adapter.py").write_text(
         "from common.seeds import derive_seed\nfrom my_package.noise import SIGMA\n\n\nclass Adapter:\n"

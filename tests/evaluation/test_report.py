@@ -303,3 +303,14 @@ def test_a_field_of_the_filter_that_applies_to_no_site_is_left_out(tmp_path):
     assert "rule" in shown and "threshold" not in shown and "None" not in shown
     write_json(tmp_path / "fold_0" / "filter" / "A" / "filter.json", figures | {"threshold_l2": 0.02})
     assert "threshold l2" in section(write_report(tmp_path).read_text(encoding="utf-8"), "filter")
+
+
+def test_trainings_made_by_other_code_are_named(tmp_path):
+    """They stay when only the program changed; the report must say so."""
+    write_manifest(tmp_path / "fold_0/generator/A/manifest.json", "generator", "A", 1.0, 0)
+    page = write_report(tmp_path).read_text()
+    assert "other code" not in page
+    changes = {"fold_0/generator/A": "made by other code: gan.train_step:TrainStep changed"}
+    write_json(tmp_path / "fold_0" / "other_code.json", changes)
+    page = write_report(tmp_path).read_text()
+    assert "Trainings made by other code" in page and "gan.train_step:TrainStep changed" in page

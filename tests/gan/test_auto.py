@@ -15,7 +15,6 @@ from support.gan_trainings import noise_images, plan_of
 
 from common.errors import InputError
 from common.plan import Plan, square_plan
-from common.progress import silent
 from gan.auto import (
     AUTO_KEYS,
     BUDGET_SHARE,
@@ -30,7 +29,8 @@ from gan.auto import (
 )
 from gan.model import Discriminator, GeneratorNetwork
 from gan.settings import GanConfig, derive_settings
-from generators.registry import GENERATORS
+from generators.interface import SampleRequest, TrainRequest
+from generators.registry import find_generator
 
 ALL_AUTO = dict.fromkeys(AUTO_KEYS, "auto")
 LAPTOP = Machine("cpu", 8.0, False)
@@ -142,7 +142,7 @@ def test_this_machine_is_described() -> None:
 @pytest.mark.parametrize("settings", [{"w_dim": "auto"}, {"channel_base": "automatic"}, {"precision": 16}])
 def test_auto_where_there_is_none_is_refused(settings: dict) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):
-        GENERATORS["stylegan2"].check(settings)
+        find_generator("stylegan2").check(settings)
 
 
 @pytest.mark.parametrize("settings", [{"precision": "fp8"}, {"auto_kimg": "long"}])
@@ -152,12 +152,12 @@ def test_a_name_that_is_none_is_refused_before_the_training(settings: dict) -> N
 
 
 def test_the_pipelines_generator_trains_on_auto(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = GENERATORS["stylegan2"]
+    generator = find_generator("stylegan2")
     settings = generator.check({**ALL_AUTO, "channel_base": 64, "z_dim": 8, "w_dim": 8})
     assert settings["batch_size"] == "auto" and settings["channel_base"] == 64
     monkeypatch.setattr("gan.auto.describe_machine", lambda device: LAPTOP)
     plan = plan_of((10, 16), [(2, 2), (1, 2)])
-    resolved = generator.train(noise_images(), plan, 0.008, settings, tmp_path, 1, "cpu", silent)
+    resolved = generator.train(TrainRequest(noise_images(), plan, 0.008, settings, tmp_path, seed=1))
     assert resolved["config"]["batch_size"] == 4 and resolved["kimg"] == 0.008
-    assert generator.sample(tmp_path, [1, 2], None, "cpu", silent).dtype == np.uint8
+    assert generator.sample(SampleRequest(tmp_path, [1, 2])).dtype == np.uint8
     assert complete({}, "")["batch_size"] == 8

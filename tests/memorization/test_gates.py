@@ -21,7 +21,7 @@ from memorization.gates import (
     planted_recall,
 )
 from memorization.leakage.metrics import measure_each
-from memorization.site_audit import AuditImages, audit, write_exposure
+from memorization.site_audit import AuditImages, audit, write_audit
 
 
 def figures_of(copies: bool) -> AuditedFigures:
@@ -38,9 +38,11 @@ def of_honest_draws() -> AuditedFigures:
     return figures_of(copies=False)
 
 
-@pytest.mark.parametrize("gate", LEAKAGE_GATES, ids=lambda gate: gate.__name__)
+@pytest.mark.parametrize("gate", LEAKAGE_GATES, ids=lambda gate: gate.name)
 def test_each_leakage_gate_refuses_copies_and_passes_honest_draws(gate, of_copies, of_honest_draws):
-    refused, passed = gate(of_copies, GatesConfig()), gate(of_honest_draws, GatesConfig())
+    refused, passed = (
+        {one.name: one for one in judge(figures, GatesConfig())}[gate.name] for figures in (of_copies, of_honest_draws)
+    )
     assert not refused.passed and refused.p <= refused.level and "beyond its limit" in refused.reason
     assert "train.gan.kimg" in refused.what_would_help
     assert passed.passed and passed.is_measured and not passed.what_would_help
@@ -108,7 +110,7 @@ def small_site(n_heldout: int, seed: int = 0, n_train: int = 12, copies: bool = 
 
 
 def gates_of(images: AuditImages, config: GatesConfig = GatesConfig()) -> dict[str, Gate]:  # noqa: B008
-    result, _ = audit(images, 2 * len(images.kept), config, seed=0)
+    result = audit(images, 2 * len(images.kept), config, seed=0).audit
     return {gate.name: gate for gate in result.gates}
 
 
@@ -134,7 +136,7 @@ def test_a_site_of_sixteen_patients_is_refused_for_copies():
 
 
 def test_not_enforced_the_verdict_says_what_failed():
-    result, _ = audit(small_site(0), 120, GatesConfig(enforce=False), seed=0)
+    result = audit(small_site(0), 120, GatesConfig(enforce=False), seed=0).audit
     assert result.verdict == "failed, not enforced" and [gate.name for gate in result.failed] == [EVIDENCE]
 
 
@@ -147,8 +149,7 @@ def test_honest_sites_are_refused_no_more_often_than_the_familywise_level():
 
 def test_exposure_stays_in_its_own_file_most_exposed_first(tmp_path):
     images = small_site(4)
-    _, of_patients = audit(images, 120, GatesConfig(), seed=0)
-    write_exposure(tmp_path / "exposure.csv", of_patients)
+    write_audit(tmp_path, audit(images, 120, GatesConfig(), seed=0))
     with (tmp_path / "exposure.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     counts = [int(row["n_nearest"]) for row in rows]

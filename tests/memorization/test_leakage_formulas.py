@@ -14,13 +14,12 @@ from common.resampling import clopper_pearson, equal_subsamples
 from common.roc import area_under_curve, levels_of, true_positive_rate
 from memorization.leakage.adversarial_accuracy import adversarial_accuracy
 from memorization.leakage.authenticity import authentic, authenticity_figure
-from memorization.leakage.closest_records import closest_record_share
+from memorization.leakage.closest_records import closest_record_figure
 from memorization.leakage.copying import c_t, usable_cells
 from memorization.leakage.evidence import Evidence
-from memorization.leakage.exposure import exposure_figure, exposure_per_patient, summarise_exposure
+from memorization.leakage.exposure import PatientExposure, exposure_figure, exposures, summarise_exposure
 from memorization.leakage.generalization import frechet_gap_figure
 from memorization.leakage.likelihood import fit_log_variances, likelihood_gap_figure, negative_log_likelihoods
-from memorization.leakage.membership import attack_results
 from memorization.leakage.membership_attacks import (
     calibrated,
     density_ratio,
@@ -42,6 +41,10 @@ def evidence_of(
     return Evidence(**arrays, **owners, **more)
 
 
+def exposure_of(evidence: Evidence) -> tuple[PatientExposure, ...]:
+    return exposures(evidence.train, evidence.train_patients, evidence.generated)
+
+
 def line(*positions: float) -> np.ndarray:
     return np.array(positions, float)[:, None]
 
@@ -61,25 +64,24 @@ def three_clusters() -> Evidence:
 
 def test_exposure_counts_the_generated_images_of_each_patient():
     evidence = evidence_of(line(0, 1, 5, 9), line(20, 30, 40), line(0.1, 0.9, 1.2, 5.5, 2), images_per_patient=2)
-    exposures = exposure_per_patient(evidence)
-    assert [(e.patient, e.n_images, e.n_nearest) for e in exposures] == [("train000", 2, 4), ("train001", 2, 1)]
-    np.testing.assert_allclose([e.smallest_distance_l2 for e in exposures], [0.01, 0.25], atol=1e-6)
-    summary = summarise_exposure(exposures)
+    of_patients = exposure_of(evidence)
+    assert [(e.patient, e.n_images, e.n_nearest) for e in of_patients] == [("train000", 2, 4), ("train001", 2, 1)]
+    np.testing.assert_allclose([e.smallest_distance_l2 for e in of_patients], [0.01, 0.25], atol=1e-6)
+    summary = summarise_exposure(of_patients)
     assert (summary.n_patients, summary.n_exposed, summary.largest_share) == (2, 2, 0.8)
     assert summary.n_nearest == (1, 1.75, 2.5, 3.25, 4)
     assert exposure_figure(evidence).value == 0.8 and exposure_figure(evidence).baseline == 0.5
 
 
 def test_what_may_leave_of_the_exposure_holds_no_name():
-    summary = summarise_exposure(exposure_per_patient(three_clusters()))
+    summary = summarise_exposure(exposure_of(three_clusters()))
     assert "train" not in repr(summary)
 
 
 def test_closest_record_share_counts_ties_half():
     """Nearer to training, nearer to held-out, a tie, nearer to training: 2.5 of 4."""
-    result = closest_record_share(evidence_of(line(0, 10), line(4, 20), line(1, 5, 2, 11)))
-    assert result.share == 0.625 and result.score == 0.75
-    assert result.interval == clopper_pearson(2.5, 4) and result.p_binomial == 1  # 2 of 4, rounded to one half
+    result = closest_record_figure(evidence_of(line(0, 10), line(4, 20), line(1, 5, 2, 11)))
+    assert result.value == 0.625
 
 
 def test_clopper_pearson_is_scipys():
@@ -128,8 +130,8 @@ def test_every_nearest_neighbour_figure_is_that_of_a_loop(seed, n, m, dimension)
     rng = np.random.default_rng(seed)
     train, heldout, generated = (rng.normal(size=(k, dimension)) / np.sqrt(dimension) for k in (n, n, m))
     to_train, to_heldout = distances(generated, train), distances(generated, heldout)
-    result = closest_record_share(evidence_of(train, heldout, generated))
-    assert result.share == pytest.approx((to_train.min(axis=1) < to_heldout.min(axis=1)).mean(), abs=1e-6)
+    result = closest_record_figure(evidence_of(train, heldout, generated))
+    assert result.value == pytest.approx((to_train.min(axis=1) < to_heldout.min(axis=1)).mean(), abs=1e-6)
 
     within = distances(train, train) + np.diag(np.full(n, np.inf))
     closest = to_train.argmin(axis=1)
@@ -246,15 +248,6 @@ def test_closest_record_share_and_score_are_sdmetrics():
     """
     rng = np.random.default_rng(7)
     train, heldout, generated = (np.concatenate([rng.random(n - 2), [0, 1]])[:, None] for n in (100, 100, 152))
-    result = closest_record_share(evidence_of(train, heldout, generated[:150]))
-    assert result.score == pytest.approx(0.8933333333333333, abs=1e-6)
-    assert result.share == pytest.approx(0.5533333333333333, abs=1e-6)
-
-
-def test_a_discriminators_logits_are_attacked_too():
-    """It knows every member; the images alone say nothing."""
-    rng = np.random.default_rng(0)
-    sides = [rng.normal(size=(40, 5)) for _ in range(3)]
-    results = attack_results(evidence_of(*sides, train_logits=np.ones(40), heldout_logits=np.zeros(40)))
-    auc = {result.attack: result.auc.value for result in results}
-    assert auc.pop("discriminator") == 1 and max(auc.values()) < 0.75
+    result = closest_record_figure(evidence_of(train, heldout, generated[:150]))
+    assert min(2 * (1 - result.value), 1) == pytest.approx(0.8933333333333333, abs=1e-6)
+    assert result.value == pytest.approx(0.5533333333333333, abs=1e-6)

@@ -22,9 +22,10 @@ from memorization.calibration import MemorizationConfig
 from memorization.filter import attainable_level, dropped_of_calibration, p_values
 from memorization.gates import PLANTED_RECALL, GatesConfig
 from memorization.planted.copies import KINDS
-from memorization.planted.site_planted import OwnedImages, PlantedAudit, find_planted, to_planted_audit
+from memorization.site_audit import OwnedImages, PlantedAudit, find_planted, plan_copies, to_planted_audit
 from pipeline.stages.audit import audit_site
 from pipeline.stages.calibrate import calibrate_threshold
+from pipeline.stages.share import share
 from sharing import read_refusal
 
 N_TRAIN, N_HELD_OUT = 10, 4
@@ -42,7 +43,7 @@ def owned(images: np.ndarray, name: str = "p") -> OwnedImages:
 
 def audited(judge: Callable[[np.ndarray], np.ndarray], n_copies: int = 20) -> PlantedAudit:
     kinds = [kind for kind in KINDS if kind.name in ("identity", "mirror", "blend")]
-    found = find_planted(owned(noise(12)), owned(noise(5, seed=1), "h"), judge, n_copies, 3, kinds)
+    found = find_planted(owned(noise(12)), owned(noise(5, seed=1), "h"), judge, plan_copies(n_copies, 3, kinds))
     return to_planted_audit("fused", "none", 0.05, 12, found, None)
 
 
@@ -70,7 +71,7 @@ def test_a_copy_is_mixed_with_another_patients_image_only_also_where_nobody_is_h
     """Two patients of two equal images each: a blend with a patient's own would be an exact copy."""
     images = OwnedImages(np.repeat(noise(2), 2, axis=0), ["p0", "p0", "p1", "p1"])
     (blend,) = (kind for kind in KINDS if kind.name == "blend")
-    found = find_planted(images, images, sees(images.images), 12, 0, [blend])
+    found = find_planted(images, images, sees(images.images), plan_copies(12, 0, [blend]))
     assert [one.found for one in found] == [0, 0]
 
 
@@ -99,7 +100,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
     monkeypatch.setattr("memorization.calibration.build_embedder", lambda *_, **__: CoarsePixels())
 
     def run(config: MemorizationConfig, gates: GatesConfig, train_on: str = "train", kinds: tuple = KINDS) -> dict:
-        monkeypatch.setattr("pipeline.stages.audit.find_planted", partial(find_planted, kinds=kinds))
+        monkeypatch.setattr("memorization.site_audit.plan_copies", partial(plan_copies, kinds=kinds))
         images = textures(N_TRAIN + N_HELD_OUT, seed=1, size=32)
         entries = tuple(
             ImageEntry(f"r{i}", patient=f"p{i}", split="train" if i < N_TRAIN else "val") for i in range(len(images))
@@ -113,9 +114,9 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
         for name, function in (("calibrate", calibrate_threshold), ("audit", audit_site)):
             (tmp_path / name).mkdir(exist_ok=True)
             function(StageContext(Stage(name, 0, "A", "", settings, {}), tmp_path / name, inputs, "cpu", silent))
-        share = StageContext(Stage("share", 0, "A", "", {}, {}), tmp_path / "share", inputs, "cpu", silent)
+        sharing = StageContext(Stage("share", 0, "A", "", {}, {}), tmp_path / "share", inputs, "cpu", silent)
         if json.loads((tmp_path / "audit" / "audit.json").read_text())["verdict"] == "refused":
-            share(share)
+            share(sharing)
         planted = tmp_path / "audit" / "planted.json"
         return json.loads(planted.read_text()) if planted.is_file() else {}
 

@@ -37,9 +37,8 @@ from diffusion.crops import CropData
 from diffusion.data import channels_as_labels
 from nnunetv2_mod.cases import CaseFolder
 from nnunetv2_mod.nnunet_folder import NnunetDataset
-from nnunetv2_mod.output_spec import output_spec_from
+from nnunetv2_mod.output_spec import output_spec_from, write_dataset_json, write_sample
 from nnunetv2_mod.source_spec import source_of
-from nnunetv2_mod.write_images import write_dataset_json, write_sample
 
 
 @pytest.fixture(scope="module")

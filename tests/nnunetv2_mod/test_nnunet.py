@@ -125,8 +125,8 @@ def test_two_experiments_do_not_share_nnunets_folders(planned: Path, undisturbed
 
 def test_labelling_normalises_each_channel_as_training_does(tmp_path: Path) -> None:
     """D3: the original z-scored all channels together when labelling; training had z-scored each."""
+    from nnunetv2_mod.cases import read_preprocessed
     from nnunetv2_mod.predict import _preprocess
-    from nnunetv2_mod.preprocessed import read_preprocessed
 
     dataset = write_blobs(tmp_path / "raw", n_channels=3)
     plan_dataset(dataset, tmp_path, PlanSettings(base_features=4), SPLITS)
@@ -164,7 +164,7 @@ def test_an_adopted_plan_preprocesses_by_the_other_datasets_normalisation(planne
     plans["configurations"]["2d"]["normalization_schemes"] = ["NoNormalization"]
     dataset = write_blobs(tmp_path / "raw")
     adopt_plan(dataset, plans, tmp_path, SPLITS)
-    from nnunetv2_mod.preprocessed import read_preprocessed
+    from nnunetv2_mod.cases import read_preprocessed
 
     case = read_preprocessed(tmp_path, "case0")
     assert case.array.mean() > 10  # not z-scored: the adopted plan's scheme was used

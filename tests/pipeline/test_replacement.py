@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from common.seeds import derive_seed
 from common.settings import to_dict
 from engine.graph import Stage
 from engine.run_stage import StageContext
+from generators.interface import SampleRequest
 from memorization.calibration import Calibration, MemorizationConfig
 from memorization.filter import FilterResult, SiteFilter
 from memorization.gates import GatesConfig
@@ -36,12 +37,13 @@ class NoisePerSeed:
     def __init__(self) -> None:
         self.asked: list[int] = []
 
-    def sample(self, trained: Path, seeds: Sequence[int], *_: object) -> np.ndarray:
-        self.asked += seeds
-        return np.stack([np.random.default_rng(seed).integers(0, 256, (1, 4, 4), dtype=np.uint8) for seed in seeds])
+    def sample(self, request: SampleRequest) -> np.ndarray:
+        self.asked += request.seeds
+        drawn = (np.random.default_rng(seed).integers(0, 256, (1, 4, 4), dtype=np.uint8) for seed in request.seeds)
+        return np.stack(list(drawn))
 
-    def sample_with_labels(self, trained: Path, seeds: Sequence[int], *_: object) -> tuple[np.ndarray, np.ndarray]:
-        images = self.sample(trained, seeds)
+    def sample_with_masks(self, request: SampleRequest) -> tuple[np.ndarray, np.ndarray]:
+        images = self.sample(request)
         return images, (images[:, 0] > 128).astype(np.uint8)
 
 

@@ -348,7 +348,7 @@ def test_a_package_that_names_the_machine_or_its_user_does_not_get_its_manifest(
     with pytest.raises(PackageError, match="the name of this machine or user"):
         write_package(tmp_path / "here", cases(1), described, volumetric=False)
     assert not (tmp_path / "here" / "manifest.json").exists()
-    assert main([str(tmp_path / "elsewhere")]) == 0  # a receiver does not look for his own names
+    assert main([str(tmp_path / "elsewhere")]) == 0  # receivers do not look for their own names
     assert main([str(tmp_path / "elsewhere"), "--written-here"]) == ExitCode.REFUSED
 
 

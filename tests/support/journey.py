@@ -49,9 +49,9 @@ class Journey:
                     targets = node.targets if isinstance(node, ast.Assign) else [node.target]
                     if _carries(node.value, carried):
                         carried |= {n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)}
-                    if isinstance(node.value, ast.Call) and isinstance(targets[0], ast.Name):
-                        if made := self._type_of_call(module, node.value, types):
-                            types[targets[0].id] = made
+                    is_plain = isinstance(node.value, ast.Call) and isinstance(targets[0], ast.Name)
+                    if is_plain and (made := self._type_of_call(module, node.value, types)):
+                        types[targets[0].id] = made
                 elif isinstance(node, (ast.For, ast.comprehension)) and _carries(node.iter, carried):
                     carried |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
 
@@ -70,7 +70,9 @@ class Journey:
                 handed.add(names[0])
             self.walk(found.module, node, handed, found.name.rpartition(".")[0])
 
-    def _callees(self, module: str, called: ast.expr, types: dict, owner: str) -> Iterator[tuple[Definition, ast.FunctionDef]]:
+    def _callees(
+        self, module: str, called: ast.expr, types: dict, owner: str
+    ) -> Iterator[tuple[Definition, ast.FunctionDef]]:
         """The functions that a call enters: a function, a constructor, or a method of an object of a known class."""
         if isinstance(called, ast.Attribute) and isinstance(called.value, ast.Name):
             if called.value.id in ("self", "cls") and owner:

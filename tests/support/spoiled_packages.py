@@ -39,6 +39,11 @@ def generator(**changes: object) -> Mutation:
     return manifest(generator={**GENERATOR, **changes})
 
 
+def external(**changes: object) -> Mutation:
+    """A generator that the receiver does not have."""
+    return manifest(generator={"name": "mine", "external": True, "n_steps": 5, **changes})
+
+
 def figures(**changes: object) -> Mutation:
     return lambda folder: edit(folder, "privacy.json", lambda content: content.update(changes))
 

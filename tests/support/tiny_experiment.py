@@ -29,7 +29,7 @@ TINY = (
     "train.nnunet_val_iterations=1",
     "generate.n_images=40",
     "gates.enforce=false",  # of so few patients nothing can be told
-    "gates.n_planted_copies=0",  # which the features' rule would mostly miss; tests/test_site_planted.py plants them
+    "gates.n_planted_copies=0",  # the features' rule misses most of them; test_site_planted.py plants them
 )
 
 

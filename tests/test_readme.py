@@ -31,8 +31,7 @@ from sharing import write_package
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 PLACEHOLDERS = ("/path/to/data", "/path/to/polyps", "/path/to/cxr_hannover")
-SCRIPTS = {"run_nnunet.py": "nnunet", "run_federated.py": "federated", "run_scaling.py": "scaling"}
-EXPERIMENT_OF = {"run_nnunet.py": NNUNET, "run_federated.py": FEDERATED, "run_scaling.py": SCALING}
+SCRIPTS = {"run_nnunet.py": NNUNET, "run_federated.py": FEDERATED, "run_scaling.py": SCALING}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHELL = ("sh", "bash")
 ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
@@ -41,6 +40,7 @@ MODULES |= {"memorization.audit", "diffusion.plan", "diffusion.train", "diffusio
 MODULES |= {"studies.generator_comparison", "studies.sampler_study"}
 MODULES |= {"gan.benchmark", "gan.sample", "gan.throughput", "studies.generator_study", "sharing.verify"}
 LINK = re.compile(r"\]\(([^)#:]+)(#[\w-]+)?\)")
+NAMED_FILE = re.compile(r"`((\w+)/[\w/.]+\.(?:py|yaml|md))`")  # path and its first folder
 
 
 def blocks(page: Path) -> list[str]:
@@ -93,6 +93,15 @@ def substituted(words: tuple[str, ...], source: Path) -> list[str]:
     return [sys.executable, *replaced[1:]]
 
 
+def write_modules_of_the_pages(folder: Path) -> None:
+    """Every Python block that names its file in its docstring: a data set and a generator of the reader's own."""
+    for page in PAGES:
+        for language, body in FENCE.findall(page.read_text()):
+            named = re.match(r'"""(\w+\.py):', body)
+            if language == "python" and named:
+                (folder / named[1]).write_text(body)
+
+
 def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300)
 
@@ -128,14 +137,16 @@ def test_experiment_command_dry_runs(words, tiny_source, tmp_path, caplog, monke
 
     caplog.set_level("INFO")
     monkeypatch.chdir(tmp_path)
+    write_modules_of_the_pages(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     _, script, *arguments = substituted(words, tiny_source)
     names = [word.removeprefix("--config-name=") for word in arguments if word.startswith("--config-name=")]
     overrides = [word for word in arguments if not word.startswith("-")]
     if "-m" in arguments:
         overrides = [word if "[" in word else word.split(",")[0] for word in overrides]
-    with initialize_config_dir(str(REPOSITORY / "config" / SCRIPTS[script]), version_base="1.3"):
+    with initialize_config_dir(str(SCRIPTS[script].config_folder), version_base="1.3"):
         composed = compose(names[0] if names else "demo", [*overrides, "dry_run=true", f"path.logs={tmp_path}"])
-    assert run_experiment(EXPERIMENT_OF[script], OmegaConf.to_container(composed, resolve=True)) == 0, caplog.text
+    assert run_experiment(SCRIPTS[script], OmegaConf.to_container(composed, resolve=True)) == 0, caplog.text
     assert "nothing was run" in caplog.text
     if str(tiny_source) in " ".join(arguments):
         assert "data not read" not in caplog.text
@@ -171,10 +182,7 @@ def test_prepare_command_is_understood(words, tmp_path):
     if "--help" in words:
         assert "qata" in run([sys.executable, *words[1:]], REPOSITORY).stdout
         return
-    for page in PAGES:
-        for language, body in FENCE.findall(page.read_text()):
-            if language == "python" and "IMPORTER = " in body:
-                (tmp_path / "my_dataset.py").write_text(body)
+    write_modules_of_the_pages(tmp_path)
     raw, out = words.index("--raw") + 1, words.index("--out") + 1
     command = [sys.executable, *words[1:]]
     command[raw], command[out] = str(tmp_path / "download"), str(tmp_path / "out")
@@ -346,14 +354,20 @@ def test_links_lead_somewhere(page):
         assert not fragment or fragment[1:] in [re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in headings]
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_files_of_this_repository_that_a_page_names_exist(page):
+    for path, folder in NAMED_FILE.findall(page.read_text()):
+        assert not (REPOSITORY / folder).is_dir() or (REPOSITORY / path).is_file(), f"{page.name}: {path}"
+
+
 def test_readme_and_the_experiments_pages_name_every_experiment_that_can_be_run():
     """And the other way round: the dry runs above fail where one does not exist."""
     texts = "".join(
         page.read_text() for page in (REPOSITORY / "README.md", *(REPOSITORY / "docs/experiments").glob("*.md"))
     )
-    for script, folder in SCRIPTS.items():
+    for script, experiment in SCRIPTS.items():
         named = set(re.findall(rf"{script}[^\n]* --config-name=(\w+)", texts))
-        assert named == {path.stem for path in (REPOSITORY / "config" / folder).glob("*.yaml")} - {"base"}, folder
+        assert named == {path.stem for path in experiment.config_folder.glob("*.yaml")} - {"base"}, experiment.name
 
 
 def test_readme_paths_exist_in_the_repository():

@@ -9,18 +9,8 @@ from pathlib import Path
 
 import pytest
 from support.paths import REPOSITORY
+from support.rooms import LEVELS
 
-LEVELS = {  # a room imports only rooms of a lower level
-    "common": 0,
-    **dict.fromkeys(("engine", "training", "nnunetv2_mod"), 1),
-    **dict.fromkeys(("dataset", "features", "generators"), 2),
-    **dict.fromkeys(("memorization", "evaluation"), 3),
-    **dict.fromkeys(("gan", "diffusion"), 4),
-    **dict.fromkeys(("sharing", "federated"), 5),
-    "pipeline": 6,
-    "studies": 7,
-    "entry": 8,
-}
 ONLY_IN = {  # package -> where it may be imported
     "ray": ("engine/",),
     "nnunetv2": ("nnunetv2_mod/",),

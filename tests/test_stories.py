@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 from support.journey import journey_of
-from test_architecture import LEVELS
+from support.rooms import LEVELS
 
 MOST_FILES, MOST_CLIMBS = 10, 2
 STAGES = ("calibrate:calibrate_threshold", "audit:audit_site", "prepare:prepare")

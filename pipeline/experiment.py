@@ -20,8 +20,9 @@ from pipeline.baselines import (
     rounds_stage,
     statistics_stages,
 )
-from pipeline.config import DSL, ExperimentConfig, Union
+from pipeline.config import DSL, ExperimentConfig
 from pipeline.stage_factory import ALL, StageFactory, TrainedModel
+from pipeline.unions import Union
 
 
 def build_graph(config: ExperimentConfig, sites: Sequence[str]) -> Graph:

@@ -19,11 +19,12 @@ from evaluation.report.run import RunFiles
 from evaluation.report.sections import IMAGES, STANDARD, Section
 from features.embedders import check_embedder
 from generators.registry import find_generator
-from pipeline.config import ExperimentConfig, RunConfig, Union, check_experiment, read_config
+from pipeline.config import ExperimentConfig, RunConfig, check_experiment, read_config
 from pipeline.experiment import build_graph
 from pipeline.site_data import SiteData, check_data, read_sites
 from pipeline.stage_factory import ALL
 from pipeline.tables import experiment_in_words, write_fold_tables
+from pipeline.unions import Union
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 

@@ -13,9 +13,10 @@ from dataset.source import Case
 from engine.run_plan import RunPlan
 from evaluation.results import KEY_COLUMNS, aligned, format_table, read_results, summarise, write_table
 from pipeline.baselines import strategy_in_words
-from pipeline.config import IMAGES_PER_TRAINING_IMAGE, ExperimentConfig, Union
+from pipeline.config import IMAGES_PER_TRAINING_IMAGE, ExperimentConfig
 from pipeline.site_data import SiteData
 from pipeline.stage_factory import ALL
+from pipeline.unions import Union
 
 
 def write_fold_tables(folder: Path, finished: Mapping[str, Path]) -> None:

@@ -18,8 +18,9 @@ from common.checkpoints import load_tensors
 from engine.graph import Graph, Resources, Stage, within
 from engine.run_plan import plan_run
 from engine.store import Store
-from pipeline.config import ExperimentConfig, FederatedConfig, ScalingConfig
+from pipeline.config import ExperimentConfig, FederatedConfig
 from pipeline.experiment import build_graph
+from pipeline.unions import ScalingConfig
 
 NAME = "general.exp_name=tiny_federated"
 STRATEGIES = "federated.strategies=[fedavg,fedbn]"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import time
 from collections import deque
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-from common.errors import InputError
+from common.errors import InputError, StoppedError
 from engine.cluster import ClusterConfig
 from engine.dependencies import REPOSITORY, files_digest
 from engine.graph import Graph, Resources, Stage
@@ -19,6 +21,7 @@ from engine.store import StageKey, Store
 
 log = logging.getLogger(__name__)
 
+HEAD_INTERVAL_S, HEAD_TIMEOUT_S = 10.0, 5.0  # how often the cluster's head is asked, and for how long
 SITE_SHARE = 0.001  # of the resource ``site:<name>``: it pins a task to a node and never runs out
 
 
@@ -99,6 +102,8 @@ class RayExecutor:
         self.capacity = Resources(cpus=resources.get("CPU", 0.0), gpus=resources.get("GPU", 0.0))
         self._running: dict[Any, str] = {}
         self._task = ray.remote(max_retries=config.retries)(_execute_on_ray)
+        self._head = str(ray.get_runtime_context().gcs_address)
+        self._asked_s = time.monotonic()
 
     def check(self, graph: Graph) -> None:
         """Ray would wait for ever for a resource that no node has: refuse before the start."""
@@ -129,16 +134,36 @@ class RayExecutor:
         self._running[reference] = stage.id
 
     def wait(self, timeout_s: float) -> list[Outcome]:
-        """Outcomes of ended tasks; a worker that died too often is an outcome too."""
+        """Outcomes of ended tasks; a worker that died too often is an outcome too.
+
+        Raises:
+            StoppedError: the cluster is gone.
+        """
         ended, _ = self._ray.wait(list(self._running), num_returns=1, timeout=timeout_s)
+        if time.monotonic() - self._asked_s > HEAD_INTERVAL_S:
+            self._check_head()
         outcomes = []
         for reference in ended:
             stage_id = self._running.pop(reference)
             try:
                 outcomes.append(self._ray.get(reference))
             except self._ray.exceptions.RayError as error:
+                self._check_head()
                 outcomes.append(Outcome(stage_id, f"its worker died {self._config.retries + 1} times: {error}"))
         return outcomes
+
+    def _check_head(self) -> None:
+        """Ask the head three times: Ray itself would end this process after a minute, without a word of ours."""
+        host, _, port = self._head.rpartition(":")
+        for attempt in range(3):
+            try:
+                socket.create_connection((host, int(port)), timeout=HEAD_TIMEOUT_S).close()
+                self._asked_s = time.monotonic()
+                return
+            except OSError as error:
+                log.warning("the head of the Ray cluster at %s does not answer (%s)", self._head, error)
+                time.sleep(attempt)
+        raise StoppedError(f"the Ray cluster at {self._head} is gone. Start it and run the same command again")
 
     def close(self) -> None:
         """Leave the cluster."""

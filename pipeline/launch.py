@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from common.errors import InputError
+from common.errors import InputError, StoppedError
 from common.exit_codes import ExitCode
 from common.files import read_json, sha256_of_json, write_json
 from engine.run import RunResult, run_graph
@@ -40,6 +40,9 @@ def run_experiment(experiment: Experiment, values: Mapping[str, Any]) -> ExitCod
     except InputError as error:
         log.error("%s", error)
         return error.exit_code
+    except StoppedError as error:
+        log.error("%s", error)
+        return ExitCode.STOPPED
 
 
 def launch(config: RunConfig, experiment: Experiment = NNUNET) -> ExitCode:

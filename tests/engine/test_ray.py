@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.tiny_experiment import deterministic, manifests, run_tiny
+from support.tiny_experiment import deterministic, manifests, run_command, run_tiny
 
 from common.errors import InputError
 from engine.executors import RayExecutor, build_executor
@@ -87,3 +89,33 @@ def test_a_gpu_that_no_node_has_is_refused_instead_of_waited_for(executor: RayEx
 def test_a_site_that_no_node_carries_is_refused(executor: RayExecutor, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="site:C"):
         executor.check(graph_of(stage("prepare", "fail", tmp_path, private_to="C")))
+
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+cluster = Cluster()
+cluster.add_node(num_cpus=1, num_gpus=0, object_store_memory=100 * 2**20)
+print(cluster.address, flush=True)
+sys.stdin.readline()
+cluster.shutdown()
+"""
+
+
+def test_a_cluster_that_is_taken_away_ends_the_run_in_clear_words_and_with_code_5(tmp_path: Path) -> None:
+    """Ray alone ends the process after a minute, with code 1 and a message about a GCS."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=pipe, stdout=pipe, text=True) as cluster:
+        assert cluster.stdin is not None and cluster.stdout is not None
+        address = cluster.stdout.readline().strip()
+        command = run_command("cluster=local", f"general.ray_address={address}", cwd=tmp_path)
+        with subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=subprocess.STDOUT, text=True) as run:
+            assert run.stdout is not None
+            for line in run.stdout:
+                if line.startswith("done "):
+                    break
+            cluster.stdin.write("\n")
+            cluster.stdin.flush()
+            said = run.stdout.read()
+    assert run.returncode == 5, said
+    assert f"the Ray cluster at {address} is gone" in said and "run the same command again" in said

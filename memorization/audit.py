@@ -27,7 +27,7 @@ from common.image_set import load_image_set
 from common.progress import shown_progress
 from common.settings import to_dict
 from features.embedders import EMBEDDERS, build_embedder
-from memorization.copy_score import EmbeddingScorer, Learner, Scorer
+from memorization.copy_score import EmbeddingScorer, Learner, RegistrationScorer, Scorer
 
 if TYPE_CHECKING:
     from memorization.planted.copies import Kind
@@ -102,7 +102,6 @@ def read_site_images(
 def _audit(chosen: argparse.Namespace, images: np.ndarray, patients: Sequence[str]) -> list[FilterAudit]:
     """The paper's rule, every scorer alone, and the fused filter last."""
     from memorization.planted.planted_audit import audit_paper_rule, audit_scorers
-    from memorization.registration.scorer import RegistrationScorer
     from memorization.site_descriptor.scorer import SiteDescriptorLearner
 
     embedder = build_embedder(chosen.embedder, batch_size=EMBEDDER_BATCH, device=chosen.device, weights=chosen.weights)

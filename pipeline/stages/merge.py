@@ -72,13 +72,10 @@ def _cases_kept(context: StageContext, package: Package) -> list[str]:
         if role.startswith(CHECK) and role.endswith(f":{package.manifest.site}"):
             checked_by = role.removeprefix(CHECK).removesuffix(f":{package.manifest.site}")
             named = read_drop_list(folder, checked_by, package)
-            log.info("site %s names %d of %d cases of %s", checked_by, len(named), *_size(package))
+            manifest = package.manifest
+            log.info("site %s names %d of %d cases of %s", checked_by, len(named), manifest.n_cases, manifest.site)
             dropped |= named
     return [case for case in package.manifest.cases if case not in dropped]
-
-
-def _size(package: Package) -> tuple[int, str]:
-    return package.manifest.n_cases, package.manifest.site
 
 
 def _without_refused(folders: Mapping[str, Path], target: Path) -> dict[str, Path]:

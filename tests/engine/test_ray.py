@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,30 +15,13 @@ from engine.executors import RayExecutor, build_executor
 from engine.graph import Graph, Resources, Stage
 from engine.run import run_graph
 from engine.run_plan import plan_run
-from engine.run_stage import StageContext
 from engine.store import Store
 from pipeline.config import ClusterConfig
 
 
-def die_once(context: StageContext) -> None:
-    """Take the worker down on the first attempt."""
-    marker = Path(context.stage.environment["marker"])
-    if not marker.exists():
-        marker.write_text("died")
-        os._exit(1)
-    (context.out / "result.txt").write_text("second attempt")
-
-
-def fail(context: StageContext) -> None:
-    """An error of the stage's own, which no retry mends."""
-    path = Path(context.stage.environment["marker"])
-    path.write_text(path.read_text() + "x" if path.exists() else "x")
-    raise ValueError("the lesion is not there")
-
-
 def stage(name: str, function: str, marker: Path, **fields) -> Stage:
     environment = {"marker": str(marker)}
-    return Stage(name, 0, "A", f"test_ray:{function}", {}, {}, environment=environment, **fields)
+    return Stage(name, 0, "A", f"support.small_stages:{function}", {}, {}, environment=environment, **fields)
 
 
 def graph_of(*stages: Stage) -> Graph:

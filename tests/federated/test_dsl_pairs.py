@@ -90,5 +90,5 @@ def test_masks_of_volumes_are_those_of_the_preprocessed_slices(tmp_path):
     assert pairs.masks.shape == (6, 44, 36)  # 3 mm apart: every second slice of 6, of 2 cases
     bright = pairs.images.images[:, 0] > 0  # nnU-Net clips a CT to all but the ends of its foreground's range
     assert not bright[pairs.masks == 0].any() and bright[pairs.masks == 1].mean() > 0.98
-    with pytest.raises(InputError, match="without their plan"):
+    with pytest.raises(InputError, match="volumes need their plan"):
         load_pairs(tmp_path / "slices", tmp_path / "prepare")

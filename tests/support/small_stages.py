@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from engine.run_stage import StageContext
 
 
@@ -24,3 +27,19 @@ def train(context: StageContext) -> None:
         if stop_at and step == 4:
             raise RuntimeError("stopped on purpose")
     write(context)
+
+
+def die_once(context: StageContext) -> None:
+    """Take the worker down on the first attempt."""
+    marker = Path(context.stage.environment["marker"])
+    if not marker.exists():
+        marker.write_text("died")
+        os._exit(1)
+    (context.out / "result.txt").write_text("second attempt")
+
+
+def fail(context: StageContext) -> None:
+    """An error of the stage's own, which no retry mends."""
+    path = Path(context.stage.environment["marker"])
+    path.write_text(path.read_text() + "x" if path.exists() else "x")
+    raise ValueError("the lesion is not there")

@@ -35,7 +35,8 @@ def profile(frame: FrameType, event: str, _: object) -> None:
     if not stage_now or event not in ("call", "return"):
         return
     code, thread = frame.f_code, threading.get_ident()
-    if code in drawn or code.co_filename.startswith(ENGINE):  # the engine shows progress, and reads the context
+    # the engine shows progress and reads the context; what an import calls makes definitions, not results
+    if code in drawn or code.co_filename.startswith(ENGINE) or code.co_name == "<module>":
         depth_of_drawing[thread] += 1 if event == "call" else -1
     elif event == "call" and not depth_of_drawing[thread]:
         executed[stage_now].add(code)

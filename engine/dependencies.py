@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import hashlib
 import importlib.util
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,8 +92,9 @@ class CodeBase:
 
     def code(self, roots: Sequence[str]) -> dict[str, str]:
         """The reached definitions with a digest of each, sorted by name."""
-        reached = (each for each in self.reached(roots) if self._nodes(each))
-        return {str(each): self._reading(each).digest for each in sorted(reached, key=str)}
+        with _without_garbage_collection():
+            reached = (each for each in self.reached(roots) if self._nodes(each))
+            return {str(each): self._reading(each).digest for each in sorted(reached, key=str)}
 
     def uses(self, definition: Definition) -> tuple[Definition, ...]:
         """The definitions that one definition names, and what its module does on import."""
@@ -189,6 +192,18 @@ class CodeBase:
                 base = Path(spec.origin).with_suffix("")
         found = [path for path in (base.with_suffix(".py"), base / "__init__.py") if path.is_file()][:1]
         return [*found, *(path for path in (base / "__init__.pyi",) if path.is_file())]
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Syntax trees are many small objects and all stay: looking for garbage among them is a third of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @functools.cache

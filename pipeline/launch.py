@@ -19,7 +19,6 @@ from common.files import read_json, sha256_of_json, write_json
 from engine.run import RunResult, run_graph
 from engine.run_plan import RunPlan, plan_run
 from engine.store import Store, check_writable
-from evaluation.report.page import write_report
 from pipeline.config import RunConfig
 from pipeline.experiments import NNUNET, Experiment
 from pipeline.site_data import SiteData
@@ -131,6 +130,8 @@ def _write_run_record(config: RunConfig, experiment: Experiment) -> None:
 
 def _write_results(store: Store, plan: RunPlan, experiment: Experiment, fold: int) -> None:
     """Tables and report of a fold, from whatever is finished; skipped where nothing changed since they were written."""
+    from evaluation.report.page import write_report
+
     folder = store.run / f"fold_{fold}"
     stages = [stage for stage in plan.graph.stages.values() if stage.fold == fold]
     manifests = {stage.id: store.manifest(stage) for stage in stages}

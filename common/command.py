@@ -68,6 +68,7 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 
 def exit_code_of(work: Callable[[], int | None]) -> ExitCode:
     """Do the work; a stop and bad input become a message on stderr and an exit code. Other errors are raised."""
+    logging.getLogger("numexpr").setLevel(logging.WARNING)  # it would tell its number of threads at every start
     try:
         with _sigterm_as_interrupt():
             code = ExitCode(work() or ExitCode.DONE)

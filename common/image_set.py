@@ -91,7 +91,7 @@ def load_image_set(folder: Path, *, in_memory: bool = False) -> ImageSet:
     """
     index = folder / "index.json"
     if not index.is_file():
-        raise InputError("no image set here", where=folder, fix="run the stage that writes it again")
+        raise InputError("there is no image set here", where=folder, fix="run the stage that writes it again")
     content = read_json(index)
     images = np.load(folder / "images.npy", mmap_mode=None if in_memory else "r", allow_pickle=False)
     entries = tuple(from_dict(ImageEntry, entry) for entry in content["entries"])
@@ -112,6 +112,6 @@ def load_labels(folder: Path) -> np.ndarray:
     """
     path = folder / LABELS
     if not path.is_file():
-        raise InputError("no labels here", where=path, fix="run the stage that writes it again")
+        raise InputError("there are no labels here", where=path, fix="run the stage that writes it again")
     labels: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     return labels

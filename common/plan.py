@@ -105,7 +105,9 @@ def square_plan(size_px: int) -> Plan:
     """
     n_halvings = max(1, round(math.log2(max(1, size_px) / BOTTLENECK_PX)))
     if size_px != BOTTLENECK_PX * 2**n_halvings:
-        raise InputError(f"{size_px} px", where="the side of the images", fix="use a power of two from 8")
+        raise InputError(
+            f"{size_px} px cannot be halved to the end", where="the side of the images", fix="use a power of two from 8"
+        )
     return Plan(
         patch_size=(size_px, size_px),
         strides=((1, 1), *[(2, 2)] * n_halvings),

@@ -128,7 +128,9 @@ def check_images(images: np.ndarray, settings: DiffusionSettings) -> None:
 def _check_labels(images: np.ndarray, labels: np.ndarray | None, settings: DiffusionSettings) -> None:
     fix = "give one label map an image, with values from 0 to the number of labels"
     if (labels is None) != (settings.n_label_channels == 0):
-        raise InputError(f"{settings.n_label_channels} label channels and labels {labels}", where="labels", fix=fix)
+        raise InputError(
+            f"there are {settings.n_label_channels} label channels and labels {labels}", where="labels", fix=fix
+        )
     if labels is not None and (
         labels.shape != (len(images), *images.shape[2:]) or labels.max(initial=0) > settings.n_label_channels
     ):

@@ -91,7 +91,9 @@ def _machine(device: str, memory_gib: float | None) -> Machine:
     import torch
 
     if memory_gib is not None and not memory_gib > 0:
-        raise InputError(f"{memory_gib} GiB", where="--memory-gib", fix="give a number above 0")
+        raise InputError(
+            f"a plan cannot be made for {memory_gib} GiB", where="--memory-gib", fix="give a number above 0"
+        )
     has_gpu = torch.cuda.is_available()
     kind = ("cuda" if has_gpu else "cpu") if device == "auto" else device
     if kind == "cuda" and has_gpu:
@@ -218,7 +220,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"not YAML ({error})", where=path, fix=AGAIN) from error
+        raise InputError(f"the file is not YAML ({error})", where=path, fix=AGAIN) from error
     return content if isinstance(content, dict) else {}
 
 
@@ -232,7 +234,7 @@ def read_plan(path: Path, dimensions: str, model: str) -> DiffusionSettings:
     there = [f"{d} {m}" for d in CONFIGURATIONS if isinstance(blocks.get(d), dict) for m in blocks[d]]
     if f"{dimensions} {model}" not in there or not isinstance(blocks[dimensions][model], dict):
         fix = f"use one of those there ({', '.join(there) or 'none'}), or {again}"
-        raise InputError(f"no model {dimensions} {model}", where=path, fix=fix)
+        raise InputError(f"there is no model {dimensions} {model}", where=path, fix=fix)
     values = {key: value for key, value in blocks[dimensions][model].items() if key != MEMORY}
     where = f"{path}: {dimensions}.{model}"
     try:
@@ -259,7 +261,7 @@ def _check_networks(settings: DiffusionSettings, where: str) -> None:
             raise InputError(problem, where=f"{where}.{name}", fix=fix)
         if any(len(of_axes) != len(size) for of_axes in (*strides, *kernels, first)):
             fix = f"give {len(size)} numbers, one an axis of the image"
-            raise InputError("a stride or kernel of other axes", where=f"{where}.{name}", fix=fix)
+            raise InputError("it has a stride or kernel of other axes", where=f"{where}.{name}", fix=fix)
         for stride in strides:
             if any(n % s for n, s in zip(size, stride, strict=True)):
                 problem = f"{settings.image_size} cannot be divided by the strides: {size} by {stride}"

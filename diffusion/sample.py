@@ -72,7 +72,7 @@ def sample_with_labels(
     opened = open_model(checkpoint, device)
     if "file_ending" in opened.output_spec:
         fix = "use python -m diffusion.sample, which writes them with their geometry"
-        raise InputError("a model of volumes or crops", where=checkpoint, fix=fix)
+        raise InputError("it is a model of volumes or crops", where=checkpoint, fix=fix)
     passes, n_channels = (
         BatchSampler(opened.model, batch_size, sampler, n_evaluations),
         opened.model.settings.n_channels,

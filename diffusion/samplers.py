@@ -39,7 +39,9 @@ def sampling_times(schedule: NoiseSchedule, n_evaluations: int, sampler: str) ->
         raise InputError("a rectified flow has no ancestral steps", where="sampler", fix="use ddim or multistep")
     if not 1 <= n_evaluations <= schedule.n_times:
         fix = f"use 1 to {schedule.n_times}"
-        raise InputError(f"{n_evaluations} evaluations of {schedule.n_times} times", where="n_evaluations", fix=fix)
+        raise InputError(
+            f"there cannot be {n_evaluations} evaluations of {schedule.n_times} times", where="n_evaluations", fix=fix
+        )
     last = schedule.n_times - 1
     if n_evaluations == 1:
         return [last]

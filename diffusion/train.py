@@ -96,7 +96,7 @@ def with_epochs(settings: DiffusionSettings, n_epochs: int | None, steps_per_epo
 
     for name, value in (("--epochs", n_epochs), ("--steps-per-epoch", steps_per_epoch)):
         if value is not None and value < 1:
-            raise InputError(f"{name} {value}", where="diffusion.train", fix="use 1 or more")
+            raise InputError(f"{name} {value} is too small", where="diffusion.train", fix="use 1 or more")
     epochs, steps = n_epochs or settings.n_epochs, steps_per_epoch or settings.steps_per_epoch
     own = settings.autoencoder
     if own is not None:

@@ -54,9 +54,9 @@ def open_generator(checkpoint: Path, device: str = "cpu") -> Opened:
     from gan.model import GeneratorNetwork
 
     if checkpoint.is_dir():
-        raise InputError("a folder, not a checkpoint", where=checkpoint, fix=f"give {checkpoint / RESULT}")
+        raise InputError("this is a folder, not a checkpoint", where=checkpoint, fix=f"give {checkpoint / RESULT}")
     if not checkpoint.is_file():
-        raise InputError("no such file", where=checkpoint, fix=_nearby(checkpoint.parent))
+        raise InputError("there is no such file", where=checkpoint, fix=_nearby(checkpoint.parent))
     tensors, metadata = load_tensors(checkpoint)
     if any(name.startswith(AVERAGE) for name in tensors):
         tensors = {name.removeprefix(AVERAGE): tensors[name] for name in tensors if name.startswith(AVERAGE)}

@@ -121,7 +121,9 @@ def _patients(dataset: NnunetDataset, names: Sequence[str]) -> dict[str, str]:
     path = next((folder / PATIENTS for folder in folders if (folder / PATIENTS).is_file()), None)
     known = {} if path is None else read_json(path)
     if not isinstance(known, dict):
-        raise InputError("not a {case: patient}", where=str(path), fix="write one patient a case, or delete the file")
+        raise InputError(
+            "the file is not a {case: patient}", where=str(path), fix="write one patient a case, or delete the file"
+        )
     if path is not None and (unnamed := [name for name in names if name not in known]):
         log.warning("%s names no patient of %d cases (%s, ...)", path, len(unnamed), unnamed[0])
     return {name: str(known.get(name, name)) for name in names}

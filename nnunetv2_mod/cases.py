@@ -45,7 +45,7 @@ class CaseFolder:
         self.channels = list(range(n_stored) if channels is None else channels)
         self.n_channels = len(self.channels)
         if not folder.is_dir():
-            raise InputError("no such folder", where=folder, fix="run nnUNetv2_plan_and_preprocess for it")
+            raise InputError("there is no such folder", where=folder, fix="run nnUNetv2_plan_and_preprocess for it")
         files = {path.name for path in folder.iterdir() if path.is_file()}
         blosc = {name.removesuffix(".b2nd") for name in files if name.endswith(".b2nd")}
         self._blosc = {name for name in blosc if not name.endswith("_seg")}
@@ -53,7 +53,7 @@ class CaseFolder:
         self.names = tuple(sorted(self._blosc | packed))
         self._unpacked = {name for name in packed if {f"{name}.npy", f"{name}_seg.npy"} <= files}
         if not self.names:
-            raise InputError("no preprocessed case in it", where=folder, fix="run nnUNetv2_preprocess for it")
+            raise InputError("there is no preprocessed case in it", where=folder, fix="run nnUNetv2_preprocess for it")
         without = [name for name in self.names if not self._has_labels(name)]
         self.labelled = len(without) < len(self.names)
         if without and self.labelled:
@@ -144,7 +144,7 @@ def _readable(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"not readable ({error})", where=path, fix=PREPROCESS) from error
+        raise InputError(f"the file is not readable ({error})", where=path, fix=PREPROCESS) from error
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,9 @@ def _folder_of(text: str) -> Path:
     if is_path or (preprocessed is None and not text.isdecimal() and Path(text).is_dir()):
         folder = Path(text).resolve()
         if not folder.is_dir():
-            raise InputError("no such folder", where=text, fix="give an id, a name, or a preprocessed dataset's path")
+            raise InputError(
+                "there is no such folder", where=text, fix="give an id, a name, or a preprocessed dataset's path"
+            )
         return folder
     if preprocessed is None:
         problem = f"not set, and needed to find dataset {text!r}"
@@ -67,7 +69,9 @@ def _folder_of(text: str) -> Path:
         problem = f"dataset {text!r} is one of {', '.join(found)}"
         raise InputError(problem, where=preprocessed, fix="give the name of one of them")
     there = ", ".join(names) or "none"
-    raise InputError(f"no dataset {text!r}; those there: {there}", where=preprocessed, fix=f"give one, or {PREPARE}")
+    raise InputError(
+        f"there is no dataset {text!r}; those there: {there}", where=preprocessed, fix=f"give one, or {PREPARE}"
+    )
 
 
 def _preprocessed() -> Path | None:
@@ -76,7 +80,7 @@ def _preprocessed() -> Path | None:
     if not value:
         return None
     if not Path(value).is_dir():
-        raise InputError(f"no such folder: {value!r}", where=PREPROCESSED, fix="name a folder that is there")
+        raise InputError(f"there is no such folder: {value!r}", where=PREPROCESSED, fix="name a folder that is there")
     return Path(value)
 
 
@@ -91,7 +95,7 @@ def _read_plans(folder: Path, plans_name: str) -> dict[str, Any]:
     if not path.is_file():
         others = ", ".join(sorted(one.stem for one in folder.glob("*Plans*.json"))) or "none"
         fix = f"choose plans that are there ({others}), or {PREPARE}"
-        raise InputError("no such file: this dataset has no such plans", where=path, fix=fix)
+        raise InputError("there is no such file: this dataset has no such plans", where=path, fix=fix)
     return _read_object(path)
 
 
@@ -100,14 +104,14 @@ def _read_dataset_json(folder: Path, raw: Path | None) -> dict[str, Any]:
     for path in places:
         if path.is_file():
             return _read_object(path)
-    raise InputError("no such file", where=places[0], fix=PREPARE)
+    raise InputError("there is no such file", where=places[0], fix=PREPARE)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = read_json(path)
     except ValueError as error:
-        raise InputError(f"not JSON ({error})", where=path, fix=PREPARE) from error
+        raise InputError(f"the file is not JSON ({error})", where=path, fix=PREPARE) from error
     if not isinstance(value, dict):
-        raise InputError(f"a {type(value).__name__} in place of an object", where=path, fix=PREPARE)
+        raise InputError(f"the file holds a {type(value).__name__} in place of an object", where=path, fix=PREPARE)
     return value

@@ -85,7 +85,11 @@ def output_spec_from(values: Mapping[str, Any], where: str = "facts") -> OutputS
         raise InputError(str(error), where=where, fix="use the checkpoint of a training on nnU-Net's cases") from error
     for name, valid in _checks(spec).items():
         if not valid:
-            raise InputError(f"{name}={getattr(spec, name)!r}", where=where, fix="train again, or copy the file again")
+            raise InputError(
+                f"{name}={getattr(spec, name)!r} cannot be right",
+                where=where,
+                fix="train again, or copy the file again",
+            )
     return spec
 
 

@@ -242,7 +242,9 @@ def _read_file(path: Path) -> tuple[np.ndarray, int]:
     try:
         image = SimpleITK.ReadImage(str(path))
     except RuntimeError as error:
-        raise InputError("not readable as an image", where=path, fix="copy the raw dataset again") from error
+        raise InputError(
+            "the file is not readable as an image", where=path, fix="copy the raw dataset again"
+        ) from error
     array, n_axes = SimpleITK.GetArrayFromImage(image), image.GetDimension()
     if image.GetNumberOfComponentsPerPixel() > 1:
         array = np.moveaxis(array, -1, 0)

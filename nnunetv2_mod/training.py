@@ -95,7 +95,11 @@ def only_dataset(planned: Path) -> Path:
     """The one preprocessed dataset of a planned folder."""
     datasets = sorted((planned / "preprocessed").glob("Dataset*"))
     if len(datasets) != 1:
-        raise InputError(f"{len(datasets)} preprocessed datasets", where=planned, fix="run the stage before it again")
+        raise InputError(
+            f"there are {len(datasets)} preprocessed datasets, and one is needed",
+            where=planned,
+            fix="run the stage before it again",
+        )
     return datasets[0]
 
 

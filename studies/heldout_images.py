@@ -29,7 +29,9 @@ def images_of_split(fold: Path, site: str, split: str) -> ImageSet:
     slices = load_image_set(fold / "slices" / site)
     if slices.info.volumetric:
         fix = "compare generators of 2D images"
-        raise InputError("a site of volumes, whose test cases nobody has sliced", where=fold / "slices" / site, fix=fix)
+        raise InputError(
+            "this is a site of volumes, whose test cases nobody has sliced", where=fold / "slices" / site, fix=fix
+        )
     dataset = raw_dataset(fold / "prepare" / site)
     patients, cases = (read_json(dataset.parent / name) for name in ("patients.json", "splits.json"))
     patch_size_px = load_plan(fold / "plan" / site / "plans.json").patch_size_px

@@ -202,7 +202,9 @@ def train_well(config: ExperimentConfig, halves: StudySite, chosen: argparse.Nam
         train_on_half(config, halves, "square", out, chosen.seed, chosen.device)
         return out
     if not (given / CHECKPOINT).is_file() or not (given / "card.json").is_file():
-        raise InputError("no finished generator", where=given, fix="give the folder of one, with its card.json")
+        raise InputError(
+            "there is no finished generator", where=given, fix="give the folder of one, with its card.json"
+        )
     n_images = read_json(given / "card.json")["data"]["n_images"]
     if n_images != len(halves.trained_on):
         raise InputError(

@@ -41,5 +41,7 @@ def load_pairs(slices: Path, prepared: Path, planned: Path | None = None) -> Sit
     masks = fitted_label_maps(images, prepared, planned)
     shown = np.flatnonzero(masks.any(axis=(1, 2)))
     if not len(shown):
-        raise InputError("no training slice with a label", where=slices, fix="give the site labelled training patients")
+        raise InputError(
+            "there is no training slice with a label", where=slices, fix="give the site labelled training patients"
+        )
     return SitePairs(images.subset(shown), masks[shown], label_ids(prepared), len(masks) - len(shown))

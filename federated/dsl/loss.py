@@ -147,7 +147,7 @@ def _vgg16_layers(weights: Path) -> nn.Sequential:
             kept = vgg16(weights=None).features[: max(VGG16_LAYERS) + 1]
         kept.load_state_dict({name: tensors[f"features.{name}"] for name in kept.state_dict()}, assign=True)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise InputError(f"not VGG-16's weights ({error})", where=weights, fix=fix) from error
+        raise InputError(f"the file does not hold VGG-16's weights ({error})", where=weights, fix=fix) from error
     for layer in kept:
         if isinstance(layer, nn.ReLU):
             layer.inplace = False

@@ -107,7 +107,9 @@ def _check_agreement(packages: Mapping[str, Package], target: Path) -> None:
     for site, package in packages.items():
         manifest = package.manifest
         if manifest.site != site:
-            raise InputError(f"a package of site {manifest.site}", where=package.folder, fix=f"put that of {site} here")
+            raise InputError(
+                f"this is a package of site {manifest.site}", where=package.folder, fix=f"put that of {site} here"
+            )
         for key in ("channel_names", "labels", "file_ending"):
             if getattr(manifest, key) != getattr(first, key):
                 raise InputError(

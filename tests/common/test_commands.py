@@ -153,7 +153,13 @@ def test_a_stopped_run_ends_with_5_and_can_go_on(number, tmp_path):
 
     arguments = [str(REPOSITORY / "run_nnunet.py"), *TINY, "cluster=inline", f"path.logs={tmp_path}"]
     arguments += [f"path.data={tmp_path}", "general.exp_name=stopped"]
-    process = subprocess.Popen([sys.executable, *arguments], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores Ctrl-C
+    )
     logs = tmp_path / "stopped" / "fold_0" / "logs"
     deadline = time.monotonic() + 240
     while not list(logs.glob("*.begun.json")):

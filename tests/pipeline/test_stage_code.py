@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 from support.paths import REPOSITORY
-from support.tiny_experiment import run_command
+from support.tiny_experiment import composed, run_command
 
 from engine.dependencies import code_of
 from engine.run_plan import READ_BY_ALL
+from pipeline.experiment import build_graph
 
 
 @functools.cache
@@ -57,6 +58,14 @@ def test_every_constant_that_a_stage_read_is_part_of_what_makes_it_done(tiny_run
         n_read += len(read)
         assert read <= covered.keys(), (roots, sorted(read - covered.keys()))
     assert n_read > 100
+
+
+def test_no_stage_of_a_stylegan2_run_depends_on_the_diffusion_models() -> None:
+    stages = build_graph(composed("demo"), ("A", "B")).stages.values()
+    roots = {(stage.function, *stage.code) for stage in stages}
+    reached = {name for each in roots for name in code_of([*each, READ_BY_ALL])}
+    assert any(name.startswith("gan.") for name in reached)
+    assert [name for name in reached if name.startswith("diffusion.")] == []
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def test_vgg16_is_taken_from_a_file_and_another_file_is_refused(tmp_path):
         expected.append(torch.nn.functional.mse_loss(*pair))
     torch.testing.assert_close(perceptual(fakes, reals), torch.stack(expected).mean())
     save_file({"features.0.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match="not VGG-16"):
+    with pytest.raises(InputError, match="does not hold VGG-16"):
         Vgg16Perceptual(tmp_path / "other.safetensors")
 
 

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from support.tiny_experiment import run_tiny
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ON_RAY = ("test_federated_experiment", "test_ray")
-LONGEST = (*ON_RAY, "test_experiment")  # minutes each
+ON_THE_TINY_RUN = ("test_experiment", "test_stage_code")
+LONGEST = (*ON_RAY, *ON_THE_TINY_RUN)  # minutes each
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,23 +32,31 @@ def _logging_stays_on() -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
-    """Of the workers of ``-n`` one runs a whole file, as its tests share fixtures, and one all that start Ray."""
+    """Of the workers of ``-n`` one runs a whole file, as its tests share fixtures, one all that start Ray, and one all
+    that work in the tiny run."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             stem = Path(nodeid.split("::")[0]).stem
-            return "ray" if stem in ON_RAY else stem
+            return "ray" if stem in ON_RAY else "tiny" if stem in ON_THE_TINY_RUN else stem
 
     return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory) -> Path:
-    """The finished tiny experiment: ``runs/tiny``; ``executed.json`` beside ``runs`` says which code each stage ran."""
-    cwd = tmp_path_factory.mktemp("tiny")
-    ended = run_tiny(cwd=cwd, traced_to=cwd / "executed.json")
-    assert ended.returncode == 0, ended.stderr[-4000:]
+    """The finished tiny experiment: ``runs/tiny``; ``executed.json`` beside ``runs`` says which code each stage ran.
+
+    The workers of ``-n`` share one run: whoever comes first makes it, the others wait.
+    """
+    base = tmp_path_factory.getbasetemp()
+    cwd = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
+    with FileLock(f"{cwd}.lock"):
+        if not (cwd / "executed.json").is_file():
+            cwd.mkdir(exist_ok=True)
+            ended = run_tiny(cwd=cwd, traced_to=cwd / "executed.json")
+            assert ended.returncode == 0, ended.stderr[-4000:]
     return cwd / "runs" / "tiny"
 
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evaluation.statistics import Interval, PairedTest, bonferroni, gain, interval_of, paired_test
+from evaluation.statistics import Interval, difference, interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OURS = "syn-real"
-LOCAL = "real"
-POOLED = "real-all"
+LOCAL, LOCAL_LONG = "real", "real-long"
+POOLED, POOLED_LONG = "real-all", "real-long-all"
 ALL_SITES = "all"
 FEWER = "syn-union-real"
 OTHER = "other"
 APPROACHES = {  # in the tables' order; what stands under each in plain words
     "real": "own images only",
+    "real-long": "own images only, trained as long as autoshare in all",
     "real-all": "pooled real images (upper bound, needs all data in one place)",
+    "real-long-all": "pooled real images, trained as long as autoshare in all",
     "syn-all": "shared synthetic images only",
     "syn-real": "shared synthetic images, then own images (autoshare)",
     "syn-union-real": "synthetic images of fewer sites, then own images",
@@ -38,7 +39,7 @@ UNION_NAME = re.compile(r"all|[0-9]+|\[.+\]")  # all sites, the first n, named o
 
 def is_deployable(approach: str) -> bool:
     """Whether sites that may not pool their images can use it."""
-    return approach != POOLED
+    return approach not in (POOLED, POOLED_LONG)
 
 
 def approach_of(model: str, trained_on: str, sites: Collection[str]) -> str:
@@ -46,8 +47,9 @@ def approach_of(model: str, trained_on: str, sites: Collection[str]) -> str:
     family = model.removesuffix(f"-{trained_on}")
     if UNION_FAMILY.fullmatch(family):
         return FEWER
-    if family == LOCAL:
-        return POOLED if UNION_NAME.fullmatch(trained_on) and trained_on not in sites else LOCAL
+    if family in (LOCAL, LOCAL_LONG):
+        is_pooled = UNION_NAME.fullmatch(trained_on) and trained_on not in sites
+        return f"{family}-all" if is_pooled else family
     if family == "syn":
         return "syn-all"
     return family if family in APPROACHES else OTHER
@@ -72,29 +74,17 @@ def natural_order(name: str) -> tuple[bool, int, str]:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One approach: its Dice at each site (own test images), its mean over sites, and ours minus it.
-
-    ``mean`` is NaN where a site has no model of the approach: a mean over other sites would compare with nothing.
-    """
-
-    approach: str
-    by_site: Mapping[str, Interval]
-    mean: float
-    difference: Interval | None  # ours minus this one, mean over sites; None for ours
-    difference_by_site: Mapping[str, Interval]
-    test: PairedTest | None
-    p_corrected: float
-
-
-@dataclass(frozen=True)
 class ScalingPoint:
-    """Gain of fine-tuning from a union's synthetic images over training on own images, mean over sites."""
+    """Gain of fine-tuning from a union's synthetic images over own images alone, mean over sites.
+
+    ``control``: the longer training on own images where it was evaluated, else the normal one.
+    """
 
     union: str
     sites: tuple[str, ...]
     own_test: Interval  # each site's model on its own test images
     all_tests: Interval  # on the test images of all sites
+    control: str = LOCAL
 
     @property
     def n_sites(self) -> int:
@@ -115,38 +105,6 @@ def at_own_site(results: pd.DataFrame, families: Sequence[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else results.iloc[:0]
 
 
-def compare(results: pd.DataFrame) -> list[Comparison]:
-    """Every approach that was evaluated, in the order of ``APPROACHES``.
-
-    Differences are paired: over folds (t), or over cases with one fold (bootstrap, the same cases for both). The test
-    is one-sided over the pairs (fold, site); its p is corrected for the number of other approaches (Bonferroni).
-    """
-    own = at_own_site(results, COMPARED)
-    present = [family for family in COMPARED if (own["model"] == family).any()]
-    sites = sorted(own["tested_on"].unique())
-    others = [family for family in present if family != OURS and OURS in present]
-    named = own.assign(model=own["model"] + "-" + own["trained_on"].astype(str))
-    tests = {family: paired_test(named, OURS, family) for family in others}
-    corrected = dict(zip(others, bonferroni([test.p for test in tests.values()]), strict=True))
-    ours_at = set(own[own["model"] == OURS]["tested_on"])
-    found = []
-    for family in present:
-        of_site = {str(site): rows for site, rows in own[own["model"] == family].groupby("tested_on", sort=True)}
-        by_site = {site: interval_of(rows, "dice") for site, rows in of_site.items()}
-        shared = [site for site in by_site if family in tests and site in ours_at]
-        comparison = Comparison(
-            approach=family,
-            by_site=by_site,
-            mean=sum(of.mean for of in by_site.values()) / len(sites) if len(by_site) == len(sites) else math.nan,
-            difference=gain(own, OURS, family, shared) if shared else None,
-            difference_by_site={site: gain(own, OURS, family, [site]) for site in shared},
-            test=tests.get(family),
-            p_corrected=corrected.get(family, math.nan),
-        )
-        found.append(comparison)
-    return found
-
-
 def is_named(union: str) -> bool:
     """Whether a union was chosen by its members (``[A+C]``), not as the first n sites or all of them."""
     return union.startswith("[")
@@ -159,15 +117,16 @@ def scaling_curve(results: pd.DataFrame, unions: Sequence[Mapping[str, Any]]) ->
         unions: ``{"name": "2", "sites": ["A", "B"]}``, the union of all sites is called ``all``.
     """
     points, tested = [], sorted(results["tested_on"].unique())
+    control = LOCAL_LONG if (results["model"] == LOCAL_LONG + "-" + results["trained_on"].astype(str)).any() else LOCAL
     for union in unions:
         name, sites = str(union["name"]), tuple(map(str, union["sites"]))
         family = OURS if name == ALL_SITES else f"syn{name}-real"
-        own = at_own_site(results, [family, LOCAL])
+        own = at_own_site(results, [family, control])
         if not (own["model"] == family).any():
             continue
-        everywhere = _mean_over_training_sites(results, [family, LOCAL])
-        gains = (gain(table, family, LOCAL, tested) for table in (own, everywhere))
-        points.append(ScalingPoint(name, sites, *gains))
+        everywhere = _mean_over_training_sites(results, [family, control])
+        own_test, all_tests = (interval(difference(table, family, control, tested)) for table in (own, everywhere))
+        points.append(ScalingPoint(name, sites, own_test, all_tests, control))
     return sorted(points, key=lambda point: (point.n_sites, is_named(point.union), point.union))
 
 
@@ -179,7 +138,7 @@ def _mean_over_training_sites(results: pd.DataFrame, families: Sequence[str]) ->
     for family in families:
         chosen = results[results["model"] == family + "-" + results["trained_on"].astype(str)]
         chosen = chosen[chosen["trained_on"] != "all"]
-        keys = ["tested_on", "fold", "case", "label"]
+        keys = ["tested_on", "fold", "seed", "patient", "case", "label"]
         mean = chosen.groupby(keys, sort=True)["dice"].mean().reset_index()
         parts.append(mean.assign(model=family, trained_on=""))
     return pd.concat(parts, ignore_index=True)

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.statistics import Interval, bootstrap_interval, nan_mean
+from evaluation.statistics import MIN_PATIENTS_OF_MEAN, Scores, estimate, interval, nan_mean
 
 N_LEAST_ALIKE = 6
 
 
 @dataclass(frozen=True)
 class ClassAgreement:
-    """One class: mean Dice with its 95 % bootstrap interval over images, None where too few images have the class.
+    """One class: mean Dice with its 95 % t interval over images, None where too few images have the class.
 
     The shares are of all pixels of all images.
     """
@@ -54,14 +54,13 @@ class LabelAgreement:
 
 
 def compare_labels(
-    generated: np.ndarray, predicted: np.ndarray, labels: Mapping[str, int], names: Sequence[str], seed: int
+    generated: np.ndarray, predicted: np.ndarray, labels: Mapping[str, int], names: Sequence[str]
 ) -> LabelAgreement:
     """Compare label ids (n, height, width), class by class.
 
     Args:
         labels: id by name, 1 to the number of labels.
         names: of the images.
-        seed: of the bootstrap.
 
     Raises:
         ValueError: no images, or maps of different shapes.
@@ -76,7 +75,7 @@ def compare_labels(
     return LabelAgreement(
         n_images=len(generated),
         classes=tuple(
-            _of_class(name, dice[:, value], float(shares[0][value]), float(shares[1][value]), seed)
+            _of_class(name, dice[:, value], float(shares[0][value]), float(shares[1][value]))
             for name, value in labels.items()
         ),
         generated_share=float(shares[0][1:].sum()),
@@ -95,14 +94,17 @@ def _joint_counts(generated: np.ndarray, predicted: np.ndarray, n_labels: int) -
     return counts
 
 
-def _of_class(name: str, dice: np.ndarray, generated_share: float, predicted_share: float, seed: int) -> ClassAgreement:
+def _of_class(name: str, dice: np.ndarray, generated_share: float, predicted_share: float) -> ClassAgreement:
     compared = dice[~np.isnan(dice)]
-    interval = bootstrap_interval(compared, seed) if len(compared) else Interval(math.nan, math.nan, math.nan, "none")
+    # generated images belong to no patient: each is drawn on its own
+    index = np.arange(len(compared))
+    scores = Scores(compared[:, None], patients=index, folds=np.zeros_like(index), seeds=np.zeros_like(index))
+    found = interval(estimate(scores), bounds=(0, 1), min_patients=MIN_PATIENTS_OF_MEAN)
     return ClassAgreement(
         label=name,
-        dice=_known(interval.mean),
-        low=_known(interval.low),
-        high=_known(interval.high),
+        dice=_known(found.mean),
+        low=_known(found.low),
+        high=_known(found.high),
         n_compared=len(compared),
         n_both_empty=len(dice) - len(compared),
         generated_share=generated_share,

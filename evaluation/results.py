@@ -13,12 +13,12 @@ from common.errors import InputError
 from common.files import atomic_path
 from evaluation.approaches import APPROACHES, approach_of, is_deployable, model_order
 from evaluation.segmentation import METRICS
-from evaluation.statistics import fold_values, interval_of_folds, split_folds
+from evaluation.statistics import MIN_PATIENTS_OF_MEAN, Scores, estimate, interval_of_mean, seed_spread
 
 if TYPE_CHECKING:
     import pandas as pd
 
-KEY_COLUMNS = ("model", "trained_on", "tested_on", "fold", "case", "label")
+KEY_COLUMNS = ("model", "trained_on", "tested_on", "fold", "seed", "patient", "case", "label")
 COLUMNS = (*KEY_COLUMNS, "dice", "iou", "hd95", "nsd")
 FOREGROUND = "foreground"  # the summary's row over all labels: the plain mean of the labels' means
 
@@ -38,20 +38,20 @@ def write_table(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_results(path: Path) -> pd.DataFrame:
-    """Read a ``results.csv``: names stay text (case ``007``, site ``NA``), ``fold`` is int, metrics float.
+    """Read a ``results.csv``: names stay text (case ``007``, site ``NA``), ``fold`` and ``seed`` int, metrics float.
 
     Raises:
         InputError: a column is missing, a number is not one, or a case is listed twice.
     """
     import pandas as pd
 
-    fix = "delete it and run the evaluate stage again"
+    fix = "delete it and start the same command again: the evaluate stages write it anew"
     try:
         table = pd.read_csv(path, dtype=dict.fromkeys(COLUMNS, str), keep_default_na=False)
         missing = [column for column in COLUMNS if column not in table]
         if missing:
             raise InputError(f"the table has no column {missing[0]!r}", where=path, fix=fix)
-        table = table.astype({"fold": int})
+        table = table.astype({"fold": int, "seed": int})
         for metric in METRICS:
             table[metric] = table[metric].replace("", "nan").astype(float)
     except InputError:
@@ -68,9 +68,10 @@ def read_results(path: Path) -> pd.DataFrame:
 def summarise(results: pd.DataFrame) -> pd.DataFrame:
     """Aggregate: one row for each model, tested site, label (and ``foreground`` over the labels) and metric.
 
-    Columns: model, trained_on, tested_on, label, metric; ``mean`` (over cases, then over folds), ``std`` (over folds,
-    NaN for one), ``low`` and ``high`` (95 %), ``interval_kind``, ``n_folds``, ``n_cases`` and ``n_undefined`` (case and
-    label pairs where both masks are empty, left out of the means).
+    Columns: model, trained_on, tested_on, label, metric; ``mean`` (over each patient's images, then over patients,
+    then over labels), ``low`` and ``high`` (95 %, patients as units), ``interval_kind``; ``seed_spread`` (standard
+    deviation over seeds of the mean, NaN for one seed); ``n_folds``, ``n_patients``, ``n_cases`` and ``n_undefined``
+    (case and label pairs where both masks are empty, left out of the means).
     """
     import pandas as pd
 
@@ -78,8 +79,8 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
     for (model, trained_on, tested_on), group in results.groupby(["model", "trained_on", "tested_on"], sort=True):
         key = {"model": model, "trained_on": trained_on, "tested_on": tested_on}
         rows.extend(key | row for row in _summaries_of(group))
-    columns = ["model", "trained_on", "tested_on", "label", "metric", "mean", "std", "low", "high"]
-    columns += ["interval_kind", "n_folds", "n_cases", "n_undefined"]
+    columns = ["model", "trained_on", "tested_on", "label", "metric", "mean", "low", "high", "interval_kind"]
+    columns += ["seed_spread", "n_folds", "n_patients", "n_cases", "n_undefined"]
     sites = set(results["tested_on"])
     rows.sort(key=lambda row: (model_order(row["model"], row["trained_on"], sites), row["tested_on"]))
     return pd.DataFrame(rows, columns=columns)
@@ -87,27 +88,27 @@ def summarise(results: pd.DataFrame) -> pd.DataFrame:
 
 def _summaries_of(group: pd.DataFrame) -> Iterator[dict[str, Any]]:
     """The rows of one model and tested site; one reshaping for all labels and metrics, as there may be hundreds."""
-    wide = group.set_index(["fold", "case", "label"])[list(METRICS)].unstack("label").sort_index()
-    folds = wide.index.get_level_values("fold").to_numpy()
+    wide = group.set_index(["fold", "seed", "patient", "case", "label"])[list(METRICS)].unstack("label").sort_index()
+    folds, seeds, patients, cases = (wide.index.get_level_values(i).to_numpy() for i in range(4))
     labels = sorted(group["label"].unique())
-    n_cases = {FOREGROUND: len(wide), **group["label"].value_counts()}
     for label, columns in [(FOREGROUND, labels), *((label, [label]) for label in labels)]:
         for metric in METRICS:
-            values = wide[metric][columns].to_numpy(float)
-            n_scored = sum(n_cases[name] for name in columns)
-            matrices = split_folds(values, folds)
-            interval, of_folds = interval_of_folds(matrices, metric), list(fold_values(matrices).values())
+            scores = Scores(wide[metric][columns].to_numpy(float), patients=patients, folds=folds, seeds=seeds)
+            found = estimate(scores)
+            shown = interval_of_mean(found, metric)
+            defined = ~np.isnan(scores.values)
             yield {
                 "label": str(label),
                 "metric": metric,
-                "mean": interval.mean,
-                "std": float(np.std(of_folds, ddof=1)) if len(of_folds) > 1 else math.nan,
-                "low": interval.low,
-                "high": interval.high,
-                "interval_kind": interval.kind,
-                "n_folds": len(of_folds),
-                "n_cases": int(n_cases[label]),
-                "n_undefined": n_scored - int(np.count_nonzero(~np.isnan(values))),
+                "mean": shown.mean,
+                "low": shown.low,
+                "high": shown.high,
+                "interval_kind": shown.kind,
+                "seed_spread": seed_spread(scores),
+                "n_folds": len(np.unique(folds[defined.any(axis=1)])),
+                "n_patients": len(np.unique(patients)),
+                "n_cases": len(np.unique(cases)),
+                "n_undefined": int(np.count_nonzero(~defined)),
             }
 
 
@@ -150,21 +151,30 @@ def by_approach(summary: pd.DataFrame) -> dict[str, list[str]]:
     return groups
 
 
-def format_table(summary: pd.DataFrame) -> str:
+def format_table(summary: pd.DataFrame, faulty: Collection[str] = ()) -> str:
     """The main table for a terminal: mean Dice (%) over labels, models by approach down, tested sites across.
 
-    After each mean: ``±`` the standard deviation over folds, or, with one fold, the bootstrap interval; then ``*`` for
-    the best of the column that does not pool real images, and ``^`` for the model's own site.
+    After each mean its 95 % interval, or nothing where there are too few patients for one; then ``*`` for the best of
+    the column that does not pool real images, ``^`` for the model's own site, and ``!`` for a model of ``faulty``.
     """
     chosen = summary[(summary["metric"] == "dice") & (summary["label"] == FOREGROUND)]
     sites, best = sorted(chosen["tested_on"].unique()), best_cells(chosen, "dice")
-    cells = {(row["model"], row["tested_on"]): _terminal_cell(row, best) for row in chosen.to_dict("records")}
+    cells = {(row["model"], row["tested_on"]): _terminal_cell(row, best, faulty) for row in chosen.to_dict("records")}
     lines: list[list[str]] = [["Dice %", *(f"on {site}" for site in sites)]]
     for words, models in by_approach(chosen).items():
         lines.append([words])
         lines += [[f"  {model}", *(cells.get((model, site), "-") for site in sites)] for model in models]
     legend = "*: the column's best without pooling real images; ^: the model's own site"
-    return "\n".join([*aligned(lines), legend])
+    legend += "; !: its training has a fault (networks.csv)" if faulty else ""
+    return "\n".join([*aligned(lines), legend, _about_intervals(chosen)])
+
+
+def _about_intervals(chosen: pd.DataFrame) -> str:
+    n_patients = chosen.groupby("tested_on")["n_patients"].max()
+    counts = ", ".join(f"{n} patients of {site}" for site, n in n_patients.items())
+    if chosen["low"].isna().all():
+        return f"no intervals: {counts}; at least {MIN_PATIENTS_OF_MEAN} at a site are needed (data.fold=all tests all)"
+    return f"[95 % interval over patients]: {counts}"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -174,8 +184,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
 
 
-def _terminal_cell(row: Mapping[Any, Any], best: Collection[tuple[str, str]]) -> str:
+def _terminal_cell(row: Mapping[Any, Any], best: Collection[tuple[str, str]], faulty: Collection[str]) -> str:
     marks = "*" if (row["model"], row["tested_on"]) in best else ""
     marks += "^" if row["trained_on"] == row["tested_on"] else ""
-    spread = format_interval(row, "dice") if math.isnan(row["std"]) else f"±{format_value(row['std'], 'dice')}"
-    return " ".join(filter(None, [format_value(row["mean"], "dice"), spread, marks]))
+    marks += "!" if row["model"] in faulty else ""
+    return " ".join(filter(None, [format_value(row["mean"], "dice"), format_interval(row, "dice"), marks]))

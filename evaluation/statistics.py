@@ -1,37 +1,75 @@
-"""Intervals and paired tests over cases, folds and sites.
+"""Means, intervals, tests and verdicts whose unit is the patient; ``docs/statistics.md`` says what each of them means.
 
-A fold's value is the mean over its cases of each label, then the plain mean over labels, NaN left out at both steps.
+A patient's score is the mean over their images. A label's value is the mean over the patients who have it, and the
+value of a model is the mean over labels. Where there are several folds, every patient was tested by the network of
+their fold. The methods were chosen by simulation: ``python -m studies.interval_simulation``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.bootstrap import drawn_counts
-from common.seeds import derive_seed
 from evaluation.segmentation import METRICS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MIN_PAIRS = 5  # fewer cannot reach p < 0.05 in a one-sided signed-rank test (smallest p: 1 / 2**n)
 LEVEL = 0.95
-N_RESAMPLES = 2000
-DEPENDENCE_NOTE = (
-    "The pairs share folds, training images and test images and are not independent, so this p is smaller than it "
-    "should be (the paper tests the same way). Rely on the interval over folds instead."
-)
+MIN_PATIENTS_OF_MEAN = 10  # with fewer, the interval of a mean is not shown: it would not hold its level
+MIN_PATIENTS_OF_DIFFERENCE = 6  # with fewer, no two-sided test of signs can reach p < 0.05: its smallest is 2 / 2**n
+GAIN, LOSS, UNCLEAR = "a gain", "a loss", "no clear difference"
+UNBOUNDED = (-math.inf, math.inf)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What one model scored on one site's test images, or the difference of two models: a row an image and seed."""
+
+    values: np.ndarray  # (n_rows, n_labels); NaN: undefined
+    patients: np.ndarray  # (n_rows,), as the two below
+    folds: np.ndarray
+    seeds: np.ndarray
+
+    def minus(self, other: Scores) -> Scores:
+        """The difference in every row; both hold the same rows."""
+        return Scores(self.values - other.values, self.patients, self.folds, self.seeds)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over patients, and how uncertain it is.
+
+    ``parts``: (variance of the mean, degrees of freedom) of each source that counts: the patients, and, with several
+    seeds, the trainings. ``n_patients`` is that of the rarest label.
+    """
+
+    mean: float
+    parts: tuple[tuple[float, int], ...]
+    n_patients: int
+    n_seeds: int = 1
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean."""
+        return math.sqrt(sum(variance for variance, _ in self.parts)) if self.parts else math.nan
+
+    @property
+    def degrees_of_freedom(self) -> float:
+        """Of all parts together (Satterthwaite 1946)."""
+        total = sum(variance for variance, _ in self.parts)
+        if not total:
+            return float(min((n for _, n in self.parts), default=0))
+        return total**2 / sum(variance**2 / n for variance, n in self.parts)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its 95 % interval; ``kind`` says how it was made. Bounds are NaN where data are too few."""
+    """A mean with its interval; ``kind`` says how it was made, or why there is none (then the bounds are NaN)."""
 
     mean: float
     low: float
@@ -40,22 +78,18 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class PairedTest:
-    """One-sided test that ``model_a`` is better than ``model_b``; ``p`` is NaN where ``reason`` says why.
+class Judgement:
+    """A difference that was judged together with others.
 
-    ``mean_difference`` is a - b in the metric's unit, ``effect`` the matched-pairs rank-biserial correlation: 1 where
-    a is better in every pair, -1 where b is.
+    ``interval`` and ``p`` (two-sided, NaN where there is none) are corrected for the number of comparisons by the same
+    rule (Bonferroni), so that the interval leaves out 0 exactly where ``p`` is below 0.05. ``verdict`` is one of
+    ``GAIN``, ``LOSS`` and ``UNCLEAR``, or says why there is none.
     """
 
-    model_a: str
-    model_b: str
-    metric: str
-    n_pairs: int
-    mean_difference: float
-    effect: float
+    interval: Interval
     p: float
-    reason: str = ""
-    note: str = DEPENDENCE_NOTE
+    verdict: str
+    n_patients: int
 
 
 def nan_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
@@ -65,178 +99,182 @@ def nan_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
         return np.asarray(np.where(defined, values, 0.0).sum(axis=axis) / defined.sum(axis=axis))
 
 
-def t_interval(values: Sequence[float] | np.ndarray) -> Interval:
-    """Student's interval of the mean of independent ``values`` (n,); NaN bounds for fewer than two."""
-    from scipy import stats
+def estimate(scores: Scores) -> Estimate:
+    """The mean over patients, then over labels, with the variance that patients and trainings give it."""
+    n_seeds = len(np.unique(scores.seeds))
+    # a patient's score is the mean over their images (and seeds); labels and patients without any score are left out
+    by_patient = _means_of_groups(scores.values, scores.patients)
+    defined = ~np.isnan(by_patient)
+    by_patient = by_patient[defined.any(axis=1)][:, defined.any(axis=0)]
+    if not by_patient.size:
+        return Estimate(math.nan, (), 0, n_seeds)
+    defined = ~np.isnan(by_patient)
+    n_of_label, of_label = defined.sum(axis=0), nan_mean(by_patient, axis=0)
+    # what each patient moves the mean by: the labels of one patient move together
+    moves = np.where(defined, by_patient - of_label, 0.0) / n_of_label
+    n_patients = int(n_of_label.min())
+    if n_patients < 2:
+        return Estimate(float(of_label.mean()), (), n_patients, n_seeds)
+    variance = float((moves.mean(axis=1) ** 2).sum()) * n_patients / (n_patients - 1)
+    parts = ((variance, n_patients - 1), *_parts_of_trainings(scores))
+    return Estimate(float(of_label.mean()), parts, n_patients, n_seeds)
 
-    array = np.asarray(values, float)
-    array = array[~np.isnan(array)]
-    if len(array) < 2:
-        return Interval(float(nan_mean(array)), math.nan, math.nan, f"none ({len(array)} folds)")
-    mean, spread = float(array.mean()), float(array.std(ddof=1)) / math.sqrt(len(array))
-    reach = spread * float(stats.t.ppf(0.5 + LEVEL / 2, len(array) - 1))
-    return Interval(mean, mean - reach, mean + reach, f"t over {len(array)} folds")
+
+def _parts_of_trainings(scores: Scores) -> Iterable[tuple[float, int]]:
+    """What the seeds of each fold's training add, where there are several: the variance of their mean."""
+    for fold in np.unique(scores.folds):
+        of_fold = scores.folds == fold
+        seeds = np.unique(scores.seeds[of_fold])
+        if len(seeds) < 2:
+            continue
+        by_seed = [_mean(scores, of_fold & (scores.seeds == seed)) for seed in seeds]
+        # the fold's share of the mean is that of its patients
+        share = len(np.unique(scores.patients[of_fold])) / len(np.unique(scores.patients))
+        yield share**2 * float(np.var(by_seed, ddof=1)) / len(seeds), len(seeds) - 1
 
 
-def bootstrap_means(
-    values: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES, clusters: Sequence[object] | None = None
-) -> np.ndarray:
-    """Means of resampled ``values`` (n_cases, n_labels): over cases, then over labels; (n_resamples,).
+def seed_spread(scores: Scores) -> float:
+    """Standard deviation over seeds of the mean over patients; NaN for one seed."""
+    seeds = np.unique(scores.seeds)
+    if len(seeds) < 2:
+        return math.nan
+    return float(np.std([_mean(scores, scores.seeds == seed) for seed in seeds], ddof=1))
 
-    Whole clusters (the cases of a patient) are drawn where ``clusters`` (n_cases,) names them, else single cases. The
-    draw depends on the seed and the number of clusters only, so that two models with one seed get the same cases.
-    """
-    defined = ~np.isnan(values)
-    names = np.asarray([str(name) for name in (range(len(values)) if clusters is None else clusters)])
-    cluster = np.unique(names, return_inverse=True)[1]
-    sums, counts = (np.zeros((cluster.max() + 1, values.shape[1])) for _ in range(2))
-    np.add.at(sums, cluster, np.where(defined, values, 0.0))
-    np.add.at(counts, cluster, defined)
-    drawn = _drawn_counts(len(sums), seed, n_resamples).astype(float)
+
+def _mean(scores: Scores, chosen: np.ndarray) -> float:
+    """Of the chosen rows: over images, patients and labels, in this order."""
+    return float(nan_mean(nan_mean(_means_of_groups(scores.values[chosen], scores.patients[chosen]), axis=0)))
+
+
+def _means_of_groups(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Means of the rows of each group, NaN left out; (n_groups, n_labels)."""
+    group = np.unique(groups, return_inverse=True)[1]
+    sums, counts = (np.zeros((group.max(initial=-1) + 1, values.shape[1])) for _ in range(2))
+    np.add.at(sums, group, np.nan_to_num(values))
+    np.add.at(counts, group, ~np.isnan(values))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return nan_mean((drawn @ sums) / (drawn @ counts), axis=1)
+        return sums / counts
 
 
-@lru_cache(maxsize=32)  # eight sites by four metrics: hundreds of models draw the same cases
-def _drawn_counts(n: int, seed: int, n_resamples: int) -> np.ndarray:
-    """How often each of ``n`` units is drawn in each resample; (n_resamples, n)."""
-    drawn = drawn_counts(n, n_resamples, np.random.default_rng(seed)).astype(np.int32)
-    drawn.flags.writeable = False
-    return drawn
-
-
-def bootstrap_interval(
-    values: Sequence[float] | np.ndarray,
-    seed: int,
-    n_resamples: int = N_RESAMPLES,
-    clusters: Sequence[object] | None = None,
-) -> Interval:
-    """Percentile bootstrap of the mean of ``values``, (n_cases,) or (n_cases, n_labels), by case or by cluster."""
-    array = np.asarray(values, float)
-    array = array.reshape(len(array), -1)
-    mean = float(nan_mean(nan_mean(array, axis=0))) if array.size else math.nan
-    n_units = len(array) if clusters is None else len({str(name) for name in clusters})
-    unit = "cases" if clusters is None else "patients"
-    if n_units < 2 or math.isnan(mean):
-        return Interval(mean, math.nan, math.nan, f"none ({n_units} {unit})")
-    means = bootstrap_means(array, seed, n_resamples, clusters)
-    return _percentile_interval(mean, means, f"bootstrap over {n_units} {unit}")
-
-
-def _percentile_interval(mean: float, means: np.ndarray, kind: str) -> Interval:
-    low, high = np.nanpercentile(means, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Interval(mean, float(low), float(high), kind)
-
-
-def split_folds(values: np.ndarray, folds: Iterable[int]) -> dict[int, np.ndarray]:
-    """Rows of ``values`` (n, n_labels) by their fold (n,), in ascending order of the folds."""
-    of_row = np.asarray(folds)
-    return {int(fold): values[of_row == fold] for fold in np.unique(of_row)}
-
-
-def fold_values(matrices: Mapping[int, np.ndarray]) -> dict[int, float]:
-    """The value of each fold: mean over cases, then over labels; folds where nothing is defined are left out."""
-    values = {fold: float(nan_mean(nan_mean(matrix, axis=0))) for fold, matrix in matrices.items()}
-    return {fold: value for fold, value in values.items() if not math.isnan(value)}
-
-
-def fold_means(results: pd.DataFrame, metric: str) -> pd.Series:
-    """The value of each (model, trained_on, tested_on, fold): mean over cases, then over labels."""
-    by_label = results.groupby(["model", "trained_on", "tested_on", "fold", "label"], sort=True)[metric].mean()
-    return by_label.groupby(level=[0, 1, 2, 3], sort=True).mean()
-
-
-def interval_of(results: pd.DataFrame, metric: str, seed: int = 0) -> Interval:
-    """The mean of one model on one tested site with its interval; see ``interval_of_folds``."""
-    wide = results.pivot(index=["fold", "case"], columns="label", values=metric).sort_index()
-    return interval_of_folds(split_folds(wide.to_numpy(float), wide.index.get_level_values("fold")), metric, seed)
-
-
-def interval_of_folds(matrices: Mapping[int, np.ndarray], metric: str, seed: int = 0) -> Interval:
-    """The mean over folds of (n_cases, n_labels) matrices with its interval, within the metric's bounds.
-
-    Over folds (t) where there are at least two, else over the cases of the one fold (bootstrap).
-    """
-    folds = fold_values(matrices)
-    if len(folds) == 1:
-        interval = bootstrap_interval(matrices[next(iter(folds))], derive_seed(seed, metric))
-    else:
-        interval = t_interval(list(folds.values()))
-    bounds = METRICS[metric]
-    low, high = (float(np.clip(bound, bounds.lower, bounds.upper)) for bound in (interval.low, interval.high))
-    return Interval(interval.mean, low, high, interval.kind)
-
-
-def gain(
-    results: pd.DataFrame, model_a: str, model_b: str, tested_on: Sequence[str], metric: str = "dice", seed: int = 0
-) -> Interval:
-    """``model_a`` minus ``model_b``, averaged over the sites ``tested_on``, over the folds both were tested in.
-
-    The interval is over the folds' differences (t), or, with one fold, over cases, both models drawing the same ones.
-    """
-    chosen = results[results["tested_on"].isin(list(tested_on))]
-    means = fold_means(chosen, metric).groupby(level=["model", "fold", "tested_on"]).mean()
-    levels = means.index.get_level_values("model")
-    of_a, of_b = (means[levels == model].droplevel("model") for model in (model_a, model_b))
-    differences = (of_a - of_b).dropna().groupby(level="fold").mean()
-    if len(differences) != 1:
-        return t_interval(differences.to_numpy())
-    # one fold: each site's cases are drawn with one seed for both models, then the sites' differences are averaged
-    chosen = chosen[chosen["fold"] == differences.index[0]]
-    by_site = []
-    for site, group in chosen.groupby("tested_on", sort=True):
-        resampled = {model: np.full(N_RESAMPLES, math.nan) for model in (model_a, model_b)}
-        for model in resampled.keys() & set(group["model"]):
-            wide = group[group["model"] == model].pivot(index="case", columns="label", values=metric)
-            values = wide.reindex(sorted(group["case"].unique())).to_numpy(float)
-            resampled[model] = bootstrap_means(values, derive_seed(seed, site))
-        by_site.append(resampled[model_a] - resampled[model_b])
-    n_cases = int(chosen.groupby("tested_on")["case"].nunique().sum())
-    means_of_draws = nan_mean(np.array(by_site), axis=0)
-    return _percentile_interval(float(differences.iloc[0]), means_of_draws, f"bootstrap over {n_cases} cases")
-
-
-def paired_test(results: pd.DataFrame, model_a: str, model_b: str, metric: str = "dice") -> PairedTest:
-    """The paper's test: one-sided Wilcoxon signed-rank that ``model_a`` is better than ``model_b``.
-
-    Families (``syn-real``, ``real``) are paired over (fold, training site, tested site), as in the paper; two full
-    model names (``syn-real-A``, ``real-all``) over (fold, tested site).
-    """
-    from scipy import stats
-
-    means = []
-    for model in (model_a, model_b):
-        if (results["model"] == model).any():
-            chosen = results[results["model"] == model].assign(trained_on="")
-        else:
-            chosen = results[results["model"] == model + "-" + results["trained_on"].astype(str)]
-        means.append(fold_means(chosen, metric).droplevel("model"))
-    differences = (means[0] - means[1]).dropna().to_numpy(float)
-    better = differences if METRICS[metric].direction == "higher" else -differences
-    changed = better[better != 0]
-    p, reason = math.nan, ""
-    if len(better) < MIN_PAIRS:
-        reason = f"{len(better)} pairs, at least {MIN_PAIRS} are needed"
-    elif not len(changed):
-        reason = "the two are equal in every pair"
-    else:
-        p = float(stats.wilcoxon(better, alternative="greater").pvalue)
-    # matched-pairs rank-biserial correlation (Kerby, Compr. Psychol. 3 (2014) 11): pairs without a change have no rank
-    ranks = stats.rankdata(np.abs(changed))
-    effect = float((ranks * np.sign(changed)).sum() / ranks.sum()) if len(changed) else math.nan
-    return PairedTest(
-        model_a=model_a,
-        model_b=model_b,
-        metric=metric,
-        n_pairs=len(differences),
-        mean_difference=float(nan_mean(differences)),
-        effect=effect,
-        p=p,
-        reason=reason,
+def mean_of(estimates: Sequence[Estimate]) -> Estimate:
+    """The plain mean of independent estimates, such as those of several sites' patients."""
+    n = len(estimates)
+    parts = tuple((variance / n**2, freedom) for one in estimates for variance, freedom in one.parts)
+    if not n or not all(one.parts for one in estimates):
+        parts = ()
+    return Estimate(
+        mean=sum(one.mean for one in estimates) / n if n else math.nan,
+        parts=parts,
+        n_patients=sum(one.n_patients for one in estimates),
+        n_seeds=min((one.n_seeds for one in estimates), default=1),
     )
 
 
-def bonferroni(p_values: Sequence[float]) -> list[float]:
-    """p values for several tests at once: each times the number of tests that gave one, at most 1; NaN stays NaN."""
-    n_tests = sum(not math.isnan(p) for p in p_values)
-    return [min(1.0, p * n_tests) if not math.isnan(p) else p for p in p_values]
+def interval(
+    found: Estimate,
+    *,
+    level: float = LEVEL,
+    bounds: tuple[float, float] = UNBOUNDED,
+    min_patients: int = MIN_PATIENTS_OF_DIFFERENCE,
+) -> Interval:
+    """Student's t interval, on the scale on which a bounded mean is least skewed.
+
+    Args:
+        bounds: of the metric. (0, 1): on the logit scale; (0, inf): on the log scale; else as it is. The interval is
+            carried there and back by the slope of the scale at the mean (delta method), and so stays within bounds.
+        min_patients: with fewer there is no interval.
+    """
+    from scipy import stats
+
+    if found.n_patients < min_patients or not found.parts:
+        kind = f"none: {found.n_patients} patients are too few to hold its level, at least {min_patients} are needed"
+        return Interval(found.mean, math.nan, math.nan, kind)
+    mean, kind = found.mean, f"t over {found.n_patients} patients"
+    kind += f" and {found.n_seeds} seeds" if found.n_seeds > 1 else ""
+    reach = float(stats.t.ppf(0.5 + level / 2, found.degrees_of_freedom)) * found.standard_error
+    if bounds == (0, 1) and 0 < mean < 1:
+        logit, reach = math.log(mean / (1 - mean)), reach / (mean * (1 - mean))
+        low, high = (float(1 / (1 + np.exp(-end))) for end in (logit - reach, logit + reach))
+    elif bounds == (0, math.inf) and mean > 0:
+        low, high = (float(mean * np.exp(end)) for end in (-reach / mean, reach / mean))
+    else:
+        low, high = mean - reach, mean + reach
+    return Interval(mean, low, high, kind)
+
+
+def p_value(found: Estimate) -> float:
+    """Two-sided p of a mean difference of 0; never below 2 / 2**n, the smallest that the signs of n patients give."""
+    from scipy import stats
+
+    if not found.parts:
+        return math.nan
+    smallest = 2.0 ** (1 - found.n_patients)
+    if not found.standard_error:
+        return 1.0 if found.mean == 0 else smallest
+    p = 2 * float(stats.t.sf(abs(found.mean) / found.standard_error, found.degrees_of_freedom))
+    return max(p, smallest)
+
+
+def patients_needed(n_comparisons: int) -> int:
+    """The smallest number of patients whose signs can reach p < 0.05 after the correction for the comparisons."""
+    return 1 + math.ceil(math.log2(max(1, n_comparisons) / (1 - LEVEL)))
+
+
+def judge(found: Estimate, n_comparisons: int, *, direction: str = "higher", withheld: str = "") -> Judgement:
+    """Judge one difference of ``n_comparisons`` that are reported together.
+
+    Args:
+        direction: whether ``higher`` or ``lower`` values of the metric are better.
+        withheld: why there must be no verdict, such as a training that failed; empty: there may be one.
+    """
+    needed = patients_needed(n_comparisons)
+    corrected = interval(found, level=1 - (1 - LEVEL) / max(1, n_comparisons), min_patients=needed)
+    p = min(1.0, n_comparisons * p_value(found))
+    if withheld or math.isnan(found.mean):
+        return Judgement(corrected, math.nan, withheld or "not measured", found.n_patients)
+    if math.isnan(corrected.low):
+        words = f"too few patients to tell: {found.n_patients} of at least {needed}"
+        return Judgement(corrected, math.nan, words, found.n_patients)
+    verdict = UNCLEAR
+    if p < 1 - LEVEL:
+        verdict = GAIN if (found.mean > 0) == (direction == "higher") else LOSS
+    return Judgement(corrected, p, verdict, found.n_patients)
+
+
+def scores_of(results: pd.DataFrame, metric: str) -> Scores:
+    """The rows of one model on one site's images."""
+    wide = results.pivot(index=["fold", "seed", "patient", "case"], columns="label", values=metric).sort_index()
+    return _scores(wide)
+
+
+def _scores(wide: pd.DataFrame) -> Scores:
+    fold, seed, patient = (wide.index.get_level_values(name).to_numpy() for name in ("fold", "seed", "patient"))
+    return Scores(wide.to_numpy(float), patient, fold, seed)
+
+
+def mean_interval(results: pd.DataFrame, metric: str) -> Interval:
+    """The mean of one model on one site's images with its interval."""
+    return interval_of_mean(estimate(scores_of(results, metric)), metric)
+
+
+def interval_of_mean(found: Estimate, metric: str) -> Interval:
+    """The interval of a model's mean, within the bounds of the metric."""
+    known = METRICS[metric]
+    return interval(found, bounds=(known.lower, known.upper), min_patients=MIN_PATIENTS_OF_MEAN)
+
+
+def difference(
+    results: pd.DataFrame, model_a: str, model_b: str, tested_on: Sequence[str], metric: str = "dice"
+) -> Estimate:
+    """``model_a`` minus ``model_b`` on the same images, labels and seeds; the mean over the sites ``tested_on``.
+
+    A site without both models is left out.
+    """
+    found = []
+    for _, rows in results[results["tested_on"].isin(list(tested_on))].groupby("tested_on", sort=True):
+        keys = ["fold", "seed", "patient", "case"]
+        wide = rows[rows["model"].isin([model_a, model_b])].pivot(index=keys, columns=["model", "label"], values=metric)
+        if {model_a, model_b} <= set(wide.columns.get_level_values("model")):
+            apart: Any = wide[model_a] - wide[model_b]  # a table of labels, as the columns have two levels
+            found.append(estimate(_scores(apart.sort_index())))
+    return mean_of(found)

@@ -121,10 +121,12 @@ def _export(dataset: Path, results: Path, out: Path) -> None:
     )
     write_json(out / "model" / "plans.json", read_json(dataset / "nnUNetPlans.json"))
     shutil.copyfile(dataset / "dataset.json", out / "model" / "dataset.json")
-    write_text(out / "curves.jsonl", "".join(_curve_lines(final["logging"])))
+    labels = [name for name in read_json(dataset / "dataset.json")["labels"] if name not in ("background", "ignore")]
+    write_text(out / "curves.jsonl", "".join(_curve_lines(final["logging"], labels)))
 
 
-def _curve_lines(logging_state: dict[str, list[Any]]) -> list[str]:
+def _curve_lines(logging_state: dict[str, list[Any]], labels: list[str]) -> list[str]:
+    """One line an epoch; the validation Dice also by label, as a label that is never found spoils no mean visibly."""
     keys = {
         "train_loss": "train_losses",
         "val_loss": "val_losses",
@@ -133,5 +135,10 @@ def _curve_lines(logging_state: dict[str, list[Any]]) -> list[str]:
         "learning_rate": "lrs",
     }
     n_epochs = len(logging_state["train_losses"])
-    rows = ({name: float(logging_state[key][epoch]) for name, key in keys.items()} for epoch in range(n_epochs))
-    return [json.dumps({"step": epoch + 1, "unit": "epoch", **row}) + "\n" for epoch, row in enumerate(rows)]
+    lines = []
+    for epoch in range(n_epochs):
+        row: dict[str, Any] = {name: float(logging_state[key][epoch]) for name, key in keys.items()}
+        of_labels = zip(labels, logging_state["dice_per_class_or_region"][epoch], strict=True)
+        row["pseudo_dice_by_label"] = {label: float(dice) for label, dice in of_labels}
+        lines.append(json.dumps({"step": epoch + 1, "unit": "epoch", **row}) + "\n")
+    return lines

@@ -49,6 +49,7 @@ class GeneralConfig:
     exp_name: str = "unnamed"
     exp_desc: str = ""
     seed_base: int = 71173
+    n_seeds: int = 1  # trainings of every network, each with a seed of its own
     ray_address: str | None = None
     redo: str | tuple[str, ...] = ()  # finished trainings that other code made: changed_code for all, or stages' names
 
@@ -111,6 +112,10 @@ class TrainConfig:
     def segmentation(self, n_epochs: int | None = None) -> TrainSettings:
         """Settings of a training from scratch, of another length if given."""
         return self._settings(n_epochs or self.nnunet_epochs, self.nnunet_schedule)
+
+    def from_scratch_as_long(self) -> TrainSettings:
+        """Settings of a training from scratch of as many steps as pretraining and fine-tuning together."""
+        return self.segmentation(self.nnunet_epochs + (self.nnunet_epochs_finetune or self.nnunet_epochs))
 
     def fine_tuning(self) -> TrainSettings:
         """Settings of the fine-tuning at a site."""
@@ -214,6 +219,7 @@ class EvaluationConfig:
 
     synthetic: bool = True  # the main experiment; without it the baselines alone
     real_all: bool = True  # also train on pooled real data: the upper bound, which no deployment has
+    real_long: bool = True  # also train on real data as long as autoshare trains in all: the control of its gain
     per_site_synthetic: bool = False  # also train and test syn-X, each site's synthetic set alone
     nsd_tolerance: float = 2.0  # px for PNG data, mm for volumes
 
@@ -322,6 +328,7 @@ def check_experiment(config: ExperimentConfig) -> ExperimentConfig:
             1 <= generate.max_sampled_factor < math.inf,
             "1 (nothing is replaced) or more",
         ),
+        "general.n_seeds": (config.general.n_seeds, config.general.n_seeds > 0, "a number above 0"),
         "train.nnunet_epochs": (train.nnunet_epochs, train.nnunet_epochs > 0, "a number above 0"),
         "general.exp_name": (config.general.exp_name, "/" not in config.general.exp_name, "a folder name without '/'"),
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import permutations
 from typing import Any
 
+from common.errors import InputError
 from common.seeds import derive_seed
 from common.settings import to_dict
 from engine.graph import Graph, Stage
@@ -27,9 +28,28 @@ from pipeline.unions import Union
 
 def build_graph(config: ExperimentConfig, sites: Sequence[str]) -> Graph:
     """The stages of all folds of an experiment over ``sites``."""
-    factories = [StageFactory(config, tuple(sites), fold) for fold in config.folds]
-    stages = [stage for factory in factories for stage in _FoldBuilder(factory).stages()]
-    return Graph({stage.id: stage for stage in stages})
+    found: dict[str, Stage] = {}
+    for fold in config.folds:
+        for repeat in range(config.general.n_seeds):
+            factory = StageFactory(config, tuple(sites), fold, repeat)
+            stages = {stage.id: stage for stage in _once(_FoldBuilder(factory).stages())}
+            found = stages | found  # stages that are not repeated are the same in every repeat
+    return Graph(found)
+
+
+def _once(stages: Iterable[Stage]) -> Iterator[Stage]:
+    """The stages, none of them twice.
+
+    Raises:
+        InputError: two models would have one name, such as ``real-long-A`` of the sites ``A`` and ``long-A``.
+    """
+    ids = set()
+    for stage in stages:
+        if stage.id in ids:
+            fix = "give the sites names that do not begin with the name of a kind of model, such as 'long-' or 'real-'"
+            raise InputError("two stages have the same name", where=stage.id, fix=fix)
+        ids.add(stage.id)
+        yield stage
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,21 @@ class _FoldBuilder:
             environment={"root": config.source.root, "data": str(config.data_dir)},
         )
         yield self.make.stage("plan", site, {"plan": to_dict(config.plan)}, {"prepare": site})
-        yield self.make.stage("segment_real", site, {"train": to_dict(config.train.segmentation())}, {"plan": site})
+        yield from self._real_networks(site)
+
+    def _real_networks(self, name: str) -> Iterator[Stage]:
+        """On real images of one site or of all: of the normal length, and as long as autoshare trains in all."""
+        train = self.config.train
+        yield self.make.stage("segment_real", name, {"train": to_dict(train.segmentation())}, {"plan": name})
+        if self._has_long:
+            yield self.make.stage(
+                "segment_long", name, {"train": to_dict(train.from_scratch_as_long())}, {"plan": name}
+            )
+
+    @property
+    def _has_long(self) -> bool:
+        """Whether there is something whose length must be matched."""
+        return self.config.evaluation.real_long and self.config.evaluation.synthetic
 
     def _slices(self, site: str) -> Stage:
         distance = {"min_slice_distance_mm": self.config.data.min_slice_distance_mm}
@@ -166,7 +200,7 @@ class _FoldBuilder:
         name = {"dataset_name": self.make.dataset_name(ALL)}
         yield self.make.stage("prepare_all", ALL, name, inputs, name="prepare")
         yield self.make.stage("plan", ALL, {"plan": to_dict(self.config.plan)}, {"prepare": ALL})
-        yield self.make.stage("segment_real", ALL, {"train": to_dict(self.config.train.segmentation())}, {"plan": ALL})
+        yield from self._real_networks(ALL)
 
     def _shared(self, union: Union) -> Iterator[Stage]:
         """What a union's packages become, and what every site makes of it, also one that is not of the union."""
@@ -231,6 +265,8 @@ class _FoldBuilder:
         evaluation = self.config.evaluation
         for site in (*self.sites, ALL) if evaluation.real_all else self.sites:
             yield TrainedModel(f"real-{site}", site, ("segment_real", site))
+            if self._has_long:
+                yield TrainedModel(f"real-long-{site}", site, ("segment_long", site))
         if evaluation.synthetic:
             yield from self._synthetic_models()
         yield from federated_models(self.make)
@@ -249,6 +285,7 @@ class _FoldBuilder:
             "model": model.name,
             "trained_on": model.trained_on,
             "model_folder": model.folder,
+            "seed": self.make.repeat,
             "nsd_tolerance": self.config.evaluation.nsd_tolerance,
         }
         return self.make.stage("evaluate", site, settings, {"prepare": site, "model": model.stage}, part=model.name)

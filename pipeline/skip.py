@@ -7,6 +7,7 @@ from typing import Any
 
 from common.errors import InputError
 from engine.graph import Graph
+from pipeline.stage_factory import base_name
 
 STAGES = {
     "real": {"applied_unet_train": "segment_real"},
@@ -50,4 +51,4 @@ def _named_by(kind: str, site: str, name: str, value: Any, graph: Graph) -> set[
         raise InputError(
             f"{value!r} is no flag of a known stage", where=where, fix=f"use true or false for {sorted(STAGES[kind])}"
         )
-    return {stage.id for stage in graph.stages.values() if (stage.name, stage.site, stage.part) in wanted}
+    return {stage.id for stage in graph.stages.values() if (base_name(stage.name), stage.site, stage.part) in wanted}

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.seeds import derive_seed
 from engine.graph import Resources, Stage, count_workers
-from pipeline.config import ExperimentConfig
+from pipeline.config import DSL, ExperimentConfig
 
 ALL = "all"
 
@@ -42,6 +42,7 @@ KINDS = {
     "filter": Kind("filter:filter_copies", "embed"),
     "audit": Kind("audit:audit_site", "embed"),
     "segment_real": Kind("segment:train_segmentation", "train"),
+    "segment_long": Kind("segment:train_segmentation", "train"),
     "label": Kind("label:label", "embed"),
     "share": Kind("share:share"),
     "check": Kind("check:check_package", "embed"),
@@ -57,6 +58,8 @@ KINDS = {
     "segment_dsl": Kind("segment:train_segmentation", "train"),
     "evaluate": Kind("evaluate:evaluate", "embed"),
 }
+OF_A_NETWORK = {"segment_real", "segment_long", "segment_syn", "finetune", "rounds", "segment_dsl", "evaluate"}
+SEED_ENDING = ".seed"  # with a number: the name of a stage that is repeated with another seed
 ACROSS_SITES = ("merge", "segment_syn")  # made of packages: private to no site, whatever their name
 
 
@@ -70,13 +73,23 @@ class TrainedModel:
     folder: str = "model"
 
 
+def base_name(name: str) -> str:
+    """The name of a stage without the number of its seed."""
+    return name.partition(SEED_ENDING)[0]
+
+
 @dataclass(frozen=True)
 class StageFactory:
-    """Makes the stages of one fold of an experiment over ``sites``."""
+    """Makes the stages of one fold of an experiment over ``sites``.
+
+    ``repeat``: the trainings of networks, and what is measured of them, are repeated with other seeds; 0 is the first
+    one, whose stages have no number in their names. What is not repeated is the same stage for all.
+    """
 
     config: ExperimentConfig
     sites: tuple[str, ...]
     fold: int
+    repeat: int = 0
 
     def stage(
         self,
@@ -102,16 +115,17 @@ class StageFactory:
         """
         cluster = self.config.cluster
         what = KINDS[kind]
+        name = self._numbered(name or kind)
         n_workers = count_workers(members, hub_works=hub_works)
         return Stage(
-            name=name or kind,
+            name=name,
             fold=self.fold,
             site=site,
             function=f"pipeline.stages.{what.function}",
             settings=settings,
             inputs={role: self._source(role, source) for role, source in inputs.items()},
             part=part,
-            seed=self.seed(name or kind, site),
+            seed=self.seed(name, site),
             resources=Resources(
                 getattr(cluster.cpus, what.use) * n_workers, getattr(cluster.gpus, what.use) * n_workers
             ),
@@ -130,8 +144,12 @@ class StageFactory:
         return derive_seed(self.config.general.seed_base, "fold", self.fold, site, name)
 
     def stage_id(self, name: str, site: str) -> str:
-        """The id of a stage without a part."""
-        return f"fold_{self.fold}/{name}/{site}"
+        """The id of a stage without a part, of this repeat where it is repeated."""
+        return f"fold_{self.fold}/{self._numbered(name)}/{site}"
+
+    def _numbered(self, name: str) -> str:
+        is_repeated = name in OF_A_NETWORK or name.startswith("finetune_") or name in self.config.federated.strategies
+        return f"{name}{SEED_ENDING}{self.repeat}" if self.repeat and is_repeated and name != DSL else name
 
     def dataset_name(self, name: str) -> str:
         """nnU-Net's name of the dataset of a site, of ``all``, of ``syn_<union>`` or of ``dsl``: ids from 100."""
@@ -147,7 +165,8 @@ class StageFactory:
     def _cost_s(self, kind: str) -> float:
         """Rough, but of the right order: a schedule of wrong durations is a wrong schedule."""
         train = self.config.train
-        settings = train.fine_tuning() if kind == "finetune" else train.segmentation()
+        lengths = {"finetune": train.fine_tuning(), "segment_long": train.from_scratch_as_long()}
+        settings = lengths.get(kind, train.segmentation())
         network_s = ITERATION_S * settings.n_epochs * settings.n_iterations
         if kind != "generator":
             return OTHER_STAGE_S + (network_s if KINDS[kind].is_training else 0.0)

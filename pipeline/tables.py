@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.files import write_text
+from common.files import read_json, write_text
 from common.seeds import derive_seed
 from dataset.folds import assign_folds
 from dataset.images import VOLUME_ENDINGS, file_ending
 from dataset.source import Case
 from engine.run_plan import RunPlan
+from evaluation.curves import NETWORK_COLUMNS
 from evaluation.results import KEY_COLUMNS, aligned, format_table, read_results, summarise, write_table
 from pipeline.baselines import strategy_in_words
 from pipeline.config import IMAGES_PER_TRAINING_IMAGE, ExperimentConfig
 from pipeline.site_data import SiteData
-from pipeline.stage_factory import ALL
+from pipeline.stage_factory import ALL, base_name
 from pipeline.unions import Union
+
+log = logging.getLogger(__name__)
 
 
 def write_fold_tables(folder: Path, finished: Mapping[str, Path]) -> None:
-    """``results.csv``, ``summary.csv`` and ``summary.txt`` of one fold, from its evaluate stages."""
+    """``results.csv``, ``networks.csv``, ``summary.csv`` and ``summary.txt`` of one fold, from its evaluate stages."""
     import pandas as pd
 
-    evaluated = [path for stage_id, path in finished.items() if stage_id.split("/")[1] == "evaluate"]
+    evaluated = [path for stage_id, path in finished.items() if base_name(stage_id.split("/")[1]) == "evaluate"]
     if evaluated:
         results = pd.concat([read_results(path / "results.csv") for path in evaluated])
         write_table(folder / "results.csv", results.sort_values(list(KEY_COLUMNS), kind="stable"))
+        networks = pd.DataFrame([read_json(path / "network.json") for path in evaluated], columns=list(NETWORK_COLUMNS))
+        networks = networks.drop_duplicates(["model", "fold", "seed"]).sort_values(["model", "seed"])
+        write_table(folder / "networks.csv", networks)
+        faulty = networks[networks["fault"] != ""]
+        for row in faulty.to_dict("records"):
+            log.warning("%s (fold %s, seed %s) %s", row["model"], row["fold"], row["seed"], row["fault"])
         summary = summarise(results)
         write_table(folder / "summary.csv", summary)
-        write_text(folder / "summary.txt", format_table(summary) + "\n")
+        write_text(folder / "summary.txt", format_table(summary, set(faulty["model"])) + "\n")
 
 
 def format_plan(plan: RunPlan, facts: Sequence[str], *, pins_sites: bool) -> str:
@@ -63,6 +73,10 @@ def experiment_in_words(config: ExperimentConfig, data: SiteData) -> list[str]:
         f"nnU-Net     {train.nnunet_epochs} epochs x {train.nnunet_iterations} iterations ({train.nnunet_schedule}); "
         f"fine-tuning {finetune} epochs ({train.nnunet_schedule_finetune})",
     ]
+    if config.evaluation.synthetic and config.evaluation.real_long:
+        lines.append(f"control     real-long: own images only, {train.from_scratch_as_long().n_epochs} epochs")
+    if config.general.n_seeds > 1:
+        lines.append(f"seeds       {config.general.n_seeds} trainings of every network")
     if config.evaluation.synthetic:
         lines += [f"generator   {config.generator.name}, {text}" for text in _generator_lengths(config, sites, cases)]
         lines.append(

@@ -9,29 +9,26 @@ from pathlib import Path
 from evaluation.approaches import (
     APPROACHES,
     OURS,
-    Comparison,
     ScalingPoint,
-    compare,
     is_deployable,
     scaling_curve,
 )
 from evaluation.report.approach_pictures import scaling_figure
-from evaluation.report.html import Html, element, heading, join, note, picture, table
-from evaluation.report.results import BEST_MARK, kinds_in_words, test_cells, verdict
+from evaluation.report.html import Html, element, heading, join, picture, table
+from evaluation.report.results import BEST_MARK, JUDGED, format_p, kinds_in_words
 from evaluation.report.run import RunFiles, read_mapping
 from evaluation.results import format_value, write_table
-from evaluation.statistics import DEPENDENCE_NOTE, Interval
-
-GAIN_MARK, LOSS_MARK = "▲", "▼"
+from evaluation.statistics import Interval
+from evaluation.verdicts import Comparison
 
 
 def approaches_section(files: RunFiles) -> Html | None:
     """What a site gets from each approach, and autoshare against each; None where there is nothing to compare."""
-    found = [] if files.results is None or files.results.empty else compare(files.results)
+    found = files.verdicts.comparisons if files.verdicts else ()
     if len(found) < 2:
         return None
     sites = sorted({site for row in found for site in row.by_site})
-    return join(_scores_table(found, sites), _differences_table(found, sites), _tests_table(found))
+    return join(_scores_table(found, sites), _differences_table(found, sites), _verdicts_table(found))
 
 
 def _scores_table(found: Sequence[Comparison], sites: Sequence[str]) -> Html:
@@ -61,22 +58,20 @@ def _scores_table(found: Sequence[Comparison], sites: Sequence[str]) -> Html:
 
 def _differences_table(found: Sequence[Comparison], sites: Sequence[str]) -> Html:
     """Autoshare minus each other approach, site by site."""
-    compared = [row for row in found if row.difference is not None]
+    compared = [row for row in found if row.difference_by_site]
     if not compared:
         return Html("")
     kinds = kinds_in_words([gained.kind for row in compared for gained in row.difference_by_site.values()])
-    marks = {"a gain": f"{GAIN_MARK} ", "a loss": f"{LOSS_MARK} "}
     rows = []
     for row in compared:
         cells = [APPROACHES[row.approach]]
         for site in sites:
             gained = row.difference_by_site.get(site)
-            is_known = gained is not None and not math.isnan(gained.mean)
-            cells.append(_gain_cell(gained, mark=marks.get(verdict(gained), "")) if gained and is_known else "-")
+            cells.append("-" if gained is None or math.isnan(gained.mean) else _gain_cell(gained))
         rows.append(cells)
     caption = (
-        f"Dice points, paired, with 95 % intervals ({kinds}). {GAIN_MARK}: the interval is above 0. {LOSS_MARK}: it is "
-        "below 0. No mark: no clear difference. The intervals are not corrected for the number of comparisons."
+        f"Dice points, paired by patient, with 95 % intervals ({kinds}). Each interval holds 95 % by itself; the table "
+        "makes no verdicts."
     )
     return join(
         heading("Autoshare minus each other approach, at each site"),
@@ -84,29 +79,26 @@ def _differences_table(found: Sequence[Comparison], sites: Sequence[str]) -> Htm
     )
 
 
-def _tests_table(found: Sequence[Comparison]) -> Html:
-    """The mean over sites, and the paired tests with their correction."""
+def _verdicts_table(found: Sequence[Comparison]) -> Html:
+    """The mean over sites of each difference, judged."""
     rows = []
     for row in found:
-        if row.difference is not None and row.test is not None:
-            gained = _gain_cell(row.difference, in_words=f" ({verdict(row.difference)})")
-            cells = test_cells(row.test, row.p_corrected)
-            rows.append([APPROACHES[row.approach], gained, str(row.test.n_pairs), *cells])
+        judged = row.over_sites
+        if judged is not None:
+            p = format_p(judged.p) if judged.verdict in JUDGED else "-"
+            rows.append([APPROACHES[row.approach], _gain_cell(judged.interval), judged.verdict, p])
     if not rows:
         return Html("")
     caption = (
-        "Dice points, mean over sites, with 95 % intervals. p: one-sided Wilcoxon signed-rank test over pairs (fold, "
-        "site) that autoshare is better. p, Bonferroni: p times the number of tests, so that the chance of a single "
-        "false claim stays small. Near 1: nothing shows that autoshare is better. Effect: matched-pairs rank-biserial "
-        "correlation, +1 where autoshare is better in every pair, -1 where the other approach is."
+        "Dice points, mean over sites. Two-sided paired t test over patients; interval and p are corrected for the "
+        "number of all verdicts of this report, by the same rule."
     )
-    header = ["Autoshare minus", "mean over sites", "pairs", "effect", "p", "p, Bonferroni"]
-    title = heading("Autoshare against each other approach, over all sites")
-    return join(title, table(header, rows, caption), note(DEPENDENCE_NOTE))
+    header = ["Autoshare minus", "mean over sites [corrected 95 % interval]", "verdict", "p, corrected"]
+    return join(heading("Autoshare against each other approach, over all sites"), table(header, rows, caption))
 
 
-def _gain_cell(gained: Interval, mark: str = "", in_words: str = "") -> Html:
-    return join(f"{mark}{format_value(gained.mean, 'dice', signed=True)}{in_words}", _small(gained, signed=True))
+def _gain_cell(gained: Interval) -> Html:
+    return join(format_value(gained.mean, "dice", signed=True), _small(gained, signed=True))
 
 
 def _small(interval: Interval, *, signed: bool = False) -> Html:
@@ -133,8 +125,8 @@ def scaling_section(files: RunFiles) -> Html | None:
     ]
     kinds = kinds_in_words([gained.kind for point in points for gained in (point.own_test, point.all_tests)])
     caption = (
-        "Dice points that fine-tuning from a union's synthetic images gains over training on own images alone, mean "
-        f"over all sites (members of the union or not), with 95 % intervals ({kinds})."
+        f"Dice points that fine-tuning from a union's synthetic images gains over {points[0].control}-X (own images "
+        f"alone), mean over all sites (members of the union or not), with 95 % intervals ({kinds}); no verdicts."
     )
     header = ["Union", "its sites", "contributing sites", "on the site's own test images", "on all sites' test images"]
     shown = picture(scaling_figure(points), "Dice gain against contributing sites; open marks: named unions")
@@ -164,6 +156,7 @@ def write_scaling(files: RunFiles, path: Path) -> None:
             "low": gained.low,
             "high": gained.high,
             "interval_kind": gained.kind,
+            "control": point.control,
         }
         for point in scaling_points(files)
         for tested, gained in (("own site", point.own_test), ("all sites", point.all_tests))

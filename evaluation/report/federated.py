@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from evaluation.curves import read_curves
 from evaluation.report.approach_pictures import rounds_figure
 from evaluation.report.fields import format_bytes, format_number, table_of
 from evaluation.report.html import Html, bullets, details, element, heading, join, note, paragraph, picture
 from evaluation.report.pictures import curves_figure
-from evaluation.report.run import RunFiles, StageFolder, read_curves, read_mapping
+from evaluation.report.run import RunFiles, StageFolder, read_mapping
 from evaluation.results import format_value
 
 ROUNDS_STAGES = {"fedavg": "FedAvg", "fedprox": "FedProx", "fedbn": "FedBN"}

@@ -1,4 +1,4 @@
-"""The report's answer: the Dice table, what sharing gained each site, the paired test, and the other metrics."""
+"""The report's answer: what sharing gained each site, the Dice table, faults of trainings, and the other metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from evaluation.approaches import COMPARED, OURS, at_own_site
+from evaluation.approaches import COMPARED, LOCAL, LOCAL_LONG, OURS, at_own_site
 from evaluation.report.html import (
     Html,
     absent,
@@ -25,16 +25,19 @@ from evaluation.report.pictures import scores_figure
 from evaluation.report.run import RunFiles
 from evaluation.results import FOREGROUND, best_cells, by_approach, format_interval, format_value, summarise
 from evaluation.segmentation import METRICS
-from evaluation.statistics import Interval, PairedTest, bonferroni, gain, paired_test
+from evaluation.statistics import GAIN, LOSS, UNCLEAR, Judgement, difference, interval
+from evaluation.verdicts import SiteGain, Verdicts
 
 if TYPE_CHECKING:
     import pandas as pd
 
 BEST_MARK = "★"
 MANY_MODELS = 16  # from here the tables of the other metrics open on a click
+JUDGED = (GAIN, LOSS, UNCLEAR)
 CONVENTIONS = (
-    "Each label of each test case is scored at the image's own resolution. A fold's value is the mean over cases, then "
-    "over labels. The tables show the mean over folds.",
+    "Each label of each test case is scored at the image's own resolution. A patient's score is the mean over their "
+    "images. The tables show the mean over patients, then over labels. docs/statistics.md says what each interval and "
+    "each verdict means.",
     "HD95 is the 95th percentile of the distances between the two borders, both directions pooled, in mm (in pixels "
     "where images have no spacing). NSD is the share of border pixels within the tolerance of the other border.",
     "If neither the reference nor the prediction has a label, the score is undefined: it is left out of the means and "
@@ -42,21 +45,87 @@ CONVENTIONS = (
     "If only one of the two has a label, Dice, IoU and NSD are 0 and HD95 is the image's diagonal. So a missed object "
     "never improves a mean.",
     "2D images that are stored as volumes of depth 1 are scored as 2D images.",
-    "With one fold, the intervals come from its cases alone and do not include the variation between trainings.",
 )
 
 
 def answer_section(files: RunFiles) -> Html:
-    """The first screen: where there is syn-real, what it gained and the test; then Dice of every model."""
-    if files.results is None or files.summary is None:
+    """The first screen: what sharing gained each site and how sure that is; then Dice of every model."""
+    if files.results is None or files.summary is None or files.verdicts is None:
         return absent("No results yet: no chosen fold has finished its evaluate stage.")
     results, table_of_models = files.results, metric_table(files.summary, "dice")
     without = sorted(set(files.folds) - set(results["fold"]))
     missing = absent(f"Not evaluated yet: fold {', '.join(map(str, without))}.") if without else ""
-    if not results["model"].astype(str).str.startswith("syn-real-").any():
-        return join(table_of_models, missing)
-    sentences = bullets(gain_sentences(results), "answers")
-    return join(sentences, test_statement(results), heading("Every model on every site"), table_of_models, missing)
+    faults = faults_of_trainings(files)
+    if not files.verdicts.gains:
+        return join(faults, table_of_models, missing)
+    is_alone = results["tested_on"].nunique() == 1
+    sentences = bullets([gain_sentence(gain, is_alone=is_alone) for gain in files.verdicts.gains], "answers")
+    about = note(" ".join(about_verdicts(files.verdicts, n_seeds=results["seed"].nunique())))
+    return join(sentences, about, faults, heading("Every model on every site"), table_of_models, missing)
+
+
+def gain_sentence(gain: SiteGain, *, is_alone: bool) -> Html:
+    """In plain language: a site's network with sharing against its better control."""
+    name = element("strong", f"Site {gain.site}:")
+    if gain.control is None or gain.own_images is None:
+        return join(name, f"{OURS}-{gain.site} and {LOCAL}-{gain.site} are not both evaluated yet.")
+    what = "pretraining on synthetic images of its own patients" if is_alone else "sharing"
+    phrases = [_judged_in_words(gain.own_images, "its own test images")]
+    if gain.other_images is not None:
+        phrases.append(_judged_in_words(gain.other_images, "the other sites' test images"))
+    words = "trained as long in all" if gain.control.startswith(f"{LOCAL_LONG}-") else "trained once"
+    compared = f"compared with {gain.control} (own images only, {words})"
+    return join(name, f"{compared}, {what} changed Dice by {' and by '.join(phrases)}.")
+
+
+def _judged_in_words(judged: Judgement, images: str) -> str:
+    points, low, high = (
+        format_value(value, "dice", signed=True)
+        for value in (judged.interval.mean, judged.interval.low, judged.interval.high)
+    )
+    if judged.verdict not in JUDGED:
+        return f"{points} points on {images} ({judged.verdict})"
+    numbers = f"corrected 95 % interval {low} to {high}, {judged.interval.kind}, p = {format_p(judged.p)}"
+    return f"{points} points on {images} ({numbers}: {judged.verdict})"
+
+
+def about_verdicts(verdicts: Verdicts, *, n_seeds: int) -> list[str]:
+    """What the verdicts hold for, and what they do not say."""
+    sentences = []
+    if verdicts.n_comparisons > 1:
+        sentences.append(
+            f"This report judges {verdicts.n_comparisons} comparisons. Their intervals and p are corrected for that "
+            "number (Bonferroni): where nothing differs, the chance of any false verdict in the report is at most 5 %."
+        )
+    sentences.append(
+        f"The intervals count the patients and {n_seeds} trainings of each network."
+        if n_seeds > 1
+        else "Each network was trained with one seed. The verdicts hold for these trained networks: how much another "
+        "seed would change is not known (general.n_seeds=3 measures it)."
+    )
+    controls = [gain.control for gain in verdicts.gains if gain.control]
+    if any(not control.startswith(f"{LOCAL_LONG}-") for control in controls):
+        sentences.append(
+            f"{LOCAL}-X was trained for one training's length and {OURS}-X for two, as in the published comparison. So "
+            "a part of the difference can come from the longer training alone; evaluation.real_long=true adds a "
+            "control of equal length."
+            if not any(control.startswith(f"{LOCAL_LONG}-") for control in controls)
+            else "Of the normal and the longer training on own images, the one with the better validation Dice is the "
+            "control."
+        )
+    return sentences
+
+
+def faults_of_trainings(files: RunFiles) -> Html:
+    """Networks that must not serve in a comparison, and why; nothing where all trainings look sound."""
+    if files.networks is None:
+        return Html("")
+    faulty = files.networks[files.networks["fault"] != ""].to_dict("records")
+    if not faulty:
+        return Html("")
+    lines = [f"{row['model']}, fold {row['fold']}, seed {row['seed']}: it {row['fault']}." for row in faulty]
+    title = "These trainings have a fault; no verdict rests on them"
+    return join(paragraph(title + ":"), bullets([element("span", line, "failed") for line in lines]))
 
 
 def metric_table(summary: pd.DataFrame, metric: str, label: str = FOREGROUND) -> Html:
@@ -68,25 +137,25 @@ def metric_table(summary: pd.DataFrame, metric: str, label: str = FOREGROUND) ->
         key = row["model"], row["tested_on"]
         shown = format_value(row["mean"], metric)
         mean = element("strong", f"{BEST_MARK} {shown}") if key in best else shown
-        spread = "" if math.isnan(row["std"]) else f"± {format_value(row['std'], metric)} "
+        spread = "" if math.isnan(row["seed_spread"]) else f" ± {format_value(row['seed_spread'], metric)}"
         marked = element("span", mean, "own") if row["trained_on"] == row["tested_on"] else mean
-        cells[key] = join(marked, element("small", spread + format_interval(row, metric)))
+        cells[key] = join(marked, element("small", format_interval(row, metric) + spread))
     groups = {
         words: [[model, *(cells.get((model, site), "-") for site in sites)] for model in models]
         for words, models in by_approach(chosen).items()
     }
     unit = "%" if METRICS[metric].unit == "fraction" else METRICS[metric].unit
-    spread = " ± standard deviation over folds" if chosen["std"].notna().any() else ""
+    seeds = ", ± the standard deviation over seeds" if chosen["seed_spread"].notna().any() else ""
     caption = (
-        f"{METRICS[metric].title}, {unit}: mean{spread} [95 % interval: {kinds_in_words(chosen['interval_kind'])}]. "
+        f"{METRICS[metric].title}, {unit}: mean [95 % interval: {kinds_in_words(chosen['interval_kind'])}]{seeds}. "
         f"{METRICS[metric].direction.capitalize()} is better. {BEST_MARK} and bold: the best at this site without "
-        "pooling real images. Framed: the model's own site."
+        "pooling real images; the mark is no test. Framed: the model's own site."
     )
     return table(["Model", *(f"tested on {site}" for site in sites)], groups, caption)
 
 
 def kinds_in_words(kinds: Iterable[str]) -> str:
-    """``bootstrap over 20 to 31 cases``: sites differ in their number of cases only."""
+    """``t over 20 to 31 patients``: sites differ in their number of patients only."""
     counts: dict[str, set[int]] = {}
     for kind in sorted(set(kinds)):
         counts.setdefault(re.sub(r"\d+", "{}", kind), set()).update(map(int, re.findall(r"\d+", kind)))
@@ -94,60 +163,11 @@ def kinds_in_words(kinds: Iterable[str]) -> str:
     return ", ".join(pattern.replace("{}", " to ".join(map(str, ends))) for pattern, ends in ranges.items())
 
 
-def gain_sentences(results: pd.DataFrame) -> list[Html]:
-    """For each site, in plain language: syn-real-X against real-X, on its own and on the other sites' test images."""
-    models, tested = set(results["model"]), sorted(results["tested_on"].unique())
-    sentences = []
-    for site in sorted(set(results["trained_on"]) & set(tested)):
-        phrases = []
-        others = [other for other in tested if other != site]
-        for tested_on, images in (([site], "its own test images"), (others, "the other sites' test images")):
-            if not tested_on:
-                continue
-            gained = gain(results, f"syn-real-{site}", f"real-{site}", tested_on)
-            mean, low, high = (format_value(v, "dice", signed=True) for v in (gained.mean, gained.low, gained.high))
-            interval = "no interval yet" if math.isnan(gained.low) else f"95 % interval {low} to {high}, {gained.kind}"
-            phrases.append(f"{mean} points on {images} ({interval}: {verdict(gained)})")
-        text = f"compared with training on its own images alone, sharing changed Dice by {' and by '.join(phrases)}."
-        if not {f"syn-real-{site}", f"real-{site}"} <= models:
-            text = "syn-real and real are not both evaluated yet."
-        sentences.append(join(element("strong", f"Site {site}:"), text))
-    return sentences
-
-
-def verdict(difference: Interval) -> str:
-    """What an interval of a difference allows to say."""
-    if math.isnan(difference.low):
-        return "too little data to say"
-    if difference.low > 0:
-        return "a gain"
-    return "a loss" if difference.high < 0 else "no clear difference"
-
-
-def test_statement(results: pd.DataFrame) -> Html:
-    """The paper's test on Dice in one line, and what its p is worth."""
-    test = paired_test(results, "syn-real", "real")
-    if math.isnan(test.p):
-        return paragraph(f"A paired test of syn-real-X against real-X is not possible: {test.reason}.")
-    sentence = (
-        f"Over {test.n_pairs} pairs (fold, training site, tested site), syn-real-X minus real-X is "
-        f"{format_value(test.mean_difference, 'dice', signed=True)} Dice points on average. The one-sided Wilcoxon "
-        f"signed-rank test that it is above 0 gives p = {format_p(test.p)}."
-    )
-    return join(paragraph(sentence), note(test.note))
-
-
 def format_p(p: float) -> str:
     """A p value with two digits, or ``-``."""
     if math.isnan(p):
         return "-"
     return f"{p:.2g}" if p >= 1e-4 else f"{p:.0e}"
-
-
-def test_cells(test: PairedTest, p_corrected: float) -> list[str]:
-    """The cells under ``effect``, ``p`` and ``p, Bonferroni``."""
-    effect = "-" if math.isnan(test.effect) else f"{test.effect:+.2f}"
-    return [effect, test.reason or format_p(test.p), format_p(p_corrected)]
 
 
 def more_results_section(files: RunFiles) -> Html:
@@ -167,35 +187,38 @@ def more_results_section(files: RunFiles) -> Html:
     scores = scores_figure(shown, "dice", "Dice, %", 100.0) if len(shown) else None
     labels = [str(label) for label in summary["label"].unique() if label != FOREGROUND]
     counted = foreground[foreground["metric"] == "dice"]
-    counts = counted[["model", "tested_on", "n_folds", "n_cases", "n_undefined"]].astype(str).to_numpy().tolist()
-    counts_header = ["Model", "tested on", "folds", "cases", "undefined (case, label) pairs"]
+    counts = (
+        counted[["model", "tested_on", "n_folds", "n_patients", "n_cases", "n_undefined"]]
+        .astype(str)
+        .to_numpy()
+        .tolist()
+    )
+    counts_header = ["Model", "tested on", "folds", "patients", "cases", "undefined (case, label) pairs"]
     return join(
         picture(scores, f"Dice{of_what} with 95 % intervals; blue: {OURS}.") if scores else "",
         *(titled(METRICS[name].title, metric_table(summary, name)) for name in ("hd95", "nsd", "iou")),
         *(titled(f"Label {name}", metric_table(summary, "dice", name)) for name in labels if len(labels) > 1),
-        tests_table(results) if results["model"].astype(str).str.startswith(f"{OURS}-").any() else "",
-        titled("Cases behind the numbers", table(counts_header, counts) if counts else absent("No cases.")),
+        metrics_table(results, files.verdicts) if files.verdicts else "",
+        titled(
+            "Patients and cases behind the numbers", table(counts_header, counts) if counts else absent("No cases.")
+        ),
         heading("Conventions"),
         bullets(CONVENTIONS),
     )
 
 
-def tests_table(results: pd.DataFrame) -> Html:
-    """The paired test of every metric, with p corrected for testing several."""
-    tests = [paired_test(results, "syn-real", "real", metric) for metric in METRICS]
-    rows = [
-        [
-            METRICS[test.metric].title,
-            str(test.n_pairs),
-            format_value(test.mean_difference, test.metric, signed=True),
-            *test_cells(test, p_corrected),
-        ]
-        for test, p_corrected in zip(tests, bonferroni([test.p for test in tests]), strict=True)
-    ]
-    header = ["Metric", "pairs", "syn-real-X minus real-X", "effect", "p", "p, Bonferroni"]
-    caption = (
-        "One-sided Wilcoxon signed-rank tests that syn-real-X is better than real-X. Effect: matched-pairs "
-        "rank-biserial correlation, +1 where syn-real-X is better in every pair. Here too the pairs are not "
-        "independent."
-    )
-    return join(heading("Tests of every metric"), table(header, rows, caption))
+def metrics_table(results: pd.DataFrame, verdicts: Verdicts) -> Html:
+    """At each site, its network with sharing minus its control in every metric; intervals, no verdicts."""
+    rows = []
+    for gain in verdicts.gains:
+        for metric in METRICS if gain.control else ():
+            found = interval(difference(results, f"{OURS}-{gain.site}", str(gain.control), [gain.site], metric))
+            low, high = (format_value(value, metric, signed=True) for value in (found.low, found.high))
+            shown = found.kind if math.isnan(found.low) else f"[{low}, {high}]"
+            name = f"{METRICS[metric].title} ({METRICS[metric].direction} is better)"
+            rows.append([gain.site, str(gain.control), name, format_value(found.mean, metric, signed=True), shown])
+    if not rows:
+        return Html("")
+    caption = "On the site's own test images. Each interval holds 95 % by itself and is not corrected: no verdict."
+    header = ["Site", "control", "metric", f"{OURS}-X minus control", "95 % interval"]
+    return join(heading("Every metric against the control"), table(header, rows, caption))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -13,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from common.files import read_json
 from evaluation.approaches import natural_order
+from evaluation.curves import read_networks
 from evaluation.results import read_results, summarise
+from evaluation.verdicts import Verdicts, judge_report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +22,19 @@ log = logging.getLogger(__name__)
 
 ALL_SITES = "all"
 STAGES = (
-    *("prepare", "plan", "slices", "calibrate", "generator", "segment_real", "sample", "filter", "audit", "label"),
+    *(
+        "prepare",
+        "plan",
+        "slices",
+        "calibrate",
+        "generator",
+        "segment_real",
+        "segment_long",
+        "sample",
+        "filter",
+        "audit",
+        "label",
+    ),
     *("share", "check", "merge", "segment_syn", "finetune", "statistics", "negotiate", "adopt"),
     *("fedavg", "fedprox", "fedbn", "dsl", "dsl_dataset", "segment_dsl", "evaluate"),
 )
@@ -101,6 +113,22 @@ class RunFiles:
         return pd.concat(tables, ignore_index=True) if tables else None
 
     @cached_property
+    def networks(self) -> pd.DataFrame | None:
+        """The rows of every fold's ``networks.csv``, or None where no fold has one."""
+        import pandas as pd
+
+        paths = [self.folder(fold) / "networks.csv" for fold in self.folds]
+        tables = [read_networks(path) for path in paths if path.is_file()]
+        return pd.concat(tables, ignore_index=True) if tables else None
+
+    @cached_property
+    def verdicts(self) -> Verdicts | None:
+        """Everything that the report judges, or None where there are no results."""
+        if self.results is None or self.results.empty:
+            return None
+        return judge_report(self.results, self.networks)
+
+    @cached_property
     def summary(self) -> pd.DataFrame | None:
         """``summarise`` of the results, or None where there are none."""
         return None if self.results is None or self.results.empty else summarise(self.results)
@@ -142,22 +170,6 @@ def read_mapping(path: Path) -> dict[str, Any]:
         log.warning("%s is left out of the report: %s", path, error)
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def read_curves(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``curves.jsonl``; a last line cut short by a stop is left out."""
-    return list(_points(path)) if path.is_file() else []
-
-
-def _points(path: Path) -> Iterator[dict[str, Any]]:
-    for line in filter(str.strip, path.read_text(encoding="utf-8").splitlines()):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            log.warning("%s: a broken line is left out: %.60s", path, line)
-            continue
-        if isinstance(value, dict) and isinstance(value.get("step"), (int, float)):
-            yield value
 
 
 def _manifest_paths(fold_folder: Path) -> list[Path]:

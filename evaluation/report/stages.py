@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from evaluation.curves import read_curves
 from evaluation.report.federated import is_baseline_run
 from evaluation.report.fields import format_seconds, scalars
 from evaluation.report.html import Html, absent, details, element, heading, join, paragraph, picture, table
 from evaluation.report.pictures import curves_figure, stage_times_figure
-from evaluation.report.run import FINETUNE_OF_UNION, RunFiles, StageRecord, finished_at, read_curves, stage_rank
+from evaluation.report.run import FINETUNE_OF_UNION, RunFiles, StageRecord, finished_at, stage_rank
 
 TRAINING_STAGES = {
     "generator": "Generator",

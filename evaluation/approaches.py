@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from evaluation.statistics import Interval, difference, interval
+from evaluation.statistics import Interval, ScoreTable, interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,6 +105,13 @@ def at_own_site(results: pd.DataFrame, families: Sequence[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else results.iloc[:0]
 
 
+def model_of_sites(family: str, sites: Sequence[str], models: Collection[str]) -> dict[str, str]:
+    """Site -> the model of a family that it would use: its own, or the one for all; of those that were evaluated."""
+    own = {site: f"{family}-{site}" for site in sites if f"{family}-{site}" in models}
+    for_all = next((name for name in (family, f"{family}-{ALL_SITES}") if name in models), None)
+    return own or (dict.fromkeys(sites, for_all) if for_all else {})
+
+
 def is_named(union: str) -> bool:
     """Whether a union was chosen by its members (``[A+C]``), not as the first n sites or all of them."""
     return union.startswith("[")
@@ -116,29 +123,16 @@ def scaling_curve(results: pd.DataFrame, unions: Sequence[Mapping[str, Any]]) ->
     Args:
         unions: ``{"name": "2", "sites": ["A", "B"]}``, the union of all sites is called ``all``.
     """
-    points, tested = [], sorted(results["tested_on"].unique())
-    control = LOCAL_LONG if (results["model"] == LOCAL_LONG + "-" + results["trained_on"].astype(str)).any() else LOCAL
+    table, points = ScoreTable.of(results, "dice"), []
+    own_sites = [site for site in table.sites if f"{LOCAL}-{site}" in table.models]
+    control = LOCAL_LONG if any(f"{LOCAL_LONG}-{site}" in table.models for site in own_sites) else LOCAL
+    controls = model_of_sites(control, own_sites, table.models)
     for union in unions:
         name, sites = str(union["name"]), tuple(map(str, union["sites"]))
-        family = OURS if name == ALL_SITES else f"syn{name}-real"
-        own = at_own_site(results, [family, control])
-        if not (own["model"] == family).any():
+        found = model_of_sites(OURS if name == ALL_SITES else f"syn{name}-real", own_sites, table.models)
+        if not found or not controls:
             continue
-        everywhere = _mean_over_training_sites(results, [family, control])
-        own_test, all_tests = (interval(difference(table, family, control, tested)) for table in (own, everywhere))
+        own_test = interval(table.difference(found, controls))
+        all_tests = interval(table.mean_difference([(model, controls[site]) for site, model in found.items()]))
         points.append(ScalingPoint(name, sites, own_test, all_tests, control))
     return sorted(points, key=lambda point: (point.n_sites, is_named(point.union), point.union))
-
-
-def _mean_over_training_sites(results: pd.DataFrame, families: Sequence[str]) -> pd.DataFrame:
-    """Each test case's score averaged over the sites' models of a family; pooled models are no site's."""
-    import pandas as pd
-
-    parts = []
-    for family in families:
-        chosen = results[results["model"] == family + "-" + results["trained_on"].astype(str)]
-        chosen = chosen[chosen["trained_on"] != "all"]
-        keys = ["tested_on", "fold", "seed", "patient", "case", "label"]
-        mean = chosen.groupby(keys, sort=True)["dice"].mean().reset_index()
-        parts.append(mean.assign(model=family, trained_on=""))
-    return pd.concat(parts, ignore_index=True)

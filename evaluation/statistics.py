@@ -8,11 +8,12 @@ their fold. The methods were chosen by simulation: ``python -m studies.interval_
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import special
 
 from evaluation.segmentation import METRICS
 
@@ -34,6 +35,11 @@ class Scores:
     patients: np.ndarray  # (n_rows,), as the two below
     folds: np.ndarray
     seeds: np.ndarray
+
+    def without_undefined(self) -> Scores:
+        """Without the rows in which no label has a score."""
+        kept = ~np.isnan(self.values).all(axis=1)
+        return Scores(self.values[kept], self.patients[kept], self.folds[kept], self.seeds[kept])
 
     def minus(self, other: Scores) -> Scores:
         """The difference in every row; both hold the same rows."""
@@ -101,6 +107,7 @@ def nan_mean(values: np.ndarray, axis: int | None = None) -> np.ndarray:
 
 def estimate(scores: Scores) -> Estimate:
     """The mean over patients, then over labels, with the variance that patients and trainings give it."""
+    scores = scores.without_undefined()
     n_seeds = len(np.unique(scores.seeds))
     # a patient's score is the mean over their images (and seeds); labels and patients without any score are left out
     by_patient = _means_of_groups(scores.values, scores.patients)
@@ -184,14 +191,12 @@ def interval(
             carried there and back by the slope of the scale at the mean (delta method), and so stays within bounds.
         min_patients: with fewer there is no interval.
     """
-    from scipy import stats
-
     if found.n_patients < min_patients or not found.parts:
         kind = f"none: {found.n_patients} patients are too few to hold its level, at least {min_patients} are needed"
         return Interval(found.mean, math.nan, math.nan, kind)
     mean, kind = found.mean, f"t over {found.n_patients} patients"
     kind += f" and {found.n_seeds} seeds" if found.n_seeds > 1 else ""
-    reach = float(stats.t.ppf(0.5 + level / 2, found.degrees_of_freedom)) * found.standard_error
+    reach = float(special.stdtrit(found.degrees_of_freedom, 0.5 + level / 2)) * found.standard_error
     if bounds == (0, 1) and 0 < mean < 1:
         logit, reach = math.log(mean / (1 - mean)), reach / (mean * (1 - mean))
         low, high = (float(1 / (1 + np.exp(-end))) for end in (logit - reach, logit + reach))
@@ -204,14 +209,12 @@ def interval(
 
 def p_value(found: Estimate) -> float:
     """Two-sided p of a mean difference of 0; never below 2 / 2**n, the smallest that the signs of n patients give."""
-    from scipy import stats
-
     if not found.parts:
         return math.nan
     smallest = 2.0 ** (1 - found.n_patients)
     if not found.standard_error:
         return 1.0 if found.mean == 0 else smallest
-    p = 2 * float(stats.t.sf(abs(found.mean) / found.standard_error, found.degrees_of_freedom))
+    p = 2 * float(special.stdtr(found.degrees_of_freedom, -abs(found.mean) / found.standard_error))
     return max(p, smallest)
 
 
@@ -241,40 +244,61 @@ def judge(found: Estimate, n_comparisons: int, *, direction: str = "higher", wit
     return Judgement(corrected, p, verdict, found.n_patients)
 
 
-def scores_of(results: pd.DataFrame, metric: str) -> Scores:
-    """The rows of one model on one site's images."""
-    wide = results.pivot(index=["fold", "seed", "patient", "case"], columns="label", values=metric).sort_index()
-    return _scores(wide)
-
-
-def _scores(wide: pd.DataFrame) -> Scores:
-    fold, seed, patient = (wide.index.get_level_values(name).to_numpy() for name in ("fold", "seed", "patient"))
-    return Scores(wide.to_numpy(float), patient, fold, seed)
-
-
-def mean_interval(results: pd.DataFrame, metric: str) -> Interval:
-    """The mean of one model on one site's images with its interval."""
-    return interval_of_mean(estimate(scores_of(results, metric)), metric)
-
-
 def interval_of_mean(found: Estimate, metric: str) -> Interval:
     """The interval of a model's mean, within the bounds of the metric."""
     known = METRICS[metric]
     return interval(found, bounds=(known.lower, known.upper), min_patients=MIN_PATIENTS_OF_MEAN)
 
 
-def difference(
-    results: pd.DataFrame, model_a: str, model_b: str, tested_on: Sequence[str], metric: str = "dice"
-) -> Estimate:
-    """``model_a`` minus ``model_b`` on the same images, labels and seeds; the mean over the sites ``tested_on``.
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """One metric of every model on every tested site: (model, site) -> scores, whose rows are the same at one site."""
 
-    A site without both models is left out.
-    """
-    found = []
-    for _, rows in results[results["tested_on"].isin(list(tested_on))].groupby("tested_on", sort=True):
+    scores: Mapping[tuple[str, str], Scores]
+
+    @classmethod
+    def of(cls, results: pd.DataFrame, metric: str) -> ScoreTable:
+        """Of the rows of a ``results.csv``; what a model was not tested on is undefined."""
+        found = {}
         keys = ["fold", "seed", "patient", "case"]
-        wide = rows[rows["model"].isin([model_a, model_b])].pivot(index=keys, columns=["model", "label"], values=metric)
-        if {model_a, model_b} <= set(wide.columns.get_level_values("model")):
-            apart: Any = wide[model_a] - wide[model_b]  # a table of labels, as the columns have two levels
-            found.append(estimate(_scores(apart.sort_index())))
-    return mean_of(found)
+        for site, rows in results.groupby("tested_on", sort=True):
+            wide = rows.pivot(index=keys, columns=["model", "label"], values=metric).sort_index()
+            fold, seed, patient, _ = (wide.index.get_level_values(name).to_numpy() for name in keys)
+            # all models have the same columns, so that their labels stand below each other
+            labels = wide.columns.get_level_values("label").unique()
+            for model in wide.columns.get_level_values("model").unique():
+                values = wide[model].reindex(columns=labels).to_numpy(float)
+                found[str(model), str(site)] = Scores(values, patient, fold, seed)
+        return cls(found)
+
+    @property
+    def models(self) -> set[str]:
+        """Those that were tested anywhere."""
+        return {model for model, _ in self.scores}
+
+    @property
+    def sites(self) -> list[str]:
+        """Those that were tested on, by name."""
+        return sorted({site for _, site in self.scores})
+
+    def mean(self, model: str, site: str, metric: str) -> Interval:
+        """A model's mean on a site's images with its interval."""
+        return interval_of_mean(estimate(self.scores[model, site]), metric)
+
+    def difference(self, models_a: Mapping[str, str], models_b: Mapping[str, str]) -> Estimate:
+        """A minus B on the same images, labels and seeds; the mean over the sites that both have (site -> model)."""
+        found = [
+            estimate(self.scores[model, site].minus(self.scores[models_b[site], site]))
+            for site, model in models_a.items()
+            if site in models_b and {(model, site), (models_b[site], site)} <= self.scores.keys()
+        ]
+        return mean_of(found)
+
+    def mean_difference(self, pairs: Sequence[tuple[str, str]]) -> Estimate:
+        """The mean over pairs of models of their difference, each on all sites' images; the mean over these sites."""
+        found = []
+        for site in self.sites:
+            apart = [self.scores[a, site].minus(self.scores[b, site]) for a, b in pairs]
+            # the pairs were tested on the same patients: first their mean on each image, then the patients
+            found.append(estimate(replace(apart[0], values=nan_mean(np.stack([one.values for one in apart]), axis=0))))
+        return mean_of(found)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evaluation.approaches import COMPARED, LOCAL, LOCAL_LONG, OURS, at_own_site
-from evaluation.statistics import Estimate, Interval, Judgement, difference, interval, judge, mean_interval
+from evaluation.approaches import COMPARED, LOCAL, LOCAL_LONG, OURS, model_of_sites
+from evaluation.statistics import Estimate, Interval, Judgement, ScoreTable, interval, judge
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -59,54 +59,67 @@ def judge_report(results: pd.DataFrame, networks: pd.DataFrame | None = None) ->
         networks: as ``read_networks`` gives them: validation Dice and faults of each training. A verdict that rests
             on a training with a fault is withheld.
     """
-    own = at_own_site(results, COMPARED)
-    sites = sorted(map(str, own["tested_on"].unique()))
-    trained = [site for site in sites if f"{OURS}-{site}" in set(results["model"])]
-    controls = {site: better_control(results, site, networks) for site in trained}
-    own_models = {family: _models_at_own_site(results, family, sites) for family in COMPARED}
-    present = [family for family in COMPARED if own_models[family]]
+    table = ScoreTable.of(results, "dice")
+    models = models_of_approaches(table)
+    controls = {site: better_control(table.models, site, networks) for site in models.get(OURS, {})}
+    judged = judge_all(table, controls, networks)
+    gains = (
+        SiteGain(site, control, judged.get(("own images", site)), judged.get(("other images", site)))
+        for site, control in controls.items()
+    )
+    comparisons = (_comparison(table, approach, models, judged.get(("approach", approach))) for approach in models)
+    return Verdicts(tuple(gains), tuple(comparisons), len(judged))
 
-    # first the differences, then their number, then the verdicts
-    differences: dict[tuple[str, str], tuple[Estimate, str]] = {}
+
+def judge_all(
+    table: ScoreTable, controls: Mapping[str, str | None], networks: pd.DataFrame | None = None
+) -> dict[tuple[str, str], Judgement]:
+    """Every difference that a report judges: (what, site or approach) -> its judgement.
+
+    At each site, autoshare's network minus its control, on own and on other sites' images; over all sites, autoshare
+    minus each other approach.
+    """
+    models = models_of_approaches(table)
+    ours = models.get(OURS, {})
+    differences: dict[tuple[str, str], Estimate] = {}
+    names: dict[tuple[str, str], set[str]] = {}
     for site, control in controls.items():
         if control is None:
             continue
-        ours, withheld = f"{OURS}-{site}", _faults(networks, [f"{OURS}-{site}", control])
-        differences[site, "own"] = difference(results, ours, control, [site]), withheld
-        others = [other for other in sites if other != site]
-        if others:
-            differences[site, "others"] = difference(results, ours, control, others), withheld
-    for family in present:
-        shared = [site for site in own_models[family] if site in own_models[OURS]]
-        if family != OURS and shared:
-            models = [own_models[name][site] for name in (family, OURS) for site in shared]
-            differences["approach", family] = difference(own, OURS, family, shared), _faults(networks, models)
-    judged = {key: judge(found, len(differences), withheld=withheld) for key, (found, withheld) in differences.items()}
-
-    gains = (
-        SiteGain(site, controls[site], judged.get((site, "own")), judged.get((site, "others"))) for site in trained
-    )
-    comparisons = (_comparison(own, family, sites, over_sites=judged.get(("approach", family))) for family in present)
-    return Verdicts(tuple(gains), tuple(comparisons), len(differences))
+        others = [other for other in ours if other != site]
+        for what, tested in (("own images", [site]), ("other images", others)):
+            if tested:
+                pair = dict.fromkeys(tested, ours[site]), dict.fromkeys(tested, control)
+                differences[what, site], names[what, site] = table.difference(*pair), {ours[site], control}
+    for approach, of_site in models.items():
+        shared = ours.keys() & of_site.keys()
+        if approach != OURS and shared:
+            differences["approach", approach] = table.difference(ours, of_site)
+            names["approach", approach] = {model[site] for model in (ours, of_site) for site in shared}
+    return {
+        key: judge(found, len(differences), withheld=_faults(networks, names[key]))
+        for key, found in differences.items()
+    }
 
 
-def better_control(results: pd.DataFrame, site: str, networks: pd.DataFrame | None) -> str | None:
-    """The control of a site that was evaluated; of two, the one with the better validation Dice, else the longer."""
-    evaluated = set(results["model"])
-    there = [name for name in (f"{LOCAL_LONG}-{site}", f"{LOCAL}-{site}") if name in evaluated]
+def models_of_approaches(table: ScoreTable) -> dict[str, dict[str, str]]:
+    """Approach -> the model that each site would use: its own, or the one for all; approaches that were evaluated.
+
+    Sites without a network of their own, which are only tested on, are left out.
+    """
+    sites = [site for site in table.sites if {f"{family}-{site}" for family in COMPARED} & table.models]
+    found = {family: model_of_sites(family, sites or table.sites, table.models) for family in COMPARED}
+    return {family: models for family, models in found.items() if models}
+
+
+def better_control(models: Collection[str], site: str, networks: pd.DataFrame | None) -> str | None:
+    """The control of a site among ``models``; of two, the one with the better validation Dice, else the longer."""
+    there = [name for name in (f"{LOCAL_LONG}-{site}", f"{LOCAL}-{site}") if name in models]
     if len(there) == 2 and networks is not None:
         scores = networks.groupby("model")["validation_dice"].mean().reindex(there)
         if scores.notna().all():
             return str(scores.idxmax())
     return there[0] if there else None
-
-
-def _models_at_own_site(results: pd.DataFrame, family: str, sites: Sequence[str]) -> dict[str, str]:
-    """The model of a family that each site would use: its own, or the one for all."""
-    evaluated = set(results["model"])
-    own = {site: f"{family}-{site}" for site in sites if f"{family}-{site}" in evaluated}
-    for_all = next((name for name in (family, f"{family}-all") if name in evaluated), None)
-    return own or (dict.fromkeys(sites, for_all) if for_all else {})
 
 
 def _faults(networks: pd.DataFrame | None, models: Collection[str]) -> str:
@@ -120,15 +133,21 @@ def _faults(networks: pd.DataFrame | None, models: Collection[str]) -> str:
     return f"no verdict, as the training of {first['model']} (fold {first['fold']}) {first['fault']}"
 
 
-def _comparison(own: pd.DataFrame, family: str, sites: Sequence[str], *, over_sites: Judgement | None) -> Comparison:
-    rows = own[own["model"] == family]
-    by_site = {str(site): mean_interval(found, "dice") for site, found in rows.groupby("tested_on", sort=True)}
-    ours_at = set() if over_sites is None else set(own[own["model"] == OURS]["tested_on"])
-    apart = {site: interval(difference(own, OURS, family, [site])) for site in by_site if site in ours_at}
+def _comparison(
+    table: ScoreTable, approach: str, models: Mapping[str, Mapping[str, str]], over_sites: Judgement | None
+) -> Comparison:
+    of_site, ours = models[approach], models.get(OURS, {})
+    by_site = {
+        site: table.mean(model, site, "dice") for site, model in of_site.items() if (model, site) in table.scores
+    }
+    all_sites = {site for found in models.values() for site in found}
+    apart = {
+        site: interval(table.difference({site: ours[site]}, of_site)) for site in by_site if over_sites and site in ours
+    }
     return Comparison(
-        approach=family,
+        approach=approach,
         by_site=by_site,
-        mean=sum(found.mean for found in by_site.values()) / len(sites) if len(by_site) == len(sites) else math.nan,
+        mean=sum(found.mean for found in by_site.values()) / len(by_site) if by_site.keys() == all_sites else math.nan,
         difference_by_site=apart,
         over_sites=over_sites,
     )

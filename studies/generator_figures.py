@@ -21,7 +21,7 @@ from common.seeds import derive_seed
 from dataset.training_splits import HELD_OUT_SPLITS, TRAIN_SPLITS
 from evaluation.approaches import LOCAL, OURS, at_own_site
 from evaluation.report.run import RunFiles, find_folds
-from evaluation.statistics import bootstrap_means, nan_mean
+from evaluation.statistics import Scores, estimate, interval, mean_of
 from features.fidelity import N_RESAMPLES
 from features.fidelity_comparison import ComparedSets, compare_frechet
 from features.fidelity_monitor import FidelityMonitor
@@ -200,10 +200,10 @@ def _dice_values(own: pd.DataFrame, site: str, places: Iterable[Place]) -> tuple
 
 
 def _mean_over_sites(values: Sequence[tuple[np.ndarray, Sequence[str]]]) -> Numbers:
-    """The mean over sites of each one's mean over cases, then labels; every site's patients are resampled."""
-    mean = float(np.mean([nan_mean(nan_mean(cases, axis=0)) for cases, _ in values]))
-    drawn = [
-        bootstrap_means(cases, derive_seed("dice", i), clusters=owners) for i, (cases, owners) in enumerate(values)
-    ]
-    low, high = np.nanpercentile(np.mean(drawn, axis=0), (2.5, 97.5))
-    return [mean, float(low), float(high)]
+    """The mean over sites of each one's mean over patients, then labels, with its interval over patients."""
+    found = []
+    for cases, owners in values:
+        nothing = np.zeros(len(cases), int)
+        found.append(estimate(Scores(cases, np.asarray(owners), folds=nothing, seeds=nothing)))
+    shown = interval(mean_of(found), min_patients=2)
+    return [shown.mean, shown.low, shown.high]

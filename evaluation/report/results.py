@@ -25,7 +25,7 @@ from evaluation.report.pictures import scores_figure
 from evaluation.report.run import RunFiles
 from evaluation.results import FOREGROUND, best_cells, by_approach, format_interval, format_value, summarise
 from evaluation.segmentation import METRICS
-from evaluation.statistics import GAIN, LOSS, UNCLEAR, Judgement, difference, interval
+from evaluation.statistics import GAIN, LOSS, UNCLEAR, Judgement, ScoreTable, interval
 from evaluation.verdicts import SiteGain, Verdicts
 
 if TYPE_CHECKING:
@@ -210,9 +210,11 @@ def more_results_section(files: RunFiles) -> Html:
 def metrics_table(results: pd.DataFrame, verdicts: Verdicts) -> Html:
     """At each site, its network with sharing minus its control in every metric; intervals, no verdicts."""
     rows = []
+    tables = {metric: ScoreTable.of(results, metric) for metric in METRICS}
     for gain in verdicts.gains:
         for metric in METRICS if gain.control else ():
-            found = interval(difference(results, f"{OURS}-{gain.site}", str(gain.control), [gain.site], metric))
+            pair = {gain.site: f"{OURS}-{gain.site}"}, {gain.site: str(gain.control)}
+            found = interval(tables[metric].difference(*pair))
             low, high = (format_value(value, metric, signed=True) for value in (found.low, found.high))
             shown = found.kind if math.isnan(found.low) else f"[{low}, {high}]"
             name = f"{METRICS[metric].title} ({METRICS[metric].direction} is better)"

@@ -22,22 +22,10 @@ log = logging.getLogger(__name__)
 
 ALL_SITES = "all"
 STAGES = (
-    *(
-        "prepare",
-        "plan",
-        "slices",
-        "calibrate",
-        "generator",
-        "segment_real",
-        "segment_long",
-        "sample",
-        "filter",
-        "audit",
-        "label",
-    ),
-    *("share", "check", "merge", "segment_syn", "finetune", "statistics", "negotiate", "adopt"),
-    *("fedavg", "fedprox", "fedbn", "dsl", "dsl_dataset", "segment_dsl", "evaluate"),
-)
+    "prepare", "plan", "slices", "calibrate", "generator", "segment_real", "segment_long", "sample", "filter", "audit",
+    "label", "share", "check", "merge", "segment_syn", "finetune", "statistics", "negotiate", "adopt",
+    "fedavg", "fedprox", "fedbn", "dsl", "dsl_dataset", "segment_dsl", "evaluate",
+)  # fmt: skip
 FINETUNE_OF_UNION = "finetune_"  # with the name of a union of sites
 
 
@@ -85,7 +73,11 @@ class RunFiles:
     def finetune_unions(self) -> list[str]:
         """Names of the unions that were fine-tuned from, without that of all sites; the first n sites come first."""
         stages = {path.name for fold in self.folds for path in _subfolders(self.folder(fold))}
-        names = [name.removeprefix(FINETUNE_OF_UNION) for name in stages if name.startswith(FINETUNE_OF_UNION)]
+        names = [
+            name.removeprefix(FINETUNE_OF_UNION)
+            for name in stages
+            if name.startswith(FINETUNE_OF_UNION) and "." not in name  # a dot: with another seed
+        ]
         return sorted(names, key=natural_order)
 
     def first_of_each_site(self, stage: str) -> list[StageFolder]:
@@ -156,7 +148,7 @@ def find_folds(run: Path) -> tuple[int, ...]:
 
 def stage_rank(stage: str) -> int:
     """Where a stage stands in the flow; unknown ones last."""
-    stage = "finetune" if stage.startswith(FINETUNE_OF_UNION) else stage
+    stage = "finetune" if stage.startswith(FINETUNE_OF_UNION) else stage.partition(".")[0]  # without its seed
     return STAGES.index(stage) if stage in STAGES else len(STAGES)
 
 

@@ -56,7 +56,7 @@ def _compare(context: StageContext, kept: ImageSet, generated: np.ndarray, predi
     """How far generated and predicted labels agree, and a picture of those that agree least; both stay at the site."""
     settings = context.stage.settings
     names = [entry.name for entry in kept.entries]
-    agreement = compare_labels(generated, predicted, settings["labels"], names, context.seed)
+    agreement = compare_labels(generated, predicted, settings["labels"], names)
     for one in agreement.classes:
         log.info("%s: Dice %s between generated and predicted labels of %d images", one.label, one.dice, one.n_compared)
     write_json(context.out / "agreement.json", {"shared": settings["shared"], **to_dict(agreement)})

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+OWN_IMAGES, OTHER_IMAGES, UNSEEN_IMAGES = "own images", "other images", "unseen images"
+
+
 @dataclass(frozen=True)
 class SiteGain:
     """What a site's model gained from others' synthetic images, against its better control.
@@ -25,7 +28,8 @@ class SiteGain:
     site: str
     control: str | None
     own_images: Judgement | None
-    other_images: Judgement | None  # test images of the other sites, mean over sites; None where there is no other
+    other_images: Judgement | None  # test images of the other sites that train, mean over sites; None: no other site
+    unseen_images: Judgement | None  # images of sites that only test (``data.test_sites``); None: no such site
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def judge_report(results: pd.DataFrame, networks: pd.DataFrame | None = None) ->
     controls = {site: better_control(table.models, site, networks) for site in models.get(OURS, {})}
     judged = judge_all(table, controls, networks)
     gains = (
-        SiteGain(site, control, judged.get(("own images", site)), judged.get(("other images", site)))
+        SiteGain(site, control, *(judged.get((what, site)) for what in (OWN_IMAGES, OTHER_IMAGES, UNSEEN_IMAGES)))
         for site, control in controls.items()
     )
     comparisons = (_comparison(table, approach, models, judged.get(("approach", approach))) for approach in models)
@@ -87,7 +91,8 @@ def judge_all(
         if control is None:
             continue
         others = [other for other in ours if other != site]
-        for what, tested in (("own images", [site]), ("other images", others)):
+        unseen = [other for other in table.sites if other not in models[OURS]]
+        for what, tested in ((OWN_IMAGES, [site]), (OTHER_IMAGES, others), (UNSEEN_IMAGES, unseen)):
             if tested:
                 pair = dict.fromkeys(tested, ours[site]), dict.fromkeys(tested, control)
                 differences[what, site], names[what, site] = table.difference(*pair), {ours[site], control}
@@ -96,9 +101,9 @@ def judge_all(
         if approach != OURS and shared:
             differences["approach", approach] = table.difference(ours, of_site)
             names["approach", approach] = {model[site] for model in (ours, of_site) for site in shared}
+    measured = {key: found for key, found in differences.items() if not math.isnan(found.mean)}
     return {
-        key: judge(found, len(differences), withheld=_faults(networks, names[key]))
-        for key, found in differences.items()
+        key: judge(found, len(measured), withheld=_faults(networks, names[key])) for key, found in measured.items()
     }
 
 

@@ -86,6 +86,7 @@ class DataConfig(SourceConfig):
     original_data_was_png: bool | None = None  # followed from the files; refused where it contradicts them
     laterality_matters: bool | None = None  # whether left and right differ; None: not said, as if they did
     about: About = About()  # source, licence and expected counts; no part of a result
+    test_sites: tuple[str, ...] = ()  # contribute nothing; every network is tested on all their patients
     min_slice_distance_mm: float = 4.0  # 3D: thinner slices are thinned for the generator
 
 

@@ -85,23 +85,30 @@ class _FoldBuilder:
             for union in self.unions:
                 yield from self._shared(union)
         yield from self._federated()
+        for site in config.data.test_sites:
+            yield self._prepare(site, {"is_only_tested": True})
         for model in self._models():
-            for site in self.sites:
+            for site in (*self.sites, *config.data.test_sites):
                 yield self._evaluate(model, site)
 
-    def _real(self, site: str) -> Iterator[Stage]:
+    def _prepare(self, site: str, further: Mapping[str, Any]) -> Stage:
         config = self.config
-        yield self.make.stage(
+        return self.make.stage(
             "prepare",
             site,
             {
                 "source": _portable(to_dict(config.source)),
                 "fold_seed": derive_seed(config.general.seed_base, "folds", site),
                 "dataset_name": self.make.dataset_name(site),
+                **further,
             },
             {},
             environment={"root": config.source.root, "data": str(config.data_dir)},
         )
+
+    def _real(self, site: str) -> Iterator[Stage]:
+        config = self.config
+        yield self._prepare(site, {})
         yield self.make.stage("plan", site, {"plan": to_dict(config.plan)}, {"prepare": site})
         yield from self._real_networks(site)
 

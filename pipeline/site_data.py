@@ -21,7 +21,10 @@ CHECKED_DATA = "checked_data.json"  # in a run: what was found good
 
 @dataclass(frozen=True)
 class SiteData:
-    """The sites of an experiment, and what tells the raw data of each from any other."""
+    """The sites of an experiment, and what tells the raw data of each from any other.
+
+    ``sites``: those that train and share, without those that are only tested on.
+    """
 
     sites: tuple[str, ...]
     digests: Mapping[str, str] = field(default_factory=dict)  # of the raw data of every site that was read
@@ -49,7 +52,13 @@ def read_sites(config: ExperimentConfig) -> SiteData:
     found = sorted({case.site for case in cases})
     digests = {site: content_digest([case for case in cases if case.site == site]) for site in found}
     identity = sha256_of_json([content_digest(cases), repr(config.source)])
-    return SiteData(tuple(config.data.sites or found), digests, cases, identity)
+    sites = tuple(config.data.sites or found)
+    unknown = sorted(set(config.data.test_sites) - set(sites))
+    remaining = tuple(site for site in sites if site not in config.data.test_sites)
+    if unknown or not remaining:
+        problem = f"there is no site {unknown[0]!r}" if unknown else "no site is left to train at"
+        raise InputError(problem, where="data.test_sites", fix=f"name some, not all, of {', '.join(sites)}")
+    return SiteData(remaining, digests, cases, identity)
 
 
 def check_data(config: ExperimentConfig, run: Path, data: SiteData) -> None:

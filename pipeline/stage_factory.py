@@ -131,13 +131,17 @@ class StageFactory:
             ),
             members=members,
             hub_works=hub_works,
-            private_to=site if site in self.sites and kind not in ACROSS_SITES else None,
+            private_to=site if site in self._with_test_sites and kind not in ACROSS_SITES else None,
             code=code,
             cost=self._cost_s(kind),
             leaves_site=kind in ("share", "check"),
             is_training=what.is_training,
             environment=environment or {},
         )
+
+    @property
+    def _with_test_sites(self) -> tuple[str, ...]:
+        return (*self.sites, *self.config.data.test_sites)
 
     def seed(self, name: str, site: str) -> int:
         """The seed of a stage."""
@@ -156,6 +160,7 @@ class StageFactory:
         unions = (*self.sites, ALL)
         names = [*unions, *(f"syn_{union}" for union in unions), "dsl"]
         names += [f"syn_{union.name}" for union in self.config.scaling.named_unions(self.sites)]
+        names += self.config.data.test_sites
         words = re.sub(r"\W", "_", f"{self.config.data.dataset_descriptor}_{name}")
         return f"Dataset{100 + names.index(name)}_{words}"
 

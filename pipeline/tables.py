@@ -75,6 +75,8 @@ def experiment_in_words(config: ExperimentConfig, data: SiteData) -> list[str]:
     ]
     if config.evaluation.synthetic and config.evaluation.real_long:
         lines.append(f"control     real-long: own images only, {train.from_scratch_as_long().n_epochs} epochs")
+    if config.data.test_sites:
+        lines.append(f"only tested {', '.join(config.data.test_sites)}")
     if config.general.n_seeds > 1:
         lines.append(f"seeds       {config.general.n_seeds} trainings of every network")
     if config.evaluation.synthetic:
@@ -111,7 +113,7 @@ def training_images(config: ExperimentConfig, cases: Sequence[Case]) -> dict[tup
     if not cases or any(file_ending(case.image) in VOLUME_ENDINGS for case in cases):
         return {}
     counts = {}
-    for site in sorted({case.site for case in cases}):
+    for site in sorted({case.site for case in cases} - set(config.data.test_sites)):
         seed = derive_seed(config.general.seed_base, "folds", site)
         splits = assign_folds([case for case in cases if case.site == site], seed)
         for fold in config.folds:

@@ -58,10 +58,19 @@ def answer_section(files: RunFiles) -> Html:
     faults = faults_of_trainings(files)
     if not files.verdicts.gains:
         return join(faults, table_of_models, missing)
-    is_alone = results["tested_on"].nunique() == 1
-    sentences = bullets([gain_sentence(gain, is_alone=is_alone) for gain in files.verdicts.gains], "answers")
+    sentences = bullets(
+        [gain_sentence(gain, is_alone=_is_alone(files, gain.site)) for gain in files.verdicts.gains], "answers"
+    )
     about = note(" ".join(about_verdicts(files.verdicts, n_seeds=results["seed"].nunique())))
     return join(sentences, about, faults, heading("Every model on every site"), table_of_models, missing)
+
+
+def _is_alone(files: RunFiles, site: str) -> bool:
+    """Whether nobody else's images came to a site: it is the only one, or all others' packages were refused."""
+    trained = {gain.site for gain in files.verdicts.gains} if files.verdicts else set()
+    folders = files.stage_folders("share")
+    sharing = {folder.site for folder in folders if (folder.path / "manifest.json").is_file()}
+    return not ((sharing if folders else trained) - {site})
 
 
 def gain_sentence(gain: SiteGain, *, is_alone: bool) -> Html:
@@ -73,6 +82,8 @@ def gain_sentence(gain: SiteGain, *, is_alone: bool) -> Html:
     phrases = [_judged_in_words(gain.own_images, "its own test images")]
     if gain.other_images is not None:
         phrases.append(_judged_in_words(gain.other_images, "the other sites' test images"))
+    if gain.unseen_images is not None:
+        phrases.append(_judged_in_words(gain.unseen_images, "images of sites that took no part"))
     words = "trained as long in all" if gain.control.startswith(f"{LOCAL_LONG}-") else "trained once"
     compared = f"compared with {gain.control} (own images only, {words})"
     return join(name, f"{compared}, {what} changed Dice by {' and by '.join(phrases)}.")

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from dataset.convert import write_raw_dataset
-from dataset.folds import assign_folds
+from dataset.folds import Split, assign_folds
 from dataset.source import SourceConfig, load_cases
 from engine.run_stage import StageContext
 
@@ -17,5 +17,8 @@ def prepare(context: StageContext) -> None:
     environment = context.stage.environment
     source = dataclasses.replace(context.settings(SourceConfig, "source"), root=environment["root"])
     cases = [case for case in load_cases(source, Path(environment["data"])) if case.site == context.stage.site]
-    split = assign_folds(cases, settings["fold_seed"])[context.stage.fold]
+    if settings.get("is_only_tested"):
+        split = Split(train=(), val=(), test=tuple(sorted(case.case_id for case in cases)))
+    else:
+        split = assign_folds(cases, settings["fold_seed"])[context.stage.fold]
     write_raw_dataset(cases, split, context.out / "raw" / settings["dataset_name"], source, context.progress)

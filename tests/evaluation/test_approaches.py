@@ -141,7 +141,9 @@ def test_where_nothing_differs_reports_hold_hardly_any_verdict():
 def test_a_site_that_is_only_tested_has_no_verdict_of_its_own(results):
     unseen = rows_of("real-A", "A", {"C": 0.5}) + rows_of("syn-real-A", "A", {"C": 0.6})
     judged = judge_report(pd.concat([results, pd.DataFrame(unseen)], ignore_index=True))
-    assert [gain.site for gain in judged.gains] == ["A", "B"] and judged.n_comparisons == 8
+    assert [gain.site for gain in judged.gains] == ["A", "B"]
+    assert judged.gains[0].unseen_images.interval.mean == pytest.approx(0.1) and judged.gains[1].unseen_images is None
+    assert judged.n_comparisons == 9
     assert {site for row in judged.comparisons for site in row.by_site} == {"A", "B"}
     assert all(not math.isnan(row.mean) for row in judged.comparisons)
 

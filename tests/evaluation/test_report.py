@@ -315,3 +315,28 @@ def test_trainings_made_by_other_code_are_named(tmp_path):
     write_json(tmp_path / "fold_0" / "other_code.json", changes)
     page = write_report(tmp_path).read_text()
     assert "Trainings made by other code" in page and "gan.train_step:TrainStep changed" in page
+
+
+def test_nothing_is_gained_by_sharing_where_nobody_shares(tmp_path):
+    """A lone site, or one whose partners' packages were all refused, learns what its own synthetic images did."""
+    alone = [row for row in result_rows(0) if row["model"] != "real-B" and row["tested_on"] == "A"]
+    write_results(tmp_path / "alone" / "fold_0" / "results.csv", [row for row in alone if row["trained_on"] != "B"])
+    shared = section(write_report(tmp_path / "alone").read_text(encoding="utf-8"), "answer")
+    assert "pretraining on synthetic images of its own patients changed Dice" in shared and "sharing changed" not in shared
+    refused = build_run(tmp_path / "refused", n_folds=1)
+    (refused / "fold_0" / "share" / "B" / "manifest.json").unlink()
+    text = section(write_report(refused).read_text(encoding="utf-8"), "answer")
+    of_a, of_b = (part.split("</li>")[0] for part in text.split("<strong>Site ")[1:3])
+    assert "own patients changed" in of_a and "sharing changed" in of_b
+
+
+def test_a_site_that_took_no_part_has_its_own_phrase_and_a_failed_training_is_named(tmp_path):
+    rows = [row for fold in range(3) for row in result_rows(fold)]
+    unseen = [row | {"tested_on": "C"} for row in rows if row["tested_on"] == "B"]
+    write_results(tmp_path / "fold_0" / "results.csv", [row | {"fold": 0} for row in (*rows, *unseen)])
+    faults = "model,trained_on,fold,seed,n_epochs,validation_dice,fault\n"
+    write_text(tmp_path / "fold_0" / "networks.csv", faults + "real-B,B,0,0,30,0.0,never found a label\n")
+    text = section(write_report(tmp_path).read_text(encoding="utf-8"), "answer")
+    assert "points on images of sites that took no part" in text
+    assert "real-B, fold 0, seed 0: it never found a label." in text
+    assert "no verdict, as the training of real-B (fold 0) never found a label" in text

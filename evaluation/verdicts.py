@@ -102,9 +102,7 @@ def judge_all(
             differences["approach", approach] = table.difference(ours, of_site)
             names["approach", approach] = {model[site] for model in (ours, of_site) for site in shared}
     measured = {key: found for key, found in differences.items() if not math.isnan(found.mean)}
-    return {
-        key: judge(found, len(measured), withheld=_faults(networks, names[key])) for key, found in measured.items()
-    }
+    return {key: judge(found, len(measured), withheld=_faults(networks, names[key])) for key, found in measured.items()}
 
 
 def models_of_approaches(table: ScoreTable) -> dict[str, dict[str, str]]:

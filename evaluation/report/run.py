@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -168,6 +169,15 @@ def _manifest_paths(fold_folder: Path) -> list[Path]:
     # share/<site>/manifest.json belongs to the package, not to the stage
     stages = [path for path in fold_folder.rglob("manifest.json") if path.relative_to(fold_folder).parts[0] != "share"]
     return sorted([*stages, *fold_folder.glob("share/*.stage.json"), *fold_folder.glob("check/*/*.stage.json")])
+
+
+def stage_manifests(files: RunFiles) -> Iterator[dict[str, Any]]:
+    """The manifests of all finished stages; one that cannot be read is left out."""
+    for fold in files.folds:
+        for path in _manifest_paths(files.folder(fold)):
+            manifest = read_mapping(path)
+            if "stage" in manifest:
+                yield manifest
 
 
 def _record(fold: int, path: Path) -> StageRecord | None:

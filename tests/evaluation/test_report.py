@@ -322,7 +322,9 @@ def test_nothing_is_gained_by_sharing_where_nobody_shares(tmp_path):
     alone = [row for row in result_rows(0) if row["model"] != "real-B" and row["tested_on"] == "A"]
     write_results(tmp_path / "alone" / "fold_0" / "results.csv", [row for row in alone if row["trained_on"] != "B"])
     shared = section(write_report(tmp_path / "alone").read_text(encoding="utf-8"), "answer")
-    assert "pretraining on synthetic images of its own patients changed Dice" in shared and "sharing changed" not in shared
+    assert (
+        "pretraining on synthetic images of its own patients changed Dice" in shared and "sharing changed" not in shared
+    )
     refused = build_run(tmp_path / "refused", n_folds=1)
     (refused / "fold_0" / "share" / "B" / "manifest.json").unlink()
     text = section(write_report(refused).read_text(encoding="utf-8"), "answer")

@@ -109,6 +109,7 @@ class TrainConfig:
     nnunet_schedule: str = "poly"
     nnunet_schedule_finetune: str = "poly_warmup"
     augmentation_processes: int = 0
+    retry_failed: bool = False  # once more with another seed, where the validation curve shows that a training failed
 
     def segmentation(self, n_epochs: int | None = None) -> TrainSettings:
         """Settings of a training from scratch, of another length if given."""

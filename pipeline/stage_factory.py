@@ -58,7 +58,8 @@ KINDS = {
     "segment_dsl": Kind("segment:train_segmentation", "train"),
     "evaluate": Kind("evaluate:evaluate", "embed"),
 }
-OF_A_NETWORK = {"segment_real", "segment_long", "segment_syn", "finetune", "rounds", "segment_dsl", "evaluate"}
+NNUNET_TRAININGS = {"segment_real", "segment_long", "segment_syn", "finetune", "segment_dsl"}
+OF_A_NETWORK = {*NNUNET_TRAININGS, "rounds", "evaluate"}
 SEED_ENDING = ".seed"  # with a number: the name of a stage that is repeated with another seed
 ACROSS_SITES = ("merge", "segment_syn")  # made of packages: private to no site, whatever their name
 
@@ -116,6 +117,8 @@ class StageFactory:
         cluster = self.config.cluster
         what = KINDS[kind]
         name = self._numbered(name or kind)
+        if kind in NNUNET_TRAININGS and self.config.train.retry_failed:
+            settings = {**settings, "retry_failed": True}
         n_workers = count_workers(members, hub_works=hub_works)
         return Stage(
             name=name,

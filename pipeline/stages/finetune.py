@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from common.files import read_json
 from engine.run_stage import StageContext
-from nnunetv2_mod import (
-    TrainSettings,
-    adopt_plan,
-    train,
-)
+from nnunetv2_mod import adopt_plan
 from nnunetv2_mod.raw_dataset import raw_dataset
+from pipeline.stages.segment import train_network
 
 
 def fine_tune(context: StageContext) -> None:
@@ -19,5 +16,4 @@ def fine_tune(context: StageContext) -> None:
     if not (context.out / "plans.json").is_file():
         splits = read_json(dataset.parent / "splits.json")
         adopt_plan(dataset, read_json(model / "plans.json"), context.out, splits)
-    settings = context.settings(TrainSettings, "train")
-    train(context.out, context.out, settings, context.seed, context.device, model, context.progress)
+    train_network(context, context.out, model)

@@ -60,3 +60,12 @@ def test_a_site_that_is_only_tested_trains_shares_and_pools_nothing():
 def test_two_models_of_one_name_are_refused():
     with pytest.raises(InputError, match="two stages have the same name"):
         graph(sites=("A", "long-A"))
+
+
+def test_a_second_attempt_is_asked_of_every_network_or_of_none():
+    """Without the option no stage's settings change: finished trainings stay."""
+    assert not any("retry_failed" in stage.settings for stage in graph().stages.values())
+    asked = {
+        stage.name for stage in graph("train.retry_failed=true").stages.values() if "retry_failed" in stage.settings
+    }
+    assert asked == {"segment_real", "segment_long", "segment_syn", "finetune"}

@@ -110,7 +110,7 @@ def load_report(config: SourceConfig, data_dir: Path) -> LoadReport:
             sites where the configuration refuses that.
     """
     check_labels(config)
-    folder = _as_folder(config, data_dir)
+    folder = as_folder(config, data_dir)
     cases, dropped = _resolve_cross_site(_keep_sites(folder, _read_folder(folder, data_dir)))
     _check_cross_site(config.cross_site_patients, dropped, folder.table)
     order = folder.sites or tuple(sorted({case.site for case in cases}))
@@ -155,7 +155,7 @@ def check_labels(config: SourceConfig) -> None:
             )
 
 
-def _as_folder(config: SourceConfig, data_dir: Path) -> SourceConfig:
+def as_folder(config: SourceConfig, data_dir: Path) -> SourceConfig:
     """The configuration itself, or that of the phantom's folder, which is drawn when it is missing."""
     if config.kind == "folder":
         return config
@@ -206,7 +206,7 @@ def _read_folder(config: SourceConfig, data_dir: Path) -> list[Case]:
     table = _read_filled_table(config, path)
     sites = _site_of_rows(config, table, path)
     images = [value.strip() for value in table[config.image_column]]
-    ids = _case_ids(images)
+    ids = case_ids(images)
     patients = [ids[image] for image in images] if config.patient_column is None else table[config.patient_column]
     cases = []
     for index, (image, patient, site) in enumerate(zip(images, patients, sites, strict=True)):
@@ -352,7 +352,7 @@ def _check_cross_site(decision: str, found: Sequence[CrossSitePatient], table: s
         )
 
 
-def _case_ids(images: Iterable[str]) -> dict[str, str]:
+def case_ids(images: Iterable[str]) -> dict[str, str]:
     """Safe names from the file stems; those that fall together get a part of their path's hash."""
     slugs = {image: safe_name(stem(Path(image))) or "image" for image in images}
     counts = Counter(slug.lower() for slug in slugs.values())

@@ -87,6 +87,7 @@ class DataConfig(SourceConfig):
     laterality_matters: bool | None = None  # whether left and right differ; None: not said, as if they did
     about: About = About()  # source, licence and expected counts; no part of a result
     test_sites: tuple[str, ...] = ()  # contribute nothing; every network is tested on all their patients
+    subgroup_columns: tuple[str, ...] = ()  # of the table, such as sex or scanner: results by subgroup
     min_slice_distance_mm: float = 4.0  # 3D: thinner slices are thinned for the generator
 
 

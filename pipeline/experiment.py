@@ -87,6 +87,9 @@ class _FoldBuilder:
         yield from self._federated()
         for site in config.data.test_sites:
             yield self._prepare(site, {"is_only_tested": True})
+        if config.data.subgroup_columns:
+            for site in (*self.sites, *config.data.test_sites):
+                yield self._subgroups(site)
         for model in self._models():
             for site in (*self.sites, *config.data.test_sites):
                 yield self._evaluate(model, site)
@@ -105,6 +108,12 @@ class _FoldBuilder:
             {},
             environment={"root": config.source.root, "data": str(config.data_dir)},
         )
+
+    def _subgroups(self, site: str) -> Stage:
+        source = self.config.source
+        settings = {"source": _portable(to_dict(source)), "columns": list(self.config.data.subgroup_columns)}
+        environment = {"root": source.root, "data": str(self.config.data_dir)}
+        return self.make.stage("subgroups", site, settings, {"prepare": site}, environment=environment)
 
     def _real(self, site: str) -> Iterator[Stage]:
         config = self.config

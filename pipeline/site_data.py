@@ -11,6 +11,7 @@ from common.errors import InputError
 from common.files import read_json, sha256_of_json, write_json
 from dataset.check import check_cases
 from dataset.source import Case, content_digest, load_cases
+from dataset.subgroups import read_subgroups
 from pipeline.config import ExperimentConfig
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ def read_sites(config: ExperimentConfig) -> SiteData:
         cases = ()
     found = sorted({case.site for case in cases})
     digests = {site: content_digest([case for case in cases if case.site == site]) for site in found}
+    if cases and config.data.subgroup_columns:
+        read_subgroups(config.source, config.data_dir, config.data.subgroup_columns)  # a wrong name is refused now
     identity = sha256_of_json([content_digest(cases), repr(config.source)])
     sites = tuple(config.data.sites or found)
     unknown = sorted(set(config.data.test_sites) - set(sites))

@@ -35,6 +35,7 @@ KINDS = {
     "prepare": Kind("prepare:prepare"),
     "prepare_all": Kind("prepare_all:prepare_all"),
     "plan": Kind("plan:plan"),
+    "subgroups": Kind("subgroups:find_subgroups"),
     "slices": Kind("slices:slices"),
     "calibrate": Kind("calibrate:calibrate_threshold", "embed"),
     "generator": Kind("generator:train_generator", "train"),

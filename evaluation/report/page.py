@@ -16,6 +16,7 @@ from evaluation.report.approaches import write_scaling
 from evaluation.report.html import TEMPLATES, absent
 from evaluation.report.run import RunFiles, find_folds
 from evaluation.report.sections import STANDARD, Section
+from evaluation.report.subgroups import write_subgroups
 from evaluation.results import write_table
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,8 @@ def write_report(
     """
     files, folder = _run_files(run, folds), out or run
     built = [(section, _build(section, files)) for section in sections]
-    for name, write in (("summary.csv", _write_summary), ("scaling.csv", write_scaling)):
+    tables = {"summary.csv": _write_summary, "scaling.csv": write_scaling, "subgroups.csv": write_subgroups}
+    for name, write in tables.items():
         try:
             write(files, folder / name)
         except InputError as error:

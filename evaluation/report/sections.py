@@ -14,6 +14,7 @@ from evaluation.report.results import answer_section, more_results_section
 from evaluation.report.run import RunFiles
 from evaluation.report.sharing import filter_section, shared_section
 from evaluation.report.stages import curves_section, identity_section, time_section
+from evaluation.report.subgroups import subgroups_section
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ APPROACHES = Section("approaches", "Comparison with other approaches", approache
 SCALING = Section("scaling", "Gain with the number of contributing sites", scaling_section)
 FEDERATED = Section("federated", "Training across sites", federated_section)
 RESULTS = Section("results", "More results", more_results_section)
+SUBGROUPS = Section("subgroups", "Subgroups of patients", subgroups_section)
 IMAGES = Section("images", "Real and synthetic images", images_section)
 LABELS = Section("labels", "Generated and predicted labels", labels_section)
 FILTER = Section("filter", "Memorization filter", filter_section)
@@ -45,6 +47,6 @@ TIME = Section("time", "Time per stage", time_section)
 IDENTITY = Section("run", "This run", identity_section)
 
 STANDARD = (
-    *(ANSWER, APPROACHES, SCALING, FEDERATED, RESULTS, IMAGES, LABELS, FILTER, PRIVACY, SHARED, CURVES, TIME),
-    IDENTITY,
+    *(ANSWER, APPROACHES, SCALING, FEDERATED, RESULTS, SUBGROUPS, IMAGES, LABELS, FILTER, PRIVACY, SHARED),
+    *(CURVES, TIME, IDENTITY),
 )

@@ -69,3 +69,9 @@ def test_a_second_attempt_is_asked_of_every_network_or_of_none():
         stage.name for stage in graph("train.retry_failed=true").stages.values() if "retry_failed" in stage.settings
     }
     assert asked == {"segment_real", "segment_long", "segment_syn", "finetune"}
+
+
+def test_subgroups_touch_no_training():
+    once, divided = graph().stages, graph("data.subgroup_columns=[site]").stages
+    assert {stage_id: stage for stage_id, stage in divided.items() if stage_id in once} == once
+    assert divided.keys() - once.keys() == {"fold_0/subgroups/A", "fold_0/subgroups/B"}

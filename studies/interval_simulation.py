@@ -234,7 +234,7 @@ def main(chosen: argparse.Namespace) -> None:
         for cell in simulate(chosen.results, chosen.runs):
             cells.append(cell)
             progress(len(cells), max(n_cells, len(cells)), "cells")
-    print("\n".join(table_lines(cells)))  # noqa: T201  (what the command is for)
+    sys.stdout.write("\n".join(table_lines(cells)) + "\n")
     if chosen.out:
         write_json(chosen.out, [asdict(cell) for cell in cells])
         log.info("written: %s", chosen.out)

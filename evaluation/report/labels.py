@@ -13,7 +13,7 @@ AGREEMENT, PICTURE = "agreement.json", "least_alike.png"
 HOW_TO_READ = (
     "The generator made a label map with every image, and the site's network labelled the same kept images. Neither "
     "map is a reference: low agreement says that one of them is wrong, but not which one. Dice is the mean over the "
-    "images where at least one map has the class, with a 95 % bootstrap interval over images."
+    "images where at least one map has the class, with a 95 % interval over images."
 )
 PICTURE_CAPTION = "the images whose two label maps agree least, both outlined"
 HEADER = ("Class", "Dice", "images compared", "neither has it", "of all pixels, generated", "predicted")

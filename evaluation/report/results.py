@@ -61,7 +61,7 @@ def answer_section(files: RunFiles) -> Html:
     sentences = bullets(
         [gain_sentence(gain, is_alone=_is_alone(files, gain.site)) for gain in files.verdicts.gains], "answers"
     )
-    about = note(" ".join(about_verdicts(files.verdicts, n_seeds=results["seed"].nunique())))
+    about = note(" ".join(about_verdicts(files.verdicts, results)))
     return join(sentences, about, faults, heading("Every model on every site"), table_of_models, missing)
 
 
@@ -100,9 +100,9 @@ def _judged_in_words(judged: Judgement, images: str) -> str:
     return f"{points} points on {images} ({numbers}: {judged.verdict})"
 
 
-def about_verdicts(verdicts: Verdicts, *, n_seeds: int) -> list[str]:
+def about_verdicts(verdicts: Verdicts, results: pd.DataFrame) -> list[str]:
     """What the verdicts hold for, and what they do not say."""
-    sentences = []
+    sentences, n_seeds = [], results["seed"].nunique()
     if verdicts.n_comparisons > 1:
         sentences.append(
             f"This report judges {verdicts.n_comparisons} comparisons. Their intervals and p are corrected for that "
@@ -114,15 +114,16 @@ def about_verdicts(verdicts: Verdicts, *, n_seeds: int) -> list[str]:
         else "Each network was trained with one seed. The verdicts hold for these trained networks: how much another "
         "seed would change is not known (general.n_seeds=3 measures it)."
     )
-    controls = [gain.control for gain in verdicts.gains if gain.control]
-    if any(not control.startswith(f"{LOCAL_LONG}-") for control in controls):
+    if (results["model"] == LOCAL_LONG + "-" + results["trained_on"].astype(str)).any():
         sentences.append(
-            f"{LOCAL}-X was trained for one training's length and {OURS}-X for two, as in the published comparison. So "
-            "a part of the difference can come from the longer training alone; evaluation.real_long=true adds a "
-            "control of equal length."
-            if not any(control.startswith(f"{LOCAL_LONG}-") for control in controls)
-            else "Of the normal and the longer training on own images, the one with the better validation Dice is the "
-            "control."
+            f"{OURS}-X trains twice, on shared and then on own images. So its control is the better of {LOCAL}-X and "
+            f"{LOCAL_LONG}-X, which trains as long in all; their validation patients decide which is better."
+        )
+    else:
+        sentences.append(
+            f"{OURS}-X trains twice, on shared and then on own images, and {LOCAL}-X once, as in the published "
+            "comparison. So a part of the difference can come from the longer training alone. "
+            "evaluation.real_long=true adds a control of equal length."
         )
     return sentences
 
@@ -166,12 +167,15 @@ def metric_table(summary: pd.DataFrame, metric: str, label: str = FOREGROUND) ->
 
 
 def kinds_in_words(kinds: Iterable[str]) -> str:
-    """``t over 20 to 31 patients``: sites differ in their number of patients only."""
+    """``t over 20 to 31 patients``: sites differ in their number of patients only; without those that are none."""
     counts: dict[str, set[int]] = {}
-    for kind in sorted(set(kinds)):
+    all_kinds = set(kinds)
+    for kind in sorted(kind for kind in all_kinds if not kind.startswith("none")):
         counts.setdefault(re.sub(r"\d+", "{}", kind), set()).update(map(int, re.findall(r"\d+", kind)))
     ranges = {pattern: dict.fromkeys((min(found), max(found))) for pattern, found in counts.items() if found}
-    return ", ".join(pattern.replace("{}", " to ".join(map(str, ends))) for pattern, ends in ranges.items())
+    words = [pattern.replace("{}", " to ".join(map(str, ends))) for pattern, ends in ranges.items()]
+    needed = {found.group(1) for kind in all_kinds if (found := re.search(r"at least (\d+)", kind))}
+    return ", ".join([*words, *(f"none for fewer than {n} patients" for n in sorted(needed))])
 
 
 def format_p(p: float) -> str:

@@ -151,13 +151,13 @@ def test_all_folds_are_one_graph():
 
 
 PAPER = {
-    "nnunet/qata_000": ("site A: about 2523 kimg, about 25230 images", "51 stages, 51 to do"),
-    "nnunet/polyp_000": ("site B: about 490 kimg, about 4900 images", "51 stages, 51 to do"),
-    "nnunet/cervix_000": ("site A: about 3600 kimg, about 36000 images", "51 stages, 51 to do"),
+    "nnunet/qata_000": ("site A: about 2523 kimg, about 25230 images", "60 stages, 60 to do"),
+    "nnunet/polyp_000": ("site B: about 490 kimg, about 4900 images", "60 stages, 60 to do"),
+    "nnunet/cervix_000": ("site A: about 3600 kimg, about 36000 images", "60 stages, 60 to do"),
     "federated/qata_00": ("fedavg: 1000 rounds, each 1 x 250 iterations a site", "23 stages, 23 to do"),
     "federated/polyp_00": ("fedavg: 1000 rounds, each 1 x 250 iterations a site", "23 stages, 23 to do"),
     "federated/cervix_00": ("fedavg: 1000 rounds, each 1 x 250 iterations a site", "23 stages, 23 to do"),
-    "scaling/qata_001": ("2: A B; 4: A B C D; all: A B C D E F G H", "465 stages, 465 to do"),
+    "scaling/qata_001": ("2: A B; 4: A B C D; all: A B C D E F G H", "546 stages, 546 to do"),
 }
 
 

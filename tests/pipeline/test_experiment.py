@@ -19,13 +19,14 @@ from support.tiny_experiment import deterministic, manifests, run_command, run_t
 
 from sharing import verify_package
 
-MODELS = {"real-A", "real-B", "real-all", "syn-all", "syn-real-A", "syn-real-B"}
+MODELS = {"real-A", "real-B", "real-all", "real-long-A", "real-long-B", "real-long-all"}
+MODELS |= {"syn-all", "syn-real-A", "syn-real-B"}
 
 
 def test_results_hold_every_model_on_every_sites_test_patients(tiny_run: Path) -> None:
     with (tiny_run / "fold_0" / "results.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    columns = "model,trained_on,tested_on,fold,case,label,dice,iou,hd95,nsd"
+    columns = "model,trained_on,tested_on,fold,seed,patient,case,label,dice,iou,hd95,nsd"
     assert ",".join(rows[0]) == columns
     assert {(row["model"], row["tested_on"]) for row in rows} == {(m, s) for m in MODELS for s in "AB"}
     tested = {row["case"] for row in rows}
@@ -102,7 +103,7 @@ def test_seeds_of_samples_differ_between_sites(tiny_run: Path) -> None:
 def test_the_same_command_again_runs_no_stage(tiny_run: Path) -> None:
     before = {name: (tiny_run / name).stat().st_mtime_ns for name in manifests(tiny_run)}
     again = run_tiny(cwd=tiny_run.parent.parent)
-    assert again.returncode == 0 and "43 stages, 0 to do" in again.stdout
+    assert again.returncode == 0 and "52 stages, 0 to do" in again.stdout
     assert {name: (tiny_run / name).stat().st_mtime_ns for name in manifests(tiny_run)} == before
 
 
@@ -192,7 +193,7 @@ def test_a_site_whose_gates_refuse_leaves_no_package_and_the_others_go_on(tiny_r
     assert images and all(name.startswith("A_syn_") for name in images)
     assert "Refused: nothing leaves this site" in (run / "fold_0" / "report.html").read_text()
     again = run_tiny(*enforced, cwd=tmp_path / "copy")
-    assert again.returncode == 3 and "43 stages, 0 to do" in again.stdout and "REFUSED fold_0/share/B" in again.stdout
+    assert again.returncode == 3 and "52 stages, 0 to do" in again.stdout and "REFUSED fold_0/share/B" in again.stdout
 
 
 def test_a_second_process_on_the_same_experiment_is_refused(tiny_run: Path) -> None:

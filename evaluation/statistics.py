@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.bootstrap import drawn_counts
+from common.resampling import drawn_counts
 from common.seeds import derive_seed
 from evaluation.segmentation import METRICS
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.bootstrap import drawn_counts, percentile_interval
+from common.resampling import bootstrap_weights, drawn_counts, percentile_interval
 
 N_RESAMPLES = 200
 KERNEL_DEGREE, KERNEL_OFFSET = 3, 1.0
@@ -74,7 +74,7 @@ def frechet_interval(
 
     draws_a, draws_b = _draws(len(a), len(b), seed, n_resamples, owners_b)
     values = np.array([resample(*draw) for draw in zip(draws_a, draws_b, strict=True)])
-    return _estimate(frechet_distance(a, b), values)
+    return estimate_of(frechet_distance(a, b), values)
 
 
 def kernel_interval(
@@ -87,7 +87,7 @@ def kernel_interval(
     """
     draws = _draws(len(a), len(b), seed, n_resamples, owners_b)
     resampled = _weighted_discrepancy(_kernels(a, b), _pairs(len(a), len(b), owners_b), *draws)
-    return _estimate(kernel_distance(a, b, owners_b), resampled)
+    return estimate_of(kernel_distance(a, b, owners_b), resampled)
 
 
 def _covariance_factor(features: np.ndarray) -> np.ndarray:
@@ -142,9 +142,9 @@ def _draws(
     draws_a = drawn_counts(n_a, n_resamples, rng)
     if owners_b is None:
         return draws_a, drawn_counts(n_b, n_resamples, rng)
-    names, owner = np.unique(np.asarray(owners_b), return_inverse=True)
-    return draws_a, drawn_counts(len(names), n_resamples, rng)[:, owner]
+    return draws_a, bootstrap_weights(owners_b, n_resamples, rng)
 
 
-def _estimate(value: float, resampled: np.ndarray) -> Estimate:
+def estimate_of(value: float, resampled: np.ndarray) -> Estimate:
+    """The value with what its resamples, moved to it, say."""
     return Estimate(value, float(resampled.std(ddof=1)), *percentile_interval(resampled, value))

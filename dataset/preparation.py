@@ -290,10 +290,8 @@ def _describe(
     ]
     if not kept:
         raise InputError(f"no case can be used: {unusable[0].reason}", where=unusable[0].name, fix="correct the data")
-    files, same = (
-        {},
-        defaultdict(list),
-    )  # all images are decoded and written the same way, so equal ones have one digest
+    files: dict[str, str] = {}
+    same = defaultdict(list)  # all images are decoded and written the same way, so equal ones have one digest
     for case in kept:
         written: Mapping[str, str] = converted[case.name]["files"]
         files[case.name], digest = next((name, sha) for name, sha in written.items() if name.startswith("images/"))

@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,19 +110,19 @@ def _export(dataset: Path, results: Path, out: Path) -> None:
 
     best: dict[str, Any] = torch.load(results / "checkpoint_best.pth", map_location="cpu", weights_only=False)
     final: dict[str, Any] = torch.load(results / "checkpoint_final.pth", map_location="cpu", weights_only=False)
-    (out / "model").mkdir(exist_ok=True)
-    save_tensors(
-        out / "model" / MODEL_FILE,
-        best["network_weights"],
-        {
-            "epoch": int(best["current_epoch"]),
-            "mirror_axes": list(best["inference_allowed_mirroring_axes"] or ()),
-            "configuration": CONFIGURATION,
-        },
-    )
-    write_json(out / "model" / "plans.json", read_json(dataset / "nnUNetPlans.json"))
-    shutil.copyfile(dataset / "dataset.json", out / "model" / "dataset.json")
+    mirror_axes = best["inference_allowed_mirroring_axes"] or ()
+    write_model(out / "model", dataset, best["network_weights"], int(best["current_epoch"]), mirror_axes)
     write_text(out / "curves.jsonl", "".join(_curve_lines(final["logging"])))
+
+
+def write_model(
+    folder: Path, dataset: Path, tensors: Mapping[str, torch.Tensor], epoch: int, mirror_axes: Sequence[int]
+) -> None:
+    """Write a ``model`` folder: the state dictionary of the network with the plan of its preprocessed ``dataset``."""
+    metadata = {"epoch": epoch, "mirror_axes": list(mirror_axes), "configuration": CONFIGURATION}
+    save_tensors(folder / MODEL_FILE, tensors, metadata)
+    write_json(folder / "plans.json", read_json(dataset / "nnUNetPlans.json"))
+    shutil.copyfile(dataset / "dataset.json", folder / "dataset.json")
 
 
 def _curve_lines(logging_state: dict[str, list[Any]]) -> list[str]:

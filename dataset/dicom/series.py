@@ -30,13 +30,8 @@ HEADER_TAGS = (
     *("SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "Modality"),
     *("SeriesDescription", "Manufacturer", "ManufacturerModelName", "MagneticFieldStrength", "InstitutionName"),
     *("StationName", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PixelSpacing"),
-    *(
-        "ImagePositionPatient",
-        "ImageOrientationPatient",
-        "ReferencedFrameOfReferenceSequence",
-        "StructureSetROISequence",
-    ),
-    *("ReferencedSeriesSequence", "SegmentSequence"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "ReferencedFrameOfReferenceSequence"),
+    *("StructureSetROISequence", "ReferencedSeriesSequence", "SegmentSequence"),
 )
 RTSTRUCT, SEG = "RTSTRUCT", "SEG"
 GAP_TOLERANCE = 0.01  # of the slice distance

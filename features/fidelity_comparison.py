@@ -41,7 +41,7 @@ class FrechetComparison:
 
 
 def compare_frechet(
-    folds: Sequence[Sequence[ComparedSets]], seed: int, *, is_paired: bool = False, n_resamples: int = N_RESAMPLES
+    folds: Sequence[Sequence[ComparedSets]], seed: int, *, is_paired: bool = False
 ) -> FrechetComparison:
     """Means over outer folds (usually one); the sites of a fold are one set, and each is resampled by itself.
 
@@ -50,7 +50,7 @@ def compare_frechet(
     """
     values = np.mean([_distances(sites, [_all_of(site) for site in sites]) for sites in folds], axis=0)
     rng = np.random.default_rng(seed)
-    drawn = np.array([_resampled(folds, is_paired, rng) for _ in range(n_resamples)])
+    drawn = np.array([_resampled(folds, is_paired, rng) for _ in range(N_RESAMPLES)])
     a, b = (estimate_of(float(value), column) for value, column in zip(values, drawn.T, strict=True))
     ratio, ratios = values[0] / values[1], drawn[:, 0] / drawn[:, 1]
     low, high = np.exp(percentile_interval(np.log(ratios), float(np.log(ratio))))

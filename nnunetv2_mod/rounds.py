@@ -84,13 +84,8 @@ class RoundTrainer:
 
     def norm_tensors(self) -> frozenset[str]:
         """Names of the normalisation layers' tensors."""
-        own = {
-            id(tensor)
-            for module in self._network.modules()
-            if isinstance(module, NORMS)
-            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        }
-        return frozenset(name for name, tensor in self.tensors().items() if id(tensor) in own)
+        layer_of = {name: self._network.get_submodule(name.rpartition(".")[0]) for name in self.tensors()}
+        return frozenset(name for name, layer in layer_of.items() if isinstance(layer, NORMS))
 
     def anchor(self, names: Iterable[str]) -> None:
         """Remember these tensors as they are now: what FedProx pulls towards."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.safetensors"
+OWN_PLAN = "use the plan it was trained by"
 
 
 def train(
@@ -75,13 +76,13 @@ def load_all_weights(network: torch.nn.Module, model_file: Path) -> None:
     network = getattr(network, "_orig_mod", network)  # torch.compile wraps it on GPUs
     target = network.state_dict()
     for name in sorted(set(target) ^ set(tensors)):
-        raise InputError(f"tensor {name!r} is only on one side", where=model_file, fix="use the plan it was trained by")
+        raise InputError(f"tensor {name!r} is only on one side", where=model_file, fix=OWN_PLAN)
     for name, tensor in tensors.items():
         if target[name].shape != tensor.shape:
             raise InputError(
                 f"tensor {name!r} is {tuple(tensor.shape)}, the plan needs {tuple(target[name].shape)}",
                 where=model_file,
-                fix="use the plan it was trained by",
+                fix=OWN_PLAN,
             )
     network.load_state_dict(tensors)
 

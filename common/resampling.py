@@ -1,4 +1,4 @@
-"""Draws of patients and exact intervals: images of one patient are no independent evidence."""
+"""Draws with and without replacement and their intervals; images of one patient are no independent evidence."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from common.bootstrap import drawn_counts
 from common.seeds import derive_seed
 
 N_RESAMPLES = 1000
 LEVEL = 0.95
 
 
-def bootstrap_weights(patients: Sequence[str], n_resamples: int, seed: int) -> np.ndarray:
+def drawn_counts(n_units: int, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each of ``n_units`` is drawn when as many are drawn with replacement; (n_resamples, n_units)."""
+    return np.asarray(rng.multinomial(n_units, np.full(n_units, 1 / n_units), n_resamples))
+
+
+def percentile_interval(resampled: np.ndarray, centre: float) -> tuple[float, float]:
+    """The middle 95 % of the resampled values, moved so that their mean is ``centre``."""
+    low, high = np.percentile(resampled - resampled.mean() + centre, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def bootstrap_weights(patients: Sequence[str], n_resamples: int, seed: int | np.random.Generator) -> np.ndarray:
     """How often each image counts when patients are drawn with replacement; (n_resamples, n)."""
     names, owner = np.unique(np.asarray(patients), return_inverse=True)
     return np.asarray(drawn_counts(len(names), n_resamples, np.random.default_rng(seed))[:, owner])

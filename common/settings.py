@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -12,10 +13,8 @@ T = TypeVar("T")
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
-    """A dataclass as JSON-able dictionaries and lists."""
-    result = _plain(dataclasses.asdict(settings))
-    assert isinstance(result, dict)
-    return result
+    """A dataclass as the dictionaries and lists that its JSON is read back to."""
+    return dict(json.loads(json.dumps(dataclasses.asdict(settings))))
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -41,14 +40,6 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 
 def _join(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    return value
 
 
 def _coerce(hint: Any, value: Any, where: str) -> Any:

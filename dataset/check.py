@@ -21,7 +21,6 @@ import numpy as np
 from common.command import command
 from common.errors import InputError, raise_all
 from common.files import sha256_of_file
-from common.progress import Progress, silent
 from dataset.convert import channel_names, read_pair
 from dataset.folds import too_few_patients
 from dataset.images import write_array
@@ -70,19 +69,7 @@ class CheckReport:
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)]) + "\n"
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """What one decoded case adds to the report."""
-
-    shape_px: tuple[int, ...]
-    kind: str  # volume or not, channels, dtype
-    n_channels: int
-    dtype: str
-    n_pixels_of_label: np.ndarray  # by id, background first
-    sha256: str
-
-
-def check_cases(cases: Sequence[Case], config: SourceConfig, progress: Progress = silent) -> CheckReport:
+def check_cases(cases: Sequence[Case], config: SourceConfig) -> CheckReport:
     """Decode every image and mask and count what is there.
 
     Raises:
@@ -90,14 +77,20 @@ def check_cases(cases: Sequence[Case], config: SourceConfig, progress: Progress 
             or too few patients at a site: the first problem, and a list of the others.
     """
     check_labels(config)
-    decoded: dict[str, _Decoded] = {}
+    kind_of: dict[str, str] = {}  # of the cases that can be read: volume or not, channels, dtype
+    n_pixels: dict[str, np.ndarray] = {}  # of each label by id, background first
+    shapes_px: Counter[tuple[int, ...]] = Counter()
     problems: list[InputError] = []
-    for done, case in enumerate(cases):
+    for case in cases:
         try:
-            decoded[case.case_id] = _decode(case, config)
+            image, mask = read_pair(case, config)
         except InputError as error:
             problems.append(error)
-        progress(done + 1, len(cases), "case")
+        else:
+            n_channels, dtype = len(image.array), str(image.array.dtype)
+            kind_of[case.case_id] = f"{'a volume' if image.is_volume else '2D'} of {n_channels} channels, {dtype}"
+            n_pixels[case.case_id] = np.bincount(mask.ravel(), minlength=len(config.labels) + 1)
+            shapes_px[image.shape_px] += 1
 
     # every site has a patient for each fold
     patients: dict[str, set[str]] = defaultdict(set)
@@ -108,52 +101,38 @@ def check_cases(cases: Sequence[Case], config: SourceConfig, progress: Progress 
     problems += [p for site, count in sites.items() if (p := too_few_patients(site, count.n_patients))]
 
     # all images are of the kind that most of them are
-    kinds = Counter(found.kind for found in decoded.values())
+    kinds = Counter(kind_of.values())
     usual = min(kinds, key=lambda kind: (-kinds[kind], kind), default="")
     problems += [
         InputError(
-            f"it is {decoded[case.case_id].kind}, but {kinds[usual]} other images are {usual}",
+            f"it is {kind_of[case.case_id]}, but {kinds[usual]} other images are {usual}",
             where=case.image,
             fix="convert all images of a source to one number of channels and one bit depth",
         )
         for case in cases
-        if case.case_id in decoded and decoded[case.case_id].kind != usual
+        if kind_of.get(case.case_id, usual) != usual
     ]
     raise_all(problems)
 
     # byte-identical images under two patients would leak between folds
     copies: dict[str, list[Case]] = defaultdict(list)
     for case in cases:
-        copies[decoded[case.case_id].sha256].append(case)
-    empty = sorted(case_id for case_id, found in decoded.items() if not found.n_pixels_of_label[1:].any())
+        copies[sha256_of_file(case.image)].append(case)
+    empty = sorted(case_id for case_id, of_label in n_pixels.items() if not of_label[1:].any())
     warnings = [f"{len(empty)} masks are empty, for example {', '.join(empty[:5])}"] if empty else []
     warnings += [
         f"the same image is stored as {', '.join(case.case_id for case in same)} of different patients: keep one"
         for same in copies.values()
         if len({case.patient for case in same}) > 1
     ]
-    n_pixels = np.sum([found.n_pixels_of_label for found in decoded.values()], axis=0)
-    first = next(iter(decoded.values()))
+    n_total = np.sum(list(n_pixels.values()), axis=0)
     return CheckReport(
         sites=sites,
-        shapes_px=dict(Counter(found.shape_px for found in decoded.values())),
-        dtype=first.dtype,
-        channels=channel_names(config, first.n_channels),
-        label_fractions={name: float(n_pixels[label] / n_pixels.sum()) for name, label in config.labels.items()},
-        warnings=tuple(warnings),
-    )
-
-
-def _decode(case: Case, config: SourceConfig) -> _Decoded:
-    image, mask = read_pair(case, config)
-    n_channels, dtype = len(image.array), str(image.array.dtype)
-    return _Decoded(
-        shape_px=image.shape_px,
-        kind=f"{'a volume' if image.is_volume else '2D'} of {n_channels} channels, {dtype}",
-        n_channels=n_channels,
+        shapes_px=dict(shapes_px),
         dtype=dtype,
-        n_pixels_of_label=np.bincount(mask.ravel(), minlength=len(config.labels) + 1),
-        sha256=sha256_of_file(case.image),
+        channels=channel_names(config, n_channels),
+        label_fractions={name: float(n_total[label] / n_total.sum()) for name, label in config.labels.items()},
+        warnings=tuple(warnings),
     )
 
 

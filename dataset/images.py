@@ -6,7 +6,7 @@ Pixels stay in the dtype of the file: alpha is dropped, palettes are expanded, n
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import atomic_path
+from common.volumes import channels_of, read_itk
 
 VOLUME_ENDINGS = (".nii.gz", ".nii")
 ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", *VOLUME_ENDINGS)
@@ -107,6 +108,17 @@ def read_mask(path: Path, mask_values: Mapping[int, int] | None, labels: Mapping
         )
     ids = np.array([mapping[int(value)] for value in nearest], np.uint8)
     return ids[np.searchsorted(present, values)]
+
+
+def check_label_ids(ids: Iterable[int], *, where: str | Path, fix: str) -> None:
+    """Refuse label ids that nnU-Net cannot train on.
+
+    Raises:
+        InputError: ids other than 1..n.
+    """
+    in_order = sorted(ids)
+    if not in_order or in_order != list(range(1, len(in_order) + 1)):
+        raise InputError(f"the label ids {in_order} are not 1, 2, ...", where=where, fix=fix)
 
 
 def area_weights(n_in: int, n_out: int) -> np.ndarray:
@@ -268,25 +280,11 @@ def _read_flat(path: Path) -> Image:
 
 
 def _read_volume(path: Path) -> Image:
-    import SimpleITK
-
     _check_exists(path)
-    try:
-        stored = SimpleITK.ReadImage(str(path))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise InputError(
-            f"it is not a readable volume ({reason})", where=path, fix="copy or export it again, with orthonormal axes"
-        ) from error
+    stored = read_itk(path, "it is not a readable volume", "copy or export it again, with orthonormal axes")
     _check_finite(path)
-    array = SimpleITK.GetArrayFromImage(stored)
-    spacing_mm = tuple(float(step) for step in stored.GetSpacing()[::-1])
-    if stored.GetNumberOfComponentsPerPixel() > 1:
-        array = np.moveaxis(array, -1, 0)
-    elif array.ndim == 4:
-        spacing_mm = spacing_mm[1:]
-    else:
-        array = array[None]
+    array = channels_of(stored)
+    spacing_mm = tuple(float(step) for step in stored.GetSpacing()[::-1])[-3:]  # without that of a channel axis
     if array.ndim == 3:  # one slice: the through-plane spacing that nnU-Net gives it
         array, spacing_mm = array[:, None], (max(spacing_mm) * 999, *spacing_mm)
     if array.ndim != 4:

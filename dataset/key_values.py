@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, field, fields, is_dataclass
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -120,13 +121,10 @@ def _read(hint: Any, text: str) -> Any:
 def _read_union(options: Sequence[Any], text: str) -> Any:
     if type(None) in options and text.lower() in ("none", "null", ""):
         return None
-    errors = []
     for option in options:
-        try:
+        with suppress(ValueError):
             return _read(option, text)
-        except ValueError as error:
-            errors.append(error)
-    raise errors[0]
+    return text  # which is refused with the field's name
 
 
 def _write(value: Any) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from common.errors import InputError
 from common.files import read_json
 from common.image_set import ImageSet
-from dataset.images import read_image, read_mask
+from dataset.images import check_label_ids, read_image, read_mask
 from dataset.slices import fit_labels_to_patch, nonzero_box
 from nnunetv2_mod.raw_dataset import raw_dataset
 
@@ -24,8 +24,7 @@ def label_ids(prepared: Path) -> dict[str, int]:
     """
     path = raw_dataset(prepared) / "dataset.json"
     labels = {name: value for name, value in read_json(path)["labels"].items() if value != 0}
-    if sorted(labels.values()) != list(range(1, len(labels) + 1)):
-        raise InputError(f"the label ids {labels} are not 1, 2, 3, ...", where=path, fix="number the labels so")
+    check_label_ids(labels.values(), where=path, fix="number the labels so")
     return labels
 
 

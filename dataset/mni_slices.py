@@ -36,11 +36,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(chosen: argparse.Namespace) -> None:
     """Write the slices."""
     volume = read_template(chosen.wheel)
-    n_written = 0
-    for name, image in slices_of(volume, chosen.every_mm):
+    slices = dict(slices_of(volume, chosen.every_mm))
+    for name, image in slices.items():
         write_array(chosen.out / f"{name}.png", image)
-        n_written += 1
-    sys.stdout.write(f"{chosen.out}: {n_written} slices\n")
+    sys.stdout.write(f"{chosen.out}: {len(slices)} slices\n")
 
 
 def read_template(wheel: Path) -> np.ndarray:

@@ -8,8 +8,9 @@ film.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,38 +35,43 @@ class PhantomConfig:
     seed: int = 0
 
 
+def _drawn(distribution: str, *parameters: float) -> Any:
+    """A field that ``_draw`` draws with this method of NumPy's generator."""
+    return field(metadata={"distribution": distribution, "parameters": parameters})
+
+
 @dataclass(frozen=True)
 class Anatomy:
-    """One patient: lengths in film half-widths, angles in radians."""
+    """One patient: lengths in film half-widths, angles in radians. The fields are drawn in this order."""
 
-    lung_half_width: float
-    apex_v: float
-    base_v: float
-    dome: float
-    liver_lift: float
-    heart_radius: float
-    heart_tilt: float
-    heart_u: float
-    shoulder_v: float
-    body_half_width: float
-    rib_slope: float
-    rib_phase: float
-    clavicle_slope: float
-    tissue: float
-    gas_bubble: float
-    texture_seed: int
+    lung_half_width: float = _drawn("uniform", 0.64, 0.74)
+    apex_v: float = _drawn("uniform", -0.80, -0.70)
+    base_v: float = _drawn("uniform", 0.56, 0.74)
+    dome: float = _drawn("uniform", 0.13, 0.22)
+    liver_lift: float = _drawn("uniform", 0.03, 0.09)
+    heart_radius: float = _drawn("uniform", 0.24, 0.34)
+    heart_tilt: float = _drawn("uniform", 0.45, 0.85)
+    heart_u: float = _drawn("uniform", 0.10, 0.17)
+    shoulder_v: float = _drawn("uniform", -0.80, -0.70)
+    body_half_width: float = _drawn("uniform", 0.84, 0.98)
+    rib_slope: float = _drawn("uniform", 0.20, 0.40)
+    rib_phase: float = _drawn("uniform", 0.0, 1.0)
+    clavicle_slope: float = _drawn("uniform", -0.28, -0.05)
+    tissue: float = _drawn("uniform", 0.85, 1.20)
+    gas_bubble: float = _drawn("uniform", 0.0, 1.0)
+    texture_seed: int = _drawn("integers", 2**31)
 
 
 @dataclass(frozen=True)
 class Pose:
     """One image of a patient: how they stand before the detector and how deeply they breathe in."""
 
-    rotation_rad: float
-    zoom: float
-    shift_u: float
-    shift_v: float
-    breath: float
-    noise_seed: int
+    rotation_rad: float = _drawn("normal", 0.0, 0.025)
+    zoom: float = _drawn("uniform", 0.97, 1.03)
+    shift_u: float = _drawn("normal", 0.0, 0.02)
+    shift_v: float = _drawn("normal", 0.0, 0.02)
+    breath: float = _drawn("normal", 0.0, 0.02)
+    noise_seed: int = _drawn("integers", 2**31)
 
 
 @dataclass(frozen=True)
@@ -176,40 +182,20 @@ def _style(site_index: int, seed: int) -> SiteStyle:
 def _draw_patient(config: PhantomConfig, patient: str) -> tuple[Anatomy, tuple[Pose, ...]]:
     rng = np.random.default_rng(derive_seed(config.seed, "phantom patient", patient))
     fewest, most = config.images_per_patient
-    anatomy = _draw_anatomy(rng)
-    return anatomy, tuple(_draw_pose(rng) for _ in range(int(rng.integers(fewest, most + 1))))
+    anatomy = _draw(Anatomy, rng)
+    return anatomy, tuple(_draw(Pose, rng) for _ in range(int(rng.integers(fewest, most + 1))))
 
 
-def _draw_anatomy(rng: np.random.Generator) -> Anatomy:
-    return Anatomy(
-        lung_half_width=rng.uniform(0.64, 0.74),
-        apex_v=rng.uniform(-0.80, -0.70),
-        base_v=rng.uniform(0.56, 0.74),
-        dome=rng.uniform(0.13, 0.22),
-        liver_lift=rng.uniform(0.03, 0.09),
-        heart_radius=rng.uniform(0.24, 0.34),
-        heart_tilt=rng.uniform(0.45, 0.85),
-        heart_u=rng.uniform(0.10, 0.17),
-        shoulder_v=rng.uniform(-0.80, -0.70),
-        body_half_width=rng.uniform(0.84, 0.98),
-        rib_slope=rng.uniform(0.20, 0.40),
-        rib_phase=rng.uniform(0.0, 1.0),
-        clavicle_slope=rng.uniform(-0.28, -0.05),
-        tissue=rng.uniform(0.85, 1.20),
-        gas_bubble=rng.uniform(0.0, 1.0),
-        texture_seed=int(rng.integers(2**31)),
-    )
+Drawn = TypeVar("Drawn", Anatomy, Pose)
 
 
-def _draw_pose(rng: np.random.Generator) -> Pose:
-    return Pose(
-        rotation_rad=rng.normal(0.0, 0.025),
-        zoom=rng.uniform(0.97, 1.03),
-        shift_u=rng.normal(0.0, 0.02),
-        shift_v=rng.normal(0.0, 0.02),
-        breath=rng.normal(0.0, 0.02),
-        noise_seed=int(rng.integers(2**31)),
-    )
+def _draw(cls: type[Drawn], rng: np.random.Generator) -> Drawn:
+    """Its fields, in their order."""
+    values = {}
+    for item in fields(cls):
+        distribution = getattr(rng, item.metadata["distribution"])
+        values[item.name] = distribution(*item.metadata["parameters"])
+    return cls(**values)
 
 
 def _film_coordinates(pose: Pose, style: SiteStyle, n_px: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from common.errors import InputError, raise_all
-from common.files import read_json, sha256_of_file, sha256_of_json, write_json, write_text
+from common.files import json_text, read_json, sha256_of_file, sha256_of_json, write_json, write_text
 from common.progress import Progress, silent
+from common.settings import to_dict
 from dataset.about import About
 from dataset.images import ENDINGS
 from dataset.importer import Found, Importer, LeftOut, RawCase, Unusable
 from dataset.preparation_report import Report, build_report
-from dataset.source import SourceConfig
 
 if TYPE_CHECKING:
     import pandas
@@ -34,6 +34,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 TABLE, STATE, SOURCE = "metadata.csv", "preparation_state.json", "source.yaml"
+_OTHER_FOLDER = "choose another folder as --out"
 _OUTPUTS = (TABLE, STATE, SOURCE, "preparation.json", "preparation.txt")
 _TEMPORARY = re.compile(r"\.[a-z0-9_]{8}\..+")
 _SAFE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?")
@@ -74,13 +75,11 @@ def prepare_source(
         # a case is done where its files, recipe and code are those of its last conversion, and its output is there
         code = sorted(sha256_of_file(file) for file in _code_behind(importer.convert))
         digests: dict[str, str] = {}
-        done = set()
         for case, digest in _in_parallel(executor, partial(_digest, code), cases):
             digests[case.name] = digest
             progress(len(digests), len(cases), "case checked")
-        for case, is_done in _in_parallel(executor, lambda case: _is_done(converted, case, digests, root), cases):
-            done |= {case.name} if is_done else set()
-        pending = [case for case in cases if case.name not in done]
+        done = executor.map(lambda case: _is_done(converted, case, digests, root), cases)
+        pending = [case for case, is_done in zip(cases, done, strict=True) if not is_done]
 
         # what left the download leaves the source; without its table, the folder is not whole
         gone = sorted(set(converted) - set(digests))
@@ -112,22 +111,6 @@ def prepare_source(
     return Prepared(report, len(pending))
 
 
-def source_config(root: Path) -> SourceConfig:
-    """The keys in ``root/source.yaml``, with ``root`` itself.
-
-    Raises:
-        InputError: no such file: the folder was not prepared, or holds images without masks.
-    """
-    import yaml
-
-    from common.settings import from_dict
-
-    path = root / SOURCE
-    if not path.is_file():
-        raise InputError("there is no prepared source here", where=path, fix="run python -m dataset.prepare")
-    return from_dict(SourceConfig, {**yaml.safe_load(path.read_text(encoding="utf-8")), "root": str(root.resolve())})
-
-
 def _check_places(raw: Path, root: Path) -> None:
     if not raw.is_dir():
         raise InputError("there is no such folder", where=raw, fix="give the unpacked download as --raw")
@@ -137,7 +120,7 @@ def _check_places(raw: Path, root: Path) -> None:
     elif (root / TABLE).is_file() and not (root / STATE).is_file():
         problem = f"there is a {TABLE} that this command did not write"
     if problem:
-        raise InputError(problem, where=root, fix="choose another folder as --out")
+        raise InputError(problem, where=root, fix=_OTHER_FOLDER)
 
 
 def _remove_leftovers(root: Path) -> None:
@@ -190,11 +173,8 @@ def _load_state(root: Path, importer: Importer) -> dict[str, dict[str, Any]]:
         return {}
     stored = read_json(root / STATE)
     if stored["importer"] != importer.name:
-        raise InputError(
-            f"the folder holds {stored['importer']!r}, not {importer.name!r}",
-            where=root,
-            fix="choose another folder as --out",
-        )
+        problem = f"the folder holds {stored['importer']!r}, not {importer.name!r}"
+        raise InputError(problem, where=root, fix=_OTHER_FOLDER)
     cases: dict[str, dict[str, Any]] = stored["cases"]
     return cases
 
@@ -290,10 +270,8 @@ def _describe(
     ]
     if not kept:
         raise InputError(f"no case can be used: {unusable[0].reason}", where=unusable[0].name, fix="correct the data")
-    files, same = (
-        {},
-        defaultdict(list),
-    )  # all images are decoded and written the same way, so equal ones have one digest
+    files: dict[str, str] = {}
+    same = defaultdict(list)  # all images are decoded and written the same way, so equal ones have one digest
     for case in kept:
         written: Mapping[str, str] = converted[case.name]["files"]
         files[case.name], digest = next((name, sha) for name, sha in written.items() if name.startswith("images/"))
@@ -309,7 +287,7 @@ def _describe(
         equal_images=sorted(tuple(names) for names in same.values() if len(names) > 1),
         checksums=checksums,
     )
-    texts = {"preparation.json": report.json_text(), "preparation.txt": report.text()}
+    texts = {"preparation.json": json_text(to_dict(report)), "preparation.txt": report.text()}
     if found.labels:
         texts[SOURCE] = _source_text(found, has_patients="patient" in table)
     texts[TABLE] = table.to_csv(index=False, lineterminator="\n")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from common.settings import to_dict
 from dataset.about import About
 from dataset.importer import Found, LeftOut
 from dataset.key_values import as_text
@@ -34,10 +32,6 @@ class Report:
     left_out: Mapping[str, tuple[str, ...]]
     warnings: tuple[str, ...]
     checksums: Mapping[str, str]
-
-    def json_text(self) -> str:
-        """The report as JSON."""
-        return json.dumps(to_dict(self), indent=1, sort_keys=True) + "\n"
 
     def text(self) -> str:
         """The report as lines for a reader."""

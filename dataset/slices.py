@@ -135,11 +135,10 @@ def crop_to_nonzero(image: np.ndarray) -> np.ndarray:
 
 def nonzero_box(image: np.ndarray) -> tuple[slice, slice]:
     """Rows and columns of that bounding box in (C, H, W)."""
-    filled = np.any(image != 0, axis=0)
-    if not filled.any():
-        return slice(None), slice(None)
-    rows, columns = np.flatnonzero(filled.any(axis=1)), np.flatnonzero(filled.any(axis=0))
-    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    from scipy.ndimage import find_objects
+
+    boxes = find_objects(np.any(image != 0, axis=0).astype(np.uint8))
+    return boxes[0] if boxes else (slice(None), slice(None))
 
 
 def through_plane_spacing_mm(spacing_mm: Sequence[float], transpose_forward: Sequence[int]) -> float:

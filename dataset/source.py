@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from common.errors import InputError
 from common.files import sha256_of_file, sha256_of_json
 from common.settings import to_dict
-from dataset.images import ENDINGS, safe_name, stem
+from dataset.images import ENDINGS, check_label_ids, safe_name, stem
 from dataset.phantom import DRAWING_VERSION, PhantomConfig, write_phantom
 from dataset.table import read_table
 
@@ -140,12 +140,7 @@ def check_labels(config: SourceConfig) -> None:
         InputError: ids other than 1..n, or a mask value mapped to an id that is not declared.
     """
     ids = sorted(config.labels.values())
-    if not ids or ids != list(range(1, len(ids) + 1)):
-        raise InputError(
-            f"the label ids {ids} are not 1, 2, ...",
-            where="labels",
-            fix="number the labels without gaps; 0 is the background",
-        )
+    check_label_ids(ids, where="labels", fix="number the labels without gaps; 0 is the background")
     for value, label in (config.mask_values or {}).items():
         if label not in (0, *ids):
             raise InputError(
@@ -229,14 +224,15 @@ def _read_filled_table(config: SourceConfig, path: Path) -> pandas.DataFrame:
     columns = [column for column in named if column is not None]
     table = read_table(path, columns)
     for column in columns:
-        empty = table.index[table[column].str.strip() == ""]
-        if len(empty):
-            raise InputError(
-                f"column {column!r} is empty in {len(empty)} rows, first in line {empty[0] + 2}",
-                where=path,
-                fix="fill it in or remove the rows",
-            )
+        _refuse_empty_cells(table[column].str.strip() == "", f"column {column!r}", path)
     return table
+
+
+def _refuse_empty_cells(is_empty: pandas.Series, column: str, path: Path) -> None:
+    empty = is_empty.index[is_empty]
+    if len(empty):
+        problem = f"{column} is empty in {len(empty)} rows, first in line {empty[0] + 2}"
+        raise InputError(problem, where=path, fix="fill it in or remove the rows")
 
 
 def _site_of_rows(config: SourceConfig, table: pandas.DataFrame, path: Path) -> list[str]:
@@ -258,12 +254,8 @@ def _apply_rule(rule: str, table: pandas.DataFrame, path: Path) -> list[str]:
     import pandas
 
     for column in table.columns:
-        if re.search(rf"\b{re.escape(column)}\b", rule) and table[column].isna().any():
-            raise InputError(
-                f"column {column!r} of the rule {rule!r} is empty in {int(table[column].isna().sum())} rows",
-                where=path,
-                fix="fill it in or remove the rows",
-            )
+        if re.search(rf"\b{re.escape(column)}\b", rule):
+            _refuse_empty_cells(table[column].isna(), f"column {column!r} of the rule {rule!r}", path)
     try:
         values = table.eval(rule, engine="python")
     except (NameError, SyntaxError, TypeError, ValueError, KeyError, AttributeError) as error:

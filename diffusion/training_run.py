@@ -26,7 +26,7 @@ from training.memory import keep_freed_memory
 from training.monitor import Monitor
 from training.pictures import SHEETS
 from training.snapshots import remove_candidates
-from training.training_state import check_same_run
+from training.training_state import check_same_run, remove_half_written
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def train(
     """
     check_processes(settings, n_processes)
     keep_freed_memory()
-    _remove_half_written(out)
+    remove_half_written(out, out / AUTOENCODER_FOLDER, out / SHEETS, out / AUTOENCODER_FOLDER / SHEETS)
     if (out / RESULT).is_file():
         check_same_run(out / RESULT, load_tensors(out / RESULT)[1], settings, seed)
         (out / DenoiserTraining.checkpoint).unlink(missing_ok=True)
@@ -162,11 +162,3 @@ def kimg_total(settings: DiffusionSettings) -> float:
     steps = settings.n_steps * settings.batch_size
     steps += 0 if own is None else own.n_epochs * own.steps_per_epoch * own.batch_size
     return round(steps / 1000, 6)
-
-
-def _remove_half_written(out: Path) -> None:
-    """A killed training may leave a temporary sibling of the file it was writing (``common.files.atomic_path``)."""
-    for folder in (out, out / AUTOENCODER_FOLDER, out / SHEETS, out / AUTOENCODER_FOLDER / SHEETS):
-        for leftover in folder.glob(".*.*"):
-            if leftover.is_file():
-                leftover.unlink()

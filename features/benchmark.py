@@ -16,6 +16,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,18 +142,14 @@ def _vectors(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
 
 def _peak_mib(name: str, sizes: Sizes) -> float:
     """Largest resident memory of a process that makes the vectors and searches once."""
-    context = multiprocessing.get_context("spawn")
-    answers = context.SimpleQueue()
-    process = context.Process(target=_search_once, args=(name, sizes, answers))
-    process.start()
-    process.join()
-    return float(answers.get())
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        return executor.submit(_search_once, name, sizes).result()
 
 
-def _search_once(name: str, sizes: Sizes, answers: multiprocessing.SimpleQueue[float]) -> None:
+def _search_once(name: str, sizes: Sizes) -> float:
     with threadpool_limits(sizes.threads):
         _searches()[name](*_vectors(sizes))
-    answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
 
 
 if __name__ == "__main__":

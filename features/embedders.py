@@ -256,20 +256,11 @@ class CachedEmbedder:
         self._remember(path, digests)
 
     def _load(self, digests: Sequence[bytes]) -> np.ndarray:
-        wanted: dict[Path, list[tuple[int, int]]] = {}
-        for i, digest in enumerate(digests):
-            path, row = self._places[digest]
-            wanted.setdefault(path, []).append((i, row))
-        features: np.ndarray | None = None
-        for path, pairs in wanted.items():
-            stored = _read(path)
-            assert stored is not None, f"{path} was there a moment ago"
-            places, rows = (np.array(side) for side in zip(*pairs, strict=True))
-            if features is None:
-                features = np.empty((len(digests), stored["features"].shape[1]), np.float32)
-            features[places] = stored["features"][rows]
-        assert features is not None
-        return features
+        from safetensors.numpy import load_file
+
+        places = [self._places[digest] for digest in digests]
+        stored = {path: load_file(path)["features"] for path in {path for path, _ in places}}
+        return np.stack([stored[path][row] for path, row in places])
 
 
 def cached(embedder: Embedder, folder: Path | None) -> Embedder:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.bootstrap import drawn_counts, percentile_interval
+from common.resampling import bootstrap_weights, drawn_counts, percentile_interval
 
 N_RESAMPLES = 200
 KERNEL_DEGREE, KERNEL_OFFSET = 3, 1.0
@@ -60,9 +60,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, owners_b: Sequence[str] | None
     return float(_weighted_discrepancy(kernels, pairs, np.ones((1, len(a))), np.ones((1, len(b))))[0])
 
 
-def frechet_interval(
-    a: np.ndarray, b: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES, owners_b: Sequence[str] | None = None
-) -> Estimate:
+def frechet_interval(a: np.ndarray, b: np.ndarray, seed: int, owners_b: Sequence[str] | None = None) -> Estimate:
     """The Fréchet distance with its bootstrap interval: images of both sets are resampled with replacement.
 
     Where ``owners_b`` names each image's patient, patients of ``b`` are resampled instead. The repeats in a resample
@@ -72,22 +70,20 @@ def frechet_interval(
     def resample(draw_a: np.ndarray, draw_b: np.ndarray) -> float:
         return frechet_distance(a[np.repeat(np.arange(len(a)), draw_a)], b[np.repeat(np.arange(len(b)), draw_b)])
 
-    draws_a, draws_b = _draws(len(a), len(b), seed, n_resamples, owners_b)
+    draws_a, draws_b = _draws(len(a), len(b), seed, owners_b)
     values = np.array([resample(*draw) for draw in zip(draws_a, draws_b, strict=True)])
-    return _estimate(frechet_distance(a, b), values)
+    return estimate_of(frechet_distance(a, b), values)
 
 
-def kernel_interval(
-    a: np.ndarray, b: np.ndarray, seed: int, n_resamples: int = N_RESAMPLES, owners_b: Sequence[str] | None = None
-) -> Estimate:
+def kernel_interval(a: np.ndarray, b: np.ndarray, seed: int, owners_b: Sequence[str] | None = None) -> Estimate:
     """The kernel distance with its bootstrap interval: resampled as in ``frechet_interval``.
 
     An image is never paired with its own repeat (a patient's, with another of that patient), so that a resample is as
     unbiased as the estimate.
     """
-    draws = _draws(len(a), len(b), seed, n_resamples, owners_b)
+    draws = _draws(len(a), len(b), seed, owners_b)
     resampled = _weighted_discrepancy(_kernels(a, b), _pairs(len(a), len(b), owners_b), *draws)
-    return _estimate(kernel_distance(a, b, owners_b), resampled)
+    return estimate_of(kernel_distance(a, b, owners_b), resampled)
 
 
 def _covariance_factor(features: np.ndarray) -> np.ndarray:
@@ -134,17 +130,15 @@ def _weighted_discrepancy(
     return np.asarray(inside_a + inside_b - 2 * between)
 
 
-def _draws(
-    n_a: int, n_b: int, seed: int, n_resamples: int, owners_b: Sequence[str] | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """How often each image is drawn: (n_resamples, n_a) and (n_resamples, n_b)."""
+def _draws(n_a: int, n_b: int, seed: int, owners_b: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+    """How often each image is drawn: (N_RESAMPLES, n_a) and (N_RESAMPLES, n_b)."""
     rng = np.random.default_rng(seed)
-    draws_a = drawn_counts(n_a, n_resamples, rng)
+    draws_a = drawn_counts(n_a, N_RESAMPLES, rng)
     if owners_b is None:
-        return draws_a, drawn_counts(n_b, n_resamples, rng)
-    names, owner = np.unique(np.asarray(owners_b), return_inverse=True)
-    return draws_a, drawn_counts(len(names), n_resamples, rng)[:, owner]
+        return draws_a, drawn_counts(n_b, N_RESAMPLES, rng)
+    return draws_a, bootstrap_weights(owners_b, N_RESAMPLES, rng)
 
 
-def _estimate(value: float, resampled: np.ndarray) -> Estimate:
+def estimate_of(value: float, resampled: np.ndarray) -> Estimate:
+    """The value with what its resamples, moved to it, say."""
     return Estimate(value, float(resampled.std(ddof=1)), *percentile_interval(resampled, value))

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.bootstrap import drawn_counts, percentile_interval
-from features.fidelity import N_RESAMPLES, Estimate, frechet_distance
+from common.resampling import bootstrap_weights, percentile_interval
+from features.fidelity import N_RESAMPLES, Estimate, estimate_of, frechet_distance
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class FrechetComparison:
 
 
 def compare_frechet(
-    folds: Sequence[Sequence[ComparedSets]], seed: int, *, is_paired: bool = False, n_resamples: int = N_RESAMPLES
+    folds: Sequence[Sequence[ComparedSets]], seed: int, *, is_paired: bool = False
 ) -> FrechetComparison:
     """Means over outer folds (usually one); the sites of a fold are one set, and each is resampled by itself.
 
@@ -50,16 +50,11 @@ def compare_frechet(
     """
     values = np.mean([_distances(sites, [_all_of(site) for site in sites]) for sites in folds], axis=0)
     rng = np.random.default_rng(seed)
-    drawn = np.array([_resampled(folds, is_paired, rng) for _ in range(n_resamples)])
-    a, b = (_estimate(value, column) for value, column in zip(values, drawn.T, strict=True))
+    drawn = np.array([_resampled(folds, is_paired, rng) for _ in range(N_RESAMPLES)])
+    a, b = (estimate_of(float(value), column) for value, column in zip(values, drawn.T, strict=True))
     ratio, ratios = values[0] / values[1], drawn[:, 0] / drawn[:, 1]
     low, high = np.exp(percentile_interval(np.log(ratios), float(np.log(ratio))))
     return FrechetComparison(a, b, Estimate(float(ratio), float(ratios.std(ddof=1)), float(low), float(high)))
-
-
-def _estimate(value: float, resampled: np.ndarray) -> Estimate:
-    """Shifted to the estimate: the repeats in a resample raise the distance."""
-    return Estimate(float(value), float(resampled.std(ddof=1)), *percentile_interval(resampled, float(value)))
 
 
 Parts = tuple[list[np.ndarray], list[np.ndarray], np.ndarray]
@@ -84,9 +79,8 @@ def _drawn(site: ComparedSets, is_paired: bool, rng: np.random.Generator) -> Par
     parts_a, parts_b, _ = _all_of(site)
     drawn_a = [rng.choice(part, len(part)) for part in parts_a]
     drawn_b = [rng.choice(part, len(part)) for part in parts_b]
-    names, owner = np.unique(np.asarray(site.owners), return_inverse=True)
-    counts = drawn_counts(len(names), 1, rng)[0]
-    return drawn_a, drawn_a if is_paired else drawn_b, np.repeat(np.arange(len(owner)), counts[owner])
+    counts = bootstrap_weights(site.owners, 1, rng)[0]
+    return drawn_a, drawn_a if is_paired else drawn_b, np.repeat(np.arange(len(counts)), counts)
 
 
 def _distances(sites: Sequence[ComparedSets], parts: Sequence[Parts]) -> np.ndarray:

@@ -8,7 +8,7 @@ then says so, compares with training images alone, and the last snapshot is take
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,8 +41,6 @@ MAX_COMPARED = 1024  # training images in the Fréchet and the kernel distance; 
 UNSEEN_SHARE = 0.05  # of unseen patients' images that lie as near to a training image as what counts as copied
 BLOCK = 1024
 
-Build = Callable[..., Embedder]
-
 
 @dataclass(frozen=True)
 class References:
@@ -68,7 +66,6 @@ class FidelityMonitor:
         seed: int,
         device: str = "cpu",
         mirrored: bool = False,
-        build: Build = build_embedder,
         embeddings: Path | None = None,
     ) -> None:
         """The monitor.
@@ -89,7 +86,7 @@ class FidelityMonitor:
             unseen = []
         self.training, self.heldout = training, heldout.subset(unseen)
         self.seconds_per_image = SECONDS_PER_IMAGE["cuda" if device.startswith("cuda") else "cpu"]
-        self._seed, self._device, self._build, self._mirrored = seed, device, build, mirrored
+        self._seed, self._device, self._mirrored = seed, device, mirrored
         self._embeddings = embeddings
         self._embedder: Embedder | None = None
         self._references: References | None = None
@@ -125,7 +122,7 @@ class FidelityMonitor:
         ``keep``: they will be asked for again, by this or another stage.
         """
         if self._embedder is None:
-            self._embedder = self._build(EMBEDDER, batch_size=BATCH_SIZE, device=self._device)
+            self._embedder = build_embedder(EMBEDDER, batch_size=BATCH_SIZE, device=self._device)
         embedder = cached(self._embedder, self._embeddings if keep else None)
         features = embedder.embed(images).astype(np.float64)
         return np.asarray(features * np.sqrt(features.shape[1]))

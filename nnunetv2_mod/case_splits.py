@@ -5,7 +5,6 @@ nnU-Net's ``splits_final.json`` is read and never written: a later nnU-Net train
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ log = logging.getLogger(__name__)
 ALL = "all"
 N_FOLDS, SEED = 5, 12345  # nnU-Net's
 N_WATCHED = 8  # training cases that a training on all validates on
+RESTORE = "restore nnU-Net's file, or delete it"
 SPLITS, PATIENTS = "splits_final.json", "patients.json"
 
 
@@ -66,15 +66,11 @@ def _number(fold: int | str, n_folds: int, where: Path) -> int:
 def _read_splits(path: Path) -> list[Mapping[str, Any]]:
     try:
         splits = read_json(path)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"not readable JSON ({error})", where=path, fix="restore nnU-Net's file, or delete it"
-        ) from error
-    valid = isinstance(splits, list) and bool(splits) and all(_is_split(split) for split in splits)
-    if not valid:
-        problem, fix = "not a list of {train: [...], val: [...]}", "restore nnU-Net's file, or delete it"
-        raise InputError(problem, where=path, fix=fix)
-    return list(splits)
+    except ValueError as error:
+        raise InputError(f"not readable JSON ({error})", where=path, fix=RESTORE) from error
+    if not (isinstance(splits, list) and splits and all(map(_is_split, splits))):
+        raise InputError("not a list of {train: [...], val: [...]}", where=path, fix=RESTORE)
+    return splits
 
 
 def _is_split(split: Any) -> bool:

@@ -86,12 +86,8 @@ class Survey:
         labels = np.pad(np.maximum(ids, 0), margins).astype(np.uint8) if with_labels else None
         if not any(map(any, margins)):
             return values, labels
-        shape = tuple(end - begin for begin, end in zip(start, stop, strict=True))
-        padded = np.empty((len(values), *shape), np.float32)
-        padded[:] = case.background[:, None, None, None]
-        inner = tuple(slice(before, n - after) for (before, after), n in zip(margins, shape, strict=True))
-        padded[(slice(None), *inner)] = values
-        return padded, labels
+        channels = zip(values, case.background, strict=True)
+        return np.stack([np.pad(channel, margins, constant_values=nothing) for channel, nothing in channels]), labels
 
     def _look_at(self, name: str, n_values: int) -> tuple[SurveyedCase, np.ndarray]:
         values, ids = self.folder.read(name)

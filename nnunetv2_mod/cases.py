@@ -68,16 +68,6 @@ class CaseFolder:
         """The file with its label map."""
         return self.folder / f"{name}_seg.b2nd" if name in self._blosc else self.file(name)
 
-    def size(self, name: str) -> Voxel:
-        """(Z, Y, X) of case ``name``.
-
-        Raises:
-            InputError: it is no such case, or its channels or its label map are others than expected.
-        """
-        image, labels = self._open(name)
-        self._check_shapes(name, image, labels)
-        return tuple(int(n) for n in image.shape[1:])
-
     def read(
         self, name: str, start: Voxel | None = None, stop: Voxel | None = None, *, with_labels: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +96,7 @@ class CaseFolder:
         with _readable(self.file(name)), np.load(self.file(name)) as stored:
             return "seg" in stored
 
-    def _open(self, name: str, with_labels: bool = True) -> tuple[Any, Any]:
+    def _open(self, name: str, with_labels: bool) -> tuple[Any, Any]:
         """Arrays that are read when they are indexed, where the format allows it; no labels: None."""
         path, with_labels = self.file(name), with_labels and self.labelled
         if name in self._blosc:

@@ -42,9 +42,9 @@ def site_statistics(planned: Path) -> SiteStatistics:
     shapes, spacings = np.array(fingerprint["shapes_after_crop"]), np.array(fingerprint["spacings"], float)
     return SiteStatistics(
         n_cases=int(description["numTraining"]),
-        median_shape=_floats(np.median(shapes, axis=0)),
-        median_spacing_mm=_floats(np.median(spacings, axis=0)),
-        fine_spacing_mm=_floats(np.percentile(spacings, FINE_SPACING_PERCENTILE, axis=0)),
+        median_shape=tuple(np.median(shapes, axis=0).tolist()),
+        median_spacing_mm=tuple(np.median(spacings, axis=0).tolist()),
+        fine_spacing_mm=tuple(np.percentile(spacings, FINE_SPACING_PERCENTILE, axis=0).tolist()),
         intensities={
             channel: {name: float(values[name]) for name in SHARED_INTENSITIES}
             for channel, values in fingerprint["foreground_intensity_properties_per_channel"].items()
@@ -141,7 +141,3 @@ def _pooled(intensities: Sequence[Mapping[str, float]], shares: Sequence[float])
         for share, values in zip(shares, intensities, strict=True)
     )
     return {**pooled, "std": math.sqrt(variance), "min": pooled["percentile_00_5"], "max": pooled["percentile_99_5"]}
-
-
-def _floats(values: np.ndarray) -> tuple[float, ...]:
-    return tuple(float(value) for value in values)

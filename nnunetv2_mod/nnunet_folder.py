@@ -61,14 +61,15 @@ def _folder_of(text: str) -> Path:
     if preprocessed is None:
         problem = f"not set, and needed to find dataset {text!r}"
         raise InputError(problem, where=PREPROCESSED, fix=f"export {PREPROCESSED}=<folder>, or give a path")
-    names = sorted(path.name for path in preprocessed.iterdir() if path.is_dir() and FOLDER.fullmatch(path.name))
-    found = [name for name in names if name == text or (text.isdecimal() and _id_of(name) == int(text))]
+    names = sorted(path.name for path in preprocessed.iterdir() if path.is_dir())
+    id_of = {name: int(matched.group(1)) for name in names if (matched := FOLDER.fullmatch(name))}
+    found = [name for name in id_of if name == text or (text.isdecimal() and id_of[name] == int(text))]
     if len(found) == 1:
         return preprocessed / found[0]
     if found:
         problem = f"dataset {text!r} is one of {', '.join(found)}"
         raise InputError(problem, where=preprocessed, fix="give the name of one of them")
-    there = ", ".join(names) or "none"
+    there = ", ".join(id_of) or "none"
     raise InputError(
         f"there is no dataset {text!r}; those there: {there}", where=preprocessed, fix=f"give one, or {PREPARE}"
     )
@@ -82,12 +83,6 @@ def _preprocessed() -> Path | None:
     if not Path(value).is_dir():
         raise InputError(f"there is no such folder: {value!r}", where=PREPROCESSED, fix="name a folder that is there")
     return Path(value)
-
-
-def _id_of(name: str) -> int:
-    matched = FOLDER.fullmatch(name)
-    assert matched is not None
-    return int(matched.group(1))
 
 
 def _read_plans(folder: Path, plans_name: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import logging
 import re
 import shutil
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,15 +132,11 @@ def _preprocess(
     target.mkdir(exist_ok=True)
     with threads_for_pools():
         cases = get_filenames_of_train_images_and_targets(str(raw_dataset), dataset_json)
-
-    def one_case(case: str) -> None:
+    for n_done, (case, files) in enumerate(sorted(cases.items()), start=1):
         configuration.preprocessor_class(verbose=False).run_case_save(
-            str(target / case), cases[case]["images"], cases[case]["label"], manager, configuration, dataset_json
+            str(target / case), files["images"], files["label"], manager, configuration, dataset_json
         )
-
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        for n_done, _ in enumerate(pool.map(one_case, sorted(cases)), start=1):
-            progress(n_done, len(cases), "cases")
+        progress(n_done, len(cases), "cases")
     write_json(out / "plans.json", plans)
     log.info("%s: %d cases, patch %s", raw_dataset.name, len(cases), configuration.patch_size)
     return out / "plans.json"

@@ -12,7 +12,6 @@ import numpy as np
 
 from common.checkpoints import load_tensors
 from common.files import read_json
-from common.progress import Progress, silent
 from nnunetv2_mod.training import MODEL_FILE
 
 if TYPE_CHECKING:
@@ -66,43 +65,23 @@ def build_network(plans: dict[str, Any], dataset_json: dict[str, Any], configura
 
 
 def predict_arrays(
-    model: SegmentationModel,
-    images: Sequence[np.ndarray],
-    spacings_mm: Sequence[Sequence[float]],
-    batch_size: int = 16,
-    progress: Progress = silent,
+    model: SegmentationModel, images: Sequence[np.ndarray], spacings_mm: Sequence[Sequence[float]]
 ) -> list[np.ndarray]:
     """Label maps (slices, height, width) of ``images`` (channels, slices, height, width) in their own geometry.
 
     Every image goes through the plan's own preprocessing (transposition, crop to non-zero, normalisation channel by
     channel, resampling), exactly as the training cases did; the original z-scored all channels together (D3).
     """
-    labels: list[np.ndarray] = []
-    for start in range(0, len(images), batch_size):
-        chunk = slice(start, start + batch_size)
-        prepared = [
-            _preprocess(model, image, spacing) for image, spacing in zip(images[chunk], spacings_mm[chunk], strict=True)
-        ]
-        logits = _predict_logits(model, [data for data, _ in prepared])
-        labels += [
-            _to_labels(model, logit, properties) for logit, (_, properties) in zip(logits, prepared, strict=True)
-        ]
-        progress(len(labels), len(images), "images")
-    return labels
+    prepared = [_preprocess(model, image, spacing) for image, spacing in zip(images, spacings_mm, strict=True)]
+    logits = _predict_logits(model, [data for data, _ in prepared])
+    return [_to_labels(model, logit, properties) for logit, (_, properties) in zip(logits, prepared, strict=True)]
 
 
-def predict_normalised(
-    model: SegmentationModel, arrays: np.ndarray, batch_size: int = 16, progress: Progress = silent
-) -> np.ndarray:
+def predict_normalised(model: SegmentationModel, arrays: np.ndarray) -> np.ndarray:
     """Label maps (n, height, width) of images (n, channels, height, width) that are already in the plan's space."""
     manager = model.plans.get_label_manager(model.dataset_json)
-    labels = []
-    for start in range(0, len(arrays), batch_size):
-        chunk = arrays[start : start + batch_size].astype(np.float32)
-        (logits,) = _predict_logits(model, [np.moveaxis(chunk, 0, 1)])
-        labels.append(np.asarray(manager.convert_logits_to_segmentation(logits)))
-        progress(min(start + batch_size, len(arrays)), len(arrays), "images")
-    return np.concatenate(labels).astype(np.uint8)
+    (logits,) = _predict_logits(model, [np.moveaxis(arrays.astype(np.float32), 0, 1)])
+    return np.asarray(manager.convert_logits_to_segmentation(logits)).astype(np.uint8)
 
 
 def read_raw_image(model: SegmentationModel, files: Sequence[Path]) -> tuple[np.ndarray, tuple[float, ...]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.checkpoints import save_tensors
 from common.errors import InputError
-from common.files import read_json, write_json
+from common.files import read_json
 from common.progress import silent
 from nnunetv2_mod.environment import nnunet_roots
 from nnunetv2_mod.plan import CONFIGURATION
 from nnunetv2_mod.predict import build_network
 from nnunetv2_mod.schedule import TrainSettings
 from nnunetv2_mod.trainer import SiteTrainer, build_trainer
-from nnunetv2_mod.training import MODEL_FILE, only_dataset, spawn_augmentation
+from nnunetv2_mod.training import only_dataset, spawn_augmentation, write_model
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -50,8 +48,10 @@ class RoundTrainer:
         prox_mu: float = 0.0,
     ) -> None:
         self.dataset = only_dataset(planned)
-        self._roots = (planned, planned / "preprocessed", scratch)
         self._settings = settings
+        roots = (planned, planned / "preprocessed", scratch)
+        self._environment = partial(nnunet_roots, *roots, augmentation_processes=settings.augmentation_processes)
+        self._logged = _LastValues()
         scratch.mkdir(parents=True, exist_ok=True)
         spawn_augmentation(settings)
         with self._environment():
@@ -59,7 +59,7 @@ class RoundTrainer:
                 self.dataset, settings, seed, torch.device(device), silent, initial_seed
             )
             self._trainer.initialize()
-            self._trainer.logger = _NoLogger()
+            self._trainer.logger = self._logged
             self._trainer.on_train_start()
         compiled: Any = self._trainer.network  # torch.compile wraps it on GPUs
         self._network: nn.Module = getattr(compiled, "_orig_mod", compiled)
@@ -84,13 +84,8 @@ class RoundTrainer:
 
     def norm_tensors(self) -> frozenset[str]:
         """Names of the normalisation layers' tensors."""
-        own = {
-            id(tensor)
-            for module in self._network.modules()
-            if isinstance(module, NORMS)
-            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        }
-        return frozenset(name for name, tensor in self.tensors().items() if id(tensor) in own)
+        layer_of = {name: self._network.get_submodule(name.rpartition(".")[0]) for name in self.tensors()}
+        return frozenset(name for name, layer in layer_of.items() if isinstance(layer, NORMS))
 
     def anchor(self, names: Iterable[str]) -> None:
         """Remember these tensors as they are now: what FedProx pulls towards."""
@@ -132,16 +127,8 @@ class RoundTrainer:
             outputs = [
                 trainer.validation_step(next(trainer.dataloader_val)) for _ in range(self._settings.n_val_iterations)
             ]
-            recorder = _Recorder()
-            trainer.logger = recorder
             trainer.on_validation_epoch_end(outputs)
-            trainer.logger = _NoLogger()
-        return float(recorder.values["mean_fg_dice"])
-
-    @contextmanager
-    def _environment(self) -> Iterator[None]:
-        with nnunet_roots(*self._roots, augmentation_processes=self._settings.augmentation_processes):
-            yield
+        return float(self._logged.values["mean_fg_dice"])
 
     def _pull(self) -> None:
         """Add the gradient of ``prox_mu / 2 * |w - anchor|^2``, after nnU-Net's clipping of the loss's gradient."""
@@ -150,15 +137,8 @@ class RoundTrainer:
                 parameter.grad.add_(parameter.detach() - self._anchors[name], alpha=self._prox_mu)
 
 
-class _NoLogger:
-    """nnU-Net's logger wants every epoch from the first; a worker made anew in round r has not seen them."""
-
-    def log(self, key: str, value: Any, step: int) -> None:
-        """Nothing: the hub keeps the curves."""
-
-
-class _Recorder:
-    """Catches what one call of nnU-Net logs."""
+class _LastValues:
+    """In place of nnU-Net's logger, which wants every epoch from the first: a worker of round r has not seen them."""
 
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
@@ -184,7 +164,4 @@ def export_model(
     with torch.no_grad():
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
-    metadata = {"epoch": epoch, "mirror_axes": list(mirror_axes), "configuration": CONFIGURATION}
-    save_tensors(out / MODEL_FILE, network.state_dict(), metadata)
-    write_json(out / "plans.json", read_json(dataset / "nnUNetPlans.json"))
-    shutil.copyfile(dataset / "dataset.json", out / "dataset.json")
+    write_model(out, dataset, network.state_dict(), epoch, mirror_axes)

@@ -7,6 +7,7 @@ are computed from the raw files.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from common.errors import InputError
+from common.volumes import channels_of, read_itk
 from nnunetv2_mod.output_spec import (
     DTYPES,
     MAX_LABEL,
@@ -218,12 +220,9 @@ def raw_files(dataset: NnunetDataset, case: str) -> list[Path]:
     if case in listed:
         files = [dataset.raw / image for image in listed[case]["images"]]
     else:
-        names = (image_name(case, channel, dataset.dataset_json["file_ending"]) for channel in range(10_000))
-        files = []
-        for name in names:
-            if not (dataset.raw / IMAGES / name).is_file():
-                break
-            files.append(dataset.raw / IMAGES / name)
+        folder, ending = dataset.raw / IMAGES, dataset.dataset_json["file_ending"]
+        channels = (folder / image_name(case, channel, ending) for channel in itertools.count())
+        files = list(itertools.takewhile(Path.is_file, channels))
     return files if all(file.is_file() for file in files) else []
 
 
@@ -237,19 +236,7 @@ def _read_channels(files: Sequence[Path]) -> np.ndarray:
 
 def _read_file(path: Path) -> tuple[np.ndarray, int]:
     """(channels, Z, Y, X) and the number of axes the file has."""
-    import SimpleITK
-
-    try:
-        image = SimpleITK.ReadImage(str(path))
-    except RuntimeError as error:
-        raise InputError(
-            "the file is not readable as an image", where=path, fix="copy the raw dataset again"
-        ) from error
-    array, n_axes = SimpleITK.GetArrayFromImage(image), image.GetDimension()
-    if image.GetNumberOfComponentsPerPixel() > 1:
-        array = np.moveaxis(array, -1, 0)
-    elif n_axes < 4:  # a 4D file holds its channels along its last axis, the first of the array
-        array = array[None]
+    array = channels_of(read_itk(path, "the file is not readable as an image", "copy the raw dataset again"))
     return (array[:, None], 2) if array.ndim == 3 else (array, 3)
 
 

@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MODEL_FILE = "model.safetensors"
+OWN_PLAN = "use the plan it was trained by"
 
 
 def train(
@@ -74,13 +76,13 @@ def load_all_weights(network: torch.nn.Module, model_file: Path) -> None:
     network = getattr(network, "_orig_mod", network)  # torch.compile wraps it on GPUs
     target = network.state_dict()
     for name in sorted(set(target) ^ set(tensors)):
-        raise InputError(f"tensor {name!r} is only on one side", where=model_file, fix="use the plan it was trained by")
+        raise InputError(f"tensor {name!r} is only on one side", where=model_file, fix=OWN_PLAN)
     for name, tensor in tensors.items():
         if target[name].shape != tensor.shape:
             raise InputError(
                 f"tensor {name!r} is {tuple(tensor.shape)}, the plan needs {tuple(target[name].shape)}",
                 where=model_file,
-                fix="use the plan it was trained by",
+                fix=OWN_PLAN,
             )
     network.load_state_dict(tensors)
 
@@ -109,24 +111,24 @@ def _export(dataset: Path, results: Path, out: Path) -> None:
 
     best: dict[str, Any] = torch.load(results / "checkpoint_best.pth", map_location="cpu", weights_only=False)
     final: dict[str, Any] = torch.load(results / "checkpoint_final.pth", map_location="cpu", weights_only=False)
-    (out / "model").mkdir(exist_ok=True)
-    save_tensors(
-        out / "model" / MODEL_FILE,
-        best["network_weights"],
-        {
-            "epoch": int(best["current_epoch"]),
-            "mirror_axes": list(best["inference_allowed_mirroring_axes"] or ()),
-            "configuration": CONFIGURATION,
-        },
-    )
-    write_json(out / "model" / "plans.json", read_json(dataset / "nnUNetPlans.json"))
-    shutil.copyfile(dataset / "dataset.json", out / "model" / "dataset.json")
+    mirror_axes = best["inference_allowed_mirroring_axes"] or ()
+    write_model(out / "model", dataset, best["network_weights"], int(best["current_epoch"]), mirror_axes)
     labels = [name for name in read_json(dataset / "dataset.json")["labels"] if name not in ("background", "ignore")]
     write_text(out / "curves.jsonl", "".join(_curve_lines(final["logging"], labels)))
 
 
+def write_model(
+    folder: Path, dataset: Path, tensors: Mapping[str, torch.Tensor], epoch: int, mirror_axes: Sequence[int]
+) -> None:
+    """Write a ``model`` folder: the state dictionary of the network with the plan of its preprocessed ``dataset``."""
+    metadata = {"epoch": epoch, "mirror_axes": list(mirror_axes), "configuration": CONFIGURATION}
+    save_tensors(folder / MODEL_FILE, tensors, metadata)
+    write_json(folder / "plans.json", read_json(dataset / "nnUNetPlans.json"))
+    shutil.copyfile(dataset / "dataset.json", folder / "dataset.json")
+
+
 def _curve_lines(logging_state: dict[str, list[Any]], labels: list[str]) -> list[str]:
-    """One line an epoch; the validation Dice also by label, as a label that is never found spoils no mean visibly."""
+    """One line an epoch; the validation Dice also by label, as a mean hides a label that is never found."""
     keys = {
         "train_loss": "train_losses",
         "val_loss": "val_losses",

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.bootstrap import drawn_counts, percentile_interval
 from common.files import read_json
 from common.image_set import ImageSet, load_image_set
-from common.resampling import clopper_pearson
+from common.resampling import bootstrap_weights, clopper_pearson, drawn_counts, percentile_interval
 from common.seeds import derive_seed
 from dataset.training_splits import HELD_OUT_SPLITS, TRAIN_SPLITS
 from evaluation.approaches import LOCAL, OURS, at_own_site
@@ -158,11 +157,9 @@ def _nearest_ratio(part: Features, seed: int, n_resamples: int) -> tuple[float, 
     index = part.training if part.mirrored is None else np.concatenate([part.training, part.mirrored])
     scale, smallest = 1 / np.sqrt(index.shape[1]), float(np.sqrt(RESOLUTION_L2))
     own, honest = (np.sqrt(nearest(index * scale, x * scale, 1)[0][:, 0]) for x in (part.samples, part.validation))
-    names, owner = np.unique(np.asarray(part.validation_patients), return_inverse=True)
     rng = np.random.default_rng(seed)
-    draws = zip(
-        drawn_counts(len(own), n_resamples, rng), drawn_counts(len(names), n_resamples, rng)[:, owner], strict=True
-    )
+    of_own = drawn_counts(len(own), n_resamples, rng)
+    draws = zip(of_own, bootstrap_weights(part.validation_patients, n_resamples, rng), strict=True)
 
     def ratio(n_own: np.ndarray, n_honest: np.ndarray) -> float:
         return float(np.median(np.repeat(own, n_own)) / max(np.median(np.repeat(honest, n_honest)), smallest))

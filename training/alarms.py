@@ -43,8 +43,7 @@ def check_measured(measured: Mapping[str, float], bounded: Iterable[str], step: 
     """TrainingFailedError unless all numbers are finite, and those ``bounded`` no larger than in a healthy training."""
     exploded = any(abs(measured.get(name, 0.0)) > LARGEST_LOSS for name in bounded)
     if exploded or not all(math.isfinite(value) for value in measured.values()):
-        values = dict(sorted(measured.items()))
-        raise TrainingFailedError("divergence", f"the generator's training diverged at step {step} ({values}); {fix}")
+        raise _diverged(step, str(dict(sorted(measured.items()))), fix)
 
 
 def check_weights(modules: Mapping[str, torch.nn.Module], step: int, fix: str) -> None:
@@ -52,10 +51,11 @@ def check_weights(modules: Mapping[str, torch.nn.Module], step: int, fix: str) -
     for name, module in modules.items():
         largest = torch.stack([tensor.detach().abs().max().float() for tensor in module.parameters()]).max().item()
         if not largest <= LARGEST_WEIGHT:  # NaN compares false
-            found = f"largest weight of the {name}: {largest:g}"
-            raise TrainingFailedError(
-                "divergence", f"the generator's training diverged at step {step} ({found}); {fix}"
-            )
+            raise _diverged(step, f"largest weight of the {name}: {largest:g}", fix)
+
+
+def _diverged(step: int, found: str, fix: str) -> TrainingFailedError:
+    return TrainingFailedError("divergence", f"the generator's training diverged at step {step} ({found}); {fix}")
 
 
 @dataclass(frozen=True)

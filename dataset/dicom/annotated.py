@@ -103,12 +103,6 @@ def raw_case(name: str, item: Annotated, columns: Mapping[str, str], recipe: Map
     return RawCase(name, files, columns, recipe)
 
 
-def case_name(prefix: str, header: Header, salt: bytes) -> str:
-    """Prefix, pseudonym of the patient, and half a pseudonym of the series: independent of all other series."""
-    series = pseudonym(header.text("SeriesInstanceUID"), salt)[:6]
-    return f"{prefix}_{pseudonym(header.text('PatientID'), salt)}_{series}"
-
-
 def description_fits(header: Header, pattern: str) -> bool:
     """Whether the regular expression is found in the series' description; the description itself is not kept.
 

@@ -12,6 +12,7 @@ from common.errors import InputError
 from dataset.dicom.series import DIRECTION_TOLERANCE, Geometry, Header
 
 MAX_OFF_GRID_VOXELS = 0.05
+SAME_GRID = "export the segmentation in the grid of its series"
 
 
 def segment_names(header: Header) -> dict[int, str]:
@@ -44,7 +45,7 @@ def read_segments(path: Path, geometry: Geometry, wanted: Mapping[int, Any]) -> 
         raise InputError(
             f"it has {stored.Rows} x {stored.Columns} pixels, the series has {n_rows} x {n_columns}",
             where=path,
-            fix="export the segmentation in the grid of its series",
+            fix=SAME_GRID,
         )
     frames = np.asarray(stored.pixel_array).reshape(-1, n_rows, n_columns)
     threshold = 0.5 * float(stored.get("MaximumFractionalValue", 1)) if stored.SegmentationType == "FRACTIONAL" else 0.5
@@ -75,8 +76,6 @@ def _plane(position: Any, orientation: Any, geometry: Geometry, path: Path) -> i
     on_grid = max(abs(x), abs(y), abs(z - round(z))) <= MAX_OFF_GRID_VOXELS and 0 <= round(z) < geometry.size[2]
     if not aligned or not on_grid:
         raise InputError(
-            f"a frame at voxel ({x:.2f}, {y:.2f}, {z:.2f}) is not on a slice of the series",
-            where=path,
-            fix="export the segmentation in the grid of its series",
+            f"a frame at voxel ({x:.2f}, {y:.2f}, {z:.2f}) is not on a slice of the series", where=path, fix=SAME_GRID
         )
     return round(z)

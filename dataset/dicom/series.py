@@ -22,6 +22,7 @@ import numpy as np
 
 from common.errors import InputError
 from common.files import atomic_path
+from common.volumes import read_itk
 
 if TYPE_CHECKING:
     import SimpleITK
@@ -30,19 +31,15 @@ HEADER_TAGS = (
     *("SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID", "Modality"),
     *("SeriesDescription", "Manufacturer", "ManufacturerModelName", "MagneticFieldStrength", "InstitutionName"),
     *("StationName", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel", "PixelSpacing"),
-    *(
-        "ImagePositionPatient",
-        "ImageOrientationPatient",
-        "ReferencedFrameOfReferenceSequence",
-        "StructureSetROISequence",
-    ),
-    *("ReferencedSeriesSequence", "SegmentSequence"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "ReferencedFrameOfReferenceSequence"),
+    *("StructureSetROISequence", "ReferencedSeriesSequence", "SegmentSequence"),
 )
 RTSTRUCT, SEG = "RTSTRUCT", "SEG"
 GAP_TOLERANCE = 0.01  # of the slice distance
 DIRECTION_TOLERANCE = 1e-3
 MIN_SALT_BYTES = 16
 PSEUDONYM_DIGITS = 12
+ORIGINAL_SERIES = "export the original series, not a screen capture"
 DEFAULT_SALT_FILE = "~/.autoshare_pseudonym_salt"
 
 
@@ -185,16 +182,10 @@ def _check_slice(header: Header) -> None:
             "it is a multi-frame image", where=header.path, fix="export the series as classic DICOM, one file a slice"
         )
     if int(header.tags.get("SamplesPerPixel") or 1) > 1:
-        raise InputError(
-            "it is a colour image", where=header.path, fix="export the original series, not a screen capture"
-        )
+        raise InputError("it is a colour image", where=header.path, fix=ORIGINAL_SERIES)
     for name, n_values in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6), ("PixelSpacing", 2)):
         if not _are_numbers(header.tags.get(name), n_values):
-            raise InputError(
-                f"it has no {name} of {n_values} numbers",
-                where=header.path,
-                fix="export the original series, not a screen capture",
-            )
+            raise InputError(f"it has no {name} of {n_values} numbers", where=header.path, fix=ORIGINAL_SERIES)
 
 
 def _are_numbers(values: Any, n_values: int) -> bool:
@@ -275,13 +266,7 @@ def read_volume(headers: Sequence[Header], geometry: Geometry) -> SimpleITK.Imag
 
     slices = []
     for header in headers:
-        try:
-            pixels = SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(header.path)))
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise InputError(
-                f"its pixels cannot be read ({reason})", where=header.path, fix="export it again"
-            ) from error
+        pixels = SimpleITK.GetArrayFromImage(read_itk(header.path, "its pixels cannot be read", "export it again"))
         slices.append(pixels.reshape(pixels.shape[-2:]))
     volume = np.stack(slices)
     whole = np.issubdtype(volume.dtype, np.integer) or not np.any(volume % 1)

@@ -16,13 +16,13 @@ from common.errors import InputError
 from dataset.dicom.annotated import (
     Annotated,
     annotated_series,
-    case_name,
     description_fits,
     raw_case,
     spelled_once,
     write_case,
 )
 from dataset.dicom.series import DEFAULT_SALT_FILE, Header, load_salt, pseudonym
+from dataset.images import check_label_ids
 from dataset.importer import Found, Importer, LeftOut, RawCase
 from dataset.key_values import option
 
@@ -55,13 +55,16 @@ def find(raw: Path, options: DicomOptions) -> Found:
     cases, modalities = [], set()
     for item in annotated:
         first = item.images[0]
+        patient = pseudonym(first.text("PatientID"), salt)
+        # half a pseudonym of the series: independent of all other series
+        name = f"dicom_{patient}_{pseudonym(first.text('SeriesInstanceUID'), salt)[:6]}"
         reason = _not_wanted(first, options)
         if reason:
-            left_out.append(LeftOut(case_name("dicom", first, salt), reason))
+            left_out.append(LeftOut(name, reason))
             continue
         modalities.add(first.text("Modality"))
-        columns = {"patient": pseudonym(first.text("PatientID"), salt), "site": _site(first, raw, options.site_from)}
-        cases.append(raw_case(case_name("dicom", first, salt), item, columns, {"organs": spelled_once(options.organs)}))
+        columns = {"patient": patient, "site": _site(first, raw, options.site_from)}
+        cases.append(raw_case(name, item, columns, {"organs": spelled_once(options.organs)}))
     channels = {CHANNEL_OF_MODALITY.get(modality, "image") for modality in modalities}
     return Found(tuple(cases), dict(options.organs), tuple(left_out), (), tuple(channels) if len(channels) == 1 else ())
 
@@ -85,13 +88,9 @@ IMPORTER = Importer(
 
 
 def _check_options(options: DicomOptions) -> None:
-    ids = sorted(set(options.organs.values()))
-    if not ids or ids != list(range(1, len(ids) + 1)):
-        raise InputError(
-            f"the organs {options.organs} do not have the ids 1, 2, ...",
-            where="organs",
-            fix="give organs=Bladder:1,Rectum:2, ids from 1 without gaps",
-        )
+    check_label_ids(
+        set(options.organs.values()), where="organs", fix="give organs=Bladder:1,Rectum:2, ids from 1 without gaps"
+    )
     if options.site_from not in ("folder", *SITE_TAGS):
         raise InputError(
             f"{options.site_from!r} is not a choice", where="site_from", fix=f"use folder or one of {SITE_TAGS}"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.bootstrap import drawn_counts, percentile_interval
-from common.resampling import N_RESAMPLES, bootstrap_weights, equal_subsamples
+from common.resampling import N_RESAMPLES, bootstrap_weights, drawn_counts, equal_subsamples, percentile_interval
 from common.seeds import derive_seed
 from features.index import nearest
 from memorization.leakage.evidence import CANDIDATES, Evidence, MetricResult

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.bootstrap import percentile_interval
-from common.resampling import N_RESAMPLES, equal_subsamples, random_patients, relabelling_p
+from common.resampling import N_RESAMPLES, equal_subsamples, percentile_interval, random_patients, relabelling_p
 from common.seeds import derive_seed
 from features.index import nearest
 from memorization.leakage.evidence import CANDIDATES, Evidence, MetricResult

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.bootstrap import drawn_counts, percentile_interval
 from common.errors import InputError
-from common.resampling import N_RESAMPLES, bootstrap_weights
+from common.resampling import N_RESAMPLES, bootstrap_weights, drawn_counts, percentile_interval
 from common.roc import area_under_curve, levels_of
 from common.seeds import derive_seed
 from features.index import nearest

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.bootstrap import percentile_interval
-from common.resampling import equal_subsamples, random_patients, relabelling_p
+from common.resampling import equal_subsamples, percentile_interval, random_patients, relabelling_p
 from common.seeds import derive_seed
 from features.fidelity import frechet_distance
 from memorization.leakage.evidence import Evidence, MetricResult

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from common.bootstrap import percentile_interval
 from common.errors import InputError
-from common.resampling import N_RESAMPLES, bootstrap_weights
+from common.resampling import N_RESAMPLES, bootstrap_weights, percentile_interval
 from common.seeds import derive_seed
 from memorization.leakage.evidence import Evidence, MetricResult
 from memorization.leakage.relabelled import EXCHANGEABLE, p_over_patients, pool_of, squared_distances

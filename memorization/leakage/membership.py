@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from common.bootstrap import percentile_interval
 from common.errors import InputError
-from common.resampling import N_RESAMPLES, bootstrap_weights, random_patients, relabelling_p
+from common.resampling import N_RESAMPLES, bootstrap_weights, percentile_interval, random_patients, relabelling_p
 from common.roc import area_under_curve, levels_of, true_positive_rate
 from common.seeds import derive_seed
 from memorization.leakage.evidence import Evidence, MetricResult

@@ -76,7 +76,7 @@ def _compare(context: StageContext, kept: ImageSet, generated: np.ndarray, predi
 def _label_block(model: SegmentationModel, images: np.ndarray, kept: ImageSet) -> np.ndarray:
     """2D images take the way of every 2D case; slices of volumes are already in the plan's normalised space (D5)."""
     if kept.info.volumetric:
-        return predict_normalised(model, images, len(images))
+        return predict_normalised(model, images)
     spacings = [(UNUSED_SPACING, *PIXEL_SPACING)] * len(images)
     cases = [image[:, None].astype(np.float32) for image in images]
-    return np.concatenate(predict_arrays(model, cases, spacings, len(images))).astype(np.uint8)
+    return np.concatenate(predict_arrays(model, cases, spacings)).astype(np.uint8)

@@ -21,13 +21,14 @@ from support.dicom_files import (
     write_series,
     write_structures,
 )
+from support.prepared import source_config
 
 from common.errors import InputError
 from dataset.check import check_cases
 from dataset.dicom.rtstruct import read_structures
 from dataset.dicom.series import all_files, group_series, load_salt, pseudonym, read_headers, sort_series
 from dataset.importers.dicom import IMPORTER, DicomOptions
-from dataset.preparation import prepare_source, source_config
+from dataset.preparation import prepare_source
 from dataset.source import load_cases
 
 SHAPE = (6, 24, 32)  # slices, rows, columns

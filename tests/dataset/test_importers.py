@@ -10,13 +10,13 @@ import numpy as np
 import PIL.Image
 import pytest
 from support.paths import SHARED_DATA
+from support.prepared import source_config
 
 from dataset.check import check_cases
 from dataset.convert import write_raw_dataset
 from dataset.folds import assign_folds
 from dataset.images import read_image
 from dataset.importers.rsna_ich import SUBTYPES
-from dataset.preparation import source_config
 from dataset.prepare import main
 from dataset.source import load_cases
 

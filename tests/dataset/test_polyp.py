@@ -9,10 +9,10 @@ import PIL.Image
 import pytest
 import tifffile
 from support.paths import SHARED_DATA
+from support.prepared import source_config
 
 from dataset.check import check_cases
 from dataset.importers.polyp import DUPLICATES, LAST_FRAMES, assign_sequences
-from dataset.preparation import source_config
 from dataset.prepare import main
 from dataset.source import load_cases
 

@@ -13,6 +13,7 @@ import PIL.Image
 import pytest
 import yaml
 from support.paths import REPOSITORY
+from support.prepared import source_config
 
 from common.errors import InputError
 from common.seeds import derive_seed
@@ -22,7 +23,7 @@ from dataset.export_table import main as export_table
 from dataset.folds import assign_folds
 from dataset.importer import Importer
 from dataset.key_values import settings_from_text, split_arguments
-from dataset.preparation import prepare_source, source_config
+from dataset.preparation import prepare_source
 from dataset.prepare import IMPORTERS, load_importer, main
 from dataset.source import load_cases
 

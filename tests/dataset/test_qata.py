@@ -8,9 +8,9 @@ import numpy as np
 import PIL.Image
 import pytest
 from support.paths import SHARED_DATA
+from support.prepared import source_config
 
 from dataset.check import check_cases
-from dataset.preparation import source_config
 from dataset.prepare import main
 from dataset.raw_files import deal_to_sites
 from dataset.source import load_cases

@@ -25,8 +25,9 @@ def images_of(n_patients: int, split: str, seed: int, per_patient: int = 3) -> I
 
 
 def gauge_of(training: ImageSet, heldout: ImageSet, **options: object) -> tuple[FidelityMonitor, PixelEmbedder]:
-    embedder = PixelEmbedder()
-    return FidelityMonitor(training, heldout, 1, build=lambda *_, **__: embedder, **options), embedder
+    gauge, embedder = FidelityMonitor(training, heldout, 1, **options), PixelEmbedder()
+    gauge._embedder = embedder
+    return gauge, embedder
 
 
 TRAINING, HELDOUT = images_of(30, "train", 0), images_of(12, "val", 1)

@@ -224,7 +224,7 @@ def test_the_mni_brain_comes_back(tmp_path: Path) -> None:
     write_json(raw / "dataset.json", {**described, "numTraining": 5, "file_ending": ".nii.gz"})
     dataset = plan_with_nnunet(raw, tmp_path / "preprocessed", ("3d_fullres",))
     plan = plan_from_json(dataset.plans, "3d_fullres")
-    size = CaseFolder(dataset.preprocessed / plan.data_identifier, 1).size("b2")
+    size = CaseFolder(dataset.preprocessed / plan.data_identifier, 1).read("b2")[1].shape
     data = CropData(dataset, plan, settings_for(size, n_labels=1), "all", seed=0)
     (case,) = np.flatnonzero(np.array(data.split.train)[items_of_step(5, 0, 5, 0)] == "b2")
     shown = data.at(0, 5)[case].numpy()

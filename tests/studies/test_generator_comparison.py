@@ -91,7 +91,8 @@ def test_the_nearest_ratio_is_that_of_the_gauge() -> None:
     real, samples = rng.integers(0, 255, (22, 1, 8, 8), np.uint8), rng.integers(0, 255, (9, 1, 8, 8), np.uint8)
     entries = [ImageEntry(f"i{i}", patient=f"p{i}") for i in range(len(real))]
     training, validation = (ImageSet(real[part], tuple(entries[part])) for part in (slice(12), slice(12, None)))
-    gauge = FidelityMonitor(training, validation, 1, mirrored=True, build=lambda *_, **__: PixelEmbedder())
+    gauge = FidelityMonitor(training, validation, 1, mirrored=True)
+    gauge._embedder = PixelEmbedder()
     embedded = [gauge.embed(x) for x in (samples, training.images, training.images[..., ::-1], validation.images)]
     patients = tuple(entry.patient for entry in validation.entries)
     value, low, high = nearest_ratio([Features(*embedded, patients, embedded[3][:2], patients[:2])], 0)

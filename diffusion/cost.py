@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion.autoencoder import Autoencoder, latent_size
+from diffusion.autoencoder import Autoencoder
 from diffusion.blocks import Upsample, maybe_checkpointed
 from diffusion.denoiser import Denoiser
 from diffusion.loss import build_discriminator
@@ -54,7 +54,7 @@ def meta_autoencoder(
     with torch.device(META):
         network = Autoencoder(settings)
         images = torch.zeros(n_images, settings.n_channels, *image_size)
-        noise = torch.zeros(n_images, settings.latent_channels, *latent_size(settings, image_size))
+        noise = torch.zeros(n_images, settings.latent_channels, *settings.latent_size(image_size))
     return network, (images, noise)
 
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from common.errors import InputError
 from common.seeds import derive_seed
 from common.settings import to_dict
-from diffusion.data import items_of_step, labels_as_channels
+from diffusion.data import labels_as_channels
 from diffusion.settings import DiffusionSettings
 from nnunetv2_mod.case_splits import split_cases
 from nnunetv2_mod.case_survey import Survey, SurveyedCase, window_of
 from nnunetv2_mod.cases import CaseFolder, Voxel
 from nnunetv2_mod.output_spec import SOURCE, to_network
 from nnunetv2_mod.source_spec import check_dataset_json, output_spec_of, source_of
+from training.image_batches import items_of_step
 
 if TYPE_CHECKING:
     from common.plan import Plan

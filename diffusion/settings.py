@@ -92,10 +92,10 @@ class AutoencoderSettings:
     steps_per_epoch: int
     adversarial_from_step: int
 
-    @property
-    def reduction(self) -> Size:
-        """Image voxels per latent voxel along each axis."""
-        return tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
+    def latent_size(self, image_size: Size) -> Size:
+        """Voxels of the latents of an image."""
+        reduction = (math.prod(axis) for axis in zip(*self.strides, strict=True))
+        return tuple(n // r for n, r in zip(image_size, reduction, strict=True))
 
 
 @dataclass(frozen=True)
@@ -152,9 +152,7 @@ class DiffusionSettings:
     @property
     def denoised_size(self) -> Size:
         """Of what the denoiser sees: the image's, or the latent's."""
-        if self.autoencoder is None:
-            return self.image_size
-        return tuple(n // r for n, r in zip(self.image_size, self.autoencoder.reduction, strict=True))
+        return self.image_size if self.autoencoder is None else self.autoencoder.latent_size(self.image_size)
 
 
 Check = tuple[str, object, bool, str]

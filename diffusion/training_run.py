@@ -18,15 +18,14 @@ from diffusion.autoencoder_training import AutoencoderTraining
 from diffusion.card import Card
 from diffusion.data import Data
 from diffusion.denoiser_training import DenoiserTraining
-from diffusion.model import RESULT
 from diffusion.settings import DiffusionSettings
 from training.batch_shard import BatchShard
 from training.distributed import run_distributed
 from training.memory import keep_freed_memory
 from training.monitor import Monitor
-from training.pictures import SHEETS
+from training.pictures import SHEETS, remove_sheets_after
 from training.snapshots import remove_candidates
-from training.training_state import check_same_run
+from training.training_state import RESULT, check_same_run, remove_half_written
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +56,7 @@ def train(
     """
     check_processes(settings, n_processes)
     keep_freed_memory()
-    _remove_half_written(out)
+    remove_half_written(out, out / AUTOENCODER_FOLDER, out / SHEETS, out / AUTOENCODER_FOLDER / SHEETS)
     if (out / RESULT).is_file():
         check_same_run(out / RESULT, load_tensors(out / RESULT)[1], settings, seed)
         (out / DenoiserTraining.checkpoint).unlink(missing_ok=True)
@@ -129,9 +128,7 @@ def _lead(
     kimg_before = 0.0  # shown before this training began: to the autoencoder
     if isinstance(run, DenoiserTraining):
         kimg_before = round(kimg_in_all - run.n_steps * run.batch_size / 1000, 6)
-    for sheet in (folder / SHEETS).glob("kimg_*"):  # a resumed training draws later ones again
-        if float(sheet.name.removeprefix("kimg_").rsplit(".", 1)[0]) > run.kimg:
-            sheet.unlink()
+    remove_sheets_after(folder, run.kimg)
     while run.step < run.n_steps:
         run.advance()
         if run.step % run.steps_per_epoch == 0:
@@ -162,11 +159,3 @@ def kimg_total(settings: DiffusionSettings) -> float:
     steps = settings.n_steps * settings.batch_size
     steps += 0 if own is None else own.n_epochs * own.steps_per_epoch * own.batch_size
     return round(steps / 1000, 6)
-
-
-def _remove_half_written(out: Path) -> None:
-    """A killed training may leave a temporary sibling of the file it was writing (``common.files.atomic_path``)."""
-    for folder in (out, out / AUTOENCODER_FOLDER, out / SHEETS, out / AUTOENCODER_FOLDER / SHEETS):
-        for leftover in folder.glob(".*.*"):
-            if leftover.is_file():
-                leftover.unlink()

@@ -14,14 +14,14 @@ from common.progress import Progress, silent
 from gan.batches import Batches
 from gan.record import Record
 from gan.settings import GanSettings
-from gan.training import CHECKPOINT, RESULT, Training, remove_state
+from gan.training import CHECKPOINT, Training, remove_state
 from training.alarms import TrainingFailedError
 from training.batch_shard import BatchShard
 from training.distributed import run_distributed
 from training.memory import keep_freed_memory
 from training.monitor import Monitor
 from training.pictures import SHEETS
-from training.training_state import check_same_run, remove_half_written
+from training.training_state import RESULT, check_same_run, remove_half_written
 
 RENDEZVOUS = "rendezvous"  # of the processes, while there are several
 

@@ -53,12 +53,11 @@ from training.snapshots import (
     save_candidate,
     still_eligible,
 )
-from training.training_state import check_same_run
+from training.training_state import RESULT, check_same_run
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "training.safetensors"
-RESULT = "generator.safetensors"
 BOUNDED = ("loss_g", "loss_d", "real_logit", "fake_logit")
 FIX_DIVERGENCE = "raise generator.settings.r1_gamma or lower generator.settings.learning_rate"
 FIX_COLLAPSE = (

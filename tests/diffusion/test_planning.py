@@ -29,7 +29,7 @@ from support.nnunet_plans import (
 from common.errors import InputError
 from common.plan import Plan, plan_from_json, square_plan
 from common.settings import to_dict
-from diffusion.autoencoder import Autoencoder, latent_size
+from diffusion.autoencoder import Autoencoder
 from diffusion.cost import (
     autoencoder_flop,
     denoiser_flop,
@@ -171,7 +171,7 @@ def test_networks_give_back_the_size_they_are_given(plan: Plan, config: Diffusio
         network, inputs = meta_autoencoder(own, layout.image_size)
         made, _ = network(*inputs)
         assert made.shape == inputs[0].shape
-        assert tuple(network.moments(inputs[0])[0].shape[2:]) == denoised == latent_size(own, layout.image_size)
+        assert tuple(network.moments(inputs[0])[0].shape[2:]) == denoised == own.latent_size(layout.image_size)
     network_d, inputs_d = meta_denoiser(denoiser, denoised)
     assert network_d(*inputs_d).shape == (1, denoiser.n_channels, *denoised)
     levels = sizes_of_levels(denoised, denoiser.strides)

@@ -6,7 +6,6 @@ import logging
 import time
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 
@@ -30,7 +29,6 @@ from training.training_state import RESULT, check_same_run, remove_half_written
 log = logging.getLogger(__name__)
 
 AUTOENCODER_FOLDER, DENOISER = "autoencoder", "denoiser"
-RENDEZVOUS = "rendezvous"  # of the processes, while there are several
 
 
 def train(
@@ -70,9 +68,7 @@ def train(
             run, folder = _begin(shard, own_device, name, out, data, settings, seed, monitor)
             _lead(run, folder, settings, progress, card)
 
-        # the file has a name of its own: followers of a killed training may still use theirs
-        rendezvous = out / f".{uuid4().hex}.{RENDEZVOUS}"
-        run_distributed(n_processes, rendezvous, device, lead, _follow, name, out, data, settings, seed)
+        run_distributed(n_processes, out, device, lead, _follow, name, out, data, settings, seed)
 
 
 def check_processes(settings: DiffusionSettings, n_processes: int) -> None:

@@ -104,13 +104,19 @@ def _model(hub: Path, slot: int) -> Path:
 
 def _begin(workers: Workers, hub: Path) -> HubState:
     """Every site draws the same first weights; the first site's file becomes the common model of round 0."""
-    answers = workers.ask("describe", {site: {"initial": str(_update(hub, site))} for site in workers.sites})
+    answers = ask_to_begin(workers, "describe", {site: {"initial": str(_update(hub, site))} for site in workers.sites})
+    _update(hub, workers.sites[0]).replace(_model(hub, 0))
+    return HubState(n_cases={site: answer["n_cases"] for site, answer in answers.items()})
+
+
+def ask_to_begin(workers: Workers, method: str, arguments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The answers of all sites; RuntimeError where one has none, with every such site's reason."""
+    answers = workers.ask(method, arguments)
     failed = {site: answer.problem for site, answer in answers.items() if isinstance(answer, Failure)}
     if failed:
         reasons = "; ".join(f"{site}: {problem}" for site, problem in sorted(failed.items()))
         raise RuntimeError(f"sites could not begin: {reasons}")
-    _update(hub, workers.sites[0]).replace(_model(hub, 0))
-    return HubState(n_cases={site: answer["n_cases"] for site, answer in answers.items()})
+    return answers
 
 
 def _update(hub: Path, site: str) -> Path:
@@ -124,19 +130,8 @@ def _one_round(workers: Workers, hub: Path, settings: RoundSettings, layout: Lay
     (slot, *_) = sorted({0, 1, 2} - {state.slot, state.best_slot})
 
     # every site reads the common model, trains its local epochs and sends all its tensors in one file
-    keep_rounds = [index, state.best_round]
-    trained = workers.ask(
-        "train",
-        {
-            site: {
-                "round_index": index,
-                "model": model,
-                "update": str(_update(hub, site)),
-                "keep_rounds": keep_rounds,
-            }
-            for site in workers.sites
-        },
-    )
+    common = {"round_index": index, "model": model, "keep_rounds": [index, state.best_round]}
+    trained = workers.ask("train", {site: {**common, "update": str(_update(hub, site))} for site in workers.sites})
     left_out = {site: answer.problem for site, answer in trained.items() if isinstance(answer, Failure)}
     paths = {site: _update(hub, site) for site in workers.sites if site not in left_out}
     if not paths:

@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.errors import InputError
 from common.plan import Size
+from common.settings import Check, refuse_wrong
 
 AUTO = "auto"
 KINDS = ("kl", "vq")
@@ -155,10 +155,6 @@ class DiffusionSettings:
         return self.image_size if self.autoencoder is None else self.autoencoder.latent_size(self.image_size)
 
 
-Check = tuple[str, object, bool, str]
-"""A setting's name, its value, whether it is allowed, and what is."""
-
-
 def check_config(config: DiffusionConfig, where: str = "generator.settings") -> None:
     """InputError for values no training can use."""
     is_flow = config.schedule == "rectified_flow"
@@ -195,9 +191,7 @@ def check_config(config: DiffusionConfig, where: str = "generator.settings") -> 
             *_widths_checks("channels", own.channels),
         ]
         checks += [(f"autoencoder.{name}", value, valid, expected) for name, value, valid, expected in of_autoencoder]
-    for name, value, valid, expected in checks:
-        if not valid:
-            raise InputError(f"{value!r} is not allowed", where=f"{where}.{name}", fix=f"use {expected}")
+    refuse_wrong(checks, where)
 
 
 def _one_of(name: str, value: object, allowed: Sequence[object]) -> Check:

@@ -70,12 +70,8 @@ def run_rounds(workers: Workers, out: Path, settings: RoundSettings, progress: P
     write_json(out / "summary.json", summary(state, settings, n_bytes))
     for site in workers.sites:
         _update(hub, site).unlink(missing_ok=True)
-    log.info(
-        "%d rounds in %.0f s, %.1f s of it neither training nor validation",
-        state.round_index,
-        state.seconds,
-        state.overhead_s,
-    )
+    waited = f"{state.overhead_s:.1f} s of it neither training nor validation"
+    log.info("%d rounds in %.0f s, %s", state.round_index, state.seconds, waited)
     return state
 
 

@@ -101,7 +101,6 @@ class WaitingSite:
         names = [f"{prefix}layer{i}" for prefix in ("", "momentum/") for i in range(len(shapes))]
         self._tensors = {name: torch.randn(shape) for name, shape in zip(names, shapes * 2, strict=True)}
         self._epoch_s = epoch_s
-        self._held = ("", -1)
 
     def describe(self, initial: str) -> dict[str, Any]:
         """See ``Client``."""
@@ -110,26 +109,19 @@ class WaitingSite:
 
     def train(self, round_index: int, model: str, update: str, keep_rounds: list[int]) -> dict[str, Any]:
         """Wait as long as an epoch takes, then send everything, a little changed as no two sites' weights are equal."""
-        self._take(model, round_index)
         time.sleep(self._epoch_s)
         for tensor in self._tensors.values():
             tensor.view(-1)[0] += torch.rand(())
-        self._held = ("", -1)
         save_tensors(Path(update), self._tensors, {})
         return {"train_loss": 0.0, "train_s": self._epoch_s}
 
     def validate(self, round_index: int, model: str) -> dict[str, Any]:
-        """Take the average."""
-        self._take(model, round_index)
+        """Read the average; the next round trains from it."""
+        read_into(Path(model), self._tensors)
         return {"val_dice": 0.5, "validate_s": 0.0}
 
     def export(self, round_index: int, model: str, out: str) -> None:
         """Nothing: no network is behind the tensors."""
-
-    def _take(self, model: str, round_index: int) -> None:
-        if self._held != (model, round_index):
-            read_into(Path(model), self._tensors)
-        self._held = (model, round_index)
 
 
 def _read_all_write_one(vectors: list[torch.Tensor], out: torch.Tensor) -> None:

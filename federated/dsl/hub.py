@@ -131,9 +131,7 @@ class _Hub:
             asked[site] = {
                 "iteration": self.iteration,
                 "rate": rate,
-                "keys": list(batch.keys),
-                "placements": [list(placement) for placement in batch.placements],
-                "size_px": list(batch.size_px),
+                **vars(batch),
                 "fakes": pack(fakes=fakes[site]),
             }
         # 2. Every site trains its discriminator and answers; one without a usable answer is left out.

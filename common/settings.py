@@ -6,10 +6,21 @@ import dataclasses
 import difflib
 import json
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from common.errors import InputError
+
 T = TypeVar("T")
+Check = tuple[str, object, bool, str]
+"""A setting's name, its value, whether it is allowed, and what is."""
+
+
+def refuse_wrong(checks: Iterable[Check], where: str) -> None:
+    """InputError for the first setting under ``where`` whose value is not allowed."""
+    for name, value, is_allowed, expected in checks:
+        if not is_allowed:
+            raise InputError(f"{value!r} is not allowed", where=f"{where}.{name}", fix=f"use {expected}")
 
 
 def to_dict(settings: Any) -> dict[str, Any]:

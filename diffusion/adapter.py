@@ -49,7 +49,7 @@ class DenoisingDiffusion(GeneratorBackend):
         import torch
 
         from diffusion.data import ImageData
-        from diffusion.planning import derive_on
+        from diffusion.planning import derive_settings, machine_of
         from diffusion.training_run import n_processes_for, train
 
         refuse_unused(request, self, ("masks",))
@@ -62,26 +62,21 @@ class DenoisingDiffusion(GeneratorBackend):
             raise InputError(problem, where="generator.settings.with_labels", fix=fix)
         if masks is not None:
             n_mask_labels = request.n_mask_labels or int(masks.max(initial=0))
-        derived = derive_on(
-            request.out,
-            request.device,
-            request.plan,
-            len(images),
-            images.shape[1],
-            request.kimg,
-            config,
-            n_mask_labels,
-        )
+        machine = machine_of(request.out, request.device)
+        n_images, n_channels = images.shape[:2]
+        derived = derive_settings(request.plan, n_images, n_channels, request.kimg, config, machine, n_mask_labels)
+        data = ImageData(images, derived, request.seed, masks)
         n_gpus = torch.cuda.device_count() if request.device == "cuda" else 0  # cuda:1 is that one alone
+        n_processes = n_processes_for(derived, n_gpus)
         train(
-            ImageData(images, derived, request.seed, masks),
+            data,
             request.out,
             derived,
             request.seed,
             request.device,
             request.progress,
             request.monitor,
-            n_processes_for(derived, n_gpus),
+            n_processes,
         )
         return to_dict(derived)
 

@@ -9,7 +9,7 @@ from monai.networks.nets.autoencoderkl import AEKLResBlock
 from torch import Tensor, nn
 
 from diffusion.blocks import NORM_EPS, Upsample, convolution, last_layers, maybe_checkpointed, n_groups
-from diffusion.settings import AutoencoderSettings, Size
+from diffusion.settings import AutoencoderSettings
 
 LOG_VARIANCE_LIMITS = -30.0, 20.0
 COMMITMENT = 0.25  # of VQ (van den Oord et al. 2017, equation 3)
@@ -70,11 +70,6 @@ class Autoencoder(nn.Module):
         entries = entries.reshape(*latents.movedim(1, -1).shape).movedim(-1, 1)
         term = (entries - latents.detach()).square().mean() + COMMITMENT * (entries.detach() - latents).square().mean()
         return latents + (entries - latents).detach(), term
-
-
-def latent_size(settings: AutoencoderSettings, image_size: Size) -> Size:
-    """Voxels of the latents of an image."""
-    return tuple(n // r for n, r in zip(image_size, settings.reduction, strict=True))
 
 
 class _Levels(nn.Module):

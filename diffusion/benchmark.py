@@ -12,38 +12,25 @@ weights are random: what is computed does not depend on them.
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.command import command
 from common.machine import Machine, checked_device
+from common.markdown import markdown_table
 from common.plan import square_plan
 from diffusion.planning import derive_settings
 from diffusion.settings import SAMPLERS, AutoencoderConfig, DiffusionConfig
-from training.timing import seconds_of
+from training.timing import interleaved_seconds
 
 if TYPE_CHECKING:
     from diffusion.model import Model
 
 EVALUATIONS = {"ddpm": 10, "ddim": 10, "multistep": 10}  # the overhead of a step does not depend on their number
 N_BOOTSTRAP = 2000
-
-
-@dataclass(frozen=True)
-class Overhead:
-    """Seconds of a pass over those of its bare network, less one."""
-
-    sampler: str
-    median: float  # of rounds
-    low: float  # of the median's 95 % interval
-    high: float
-    fastest: float  # of the fastest pass over the fastest bare network
-    images_per_s: float
+COLUMNS = ("model", "sampler", "evaluations", "images/s", "over the bare network", "fastest passes")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,18 +47,13 @@ def main(chosen: argparse.Namespace) -> None:
 
     checked_device(chosen.device)
     torch.set_num_threads(chosen.threads)
-    lines = [
-        "| model | sampler | evaluations | images/s | over the bare network | fastest passes |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for name, config in (("ddpm", DiffusionConfig()), ("ldm", DiffusionConfig(AutoencoderConfig()))):
         model = build_model(config, chosen.size_px, chosen.device)
         for sampler in SAMPLERS:
-            found = measure_overhead(model, sampler, EVALUATIONS[sampler], chosen.repeats)
-            span = f"{100 * found.median:+.1f} % [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-            cells = (name, sampler, EVALUATIONS[sampler], f"{found.images_per_s:.2f}", span)
-            lines.append("| " + " | ".join(map(str, cells)) + f" | {100 * found.fastest:+.1f} % |")
-    sys.stdout.write("\n".join(lines) + "\n")
+            measured = measure_overhead(model, sampler, EVALUATIONS[sampler], chosen.repeats)
+            rows.append((name, sampler, EVALUATIONS[sampler], *measured))
+    sys.stdout.write("\n".join(markdown_table(COLUMNS, rows)) + "\n")
 
 
 def build_model(config: DiffusionConfig, size_px: int, device: str) -> Model:
@@ -86,8 +68,8 @@ def build_model(config: DiffusionConfig, size_px: int, device: str) -> Model:
     return Model(settings).eval().requires_grad_(False).to(torch.device(device))
 
 
-def measure_overhead(model: Model, sampler: str, n_evaluations: int, n_repeats: int) -> Overhead:
-    """Rounds of two whole passes between two bare networks."""
+def measure_overhead(model: Model, sampler: str, n_evaluations: int, n_repeats: int) -> tuple[str, str, str]:
+    """Images per second, and what whole passes take over the bare network: in all rounds, and the fastest passes."""
     import torch
 
     from diffusion.batch_sampler import BatchSampler
@@ -109,25 +91,17 @@ def measure_overhead(model: Model, sampler: str, n_evaluations: int, n_repeats: 
         for _ in passes(seeds):
             pass
 
-    whole()
-    bare()
-    spent: dict[Callable[[], None], list[float]] = {bare: [], whole: []}
-    for _ in range(n_repeats):
-        for work in (bare, whole, whole, bare):
-            spent[work].append(seconds_of(work, model.device))
-    rounds = {work: np.reshape(seconds, (n_repeats, 2)).sum(1) for work, seconds in spent.items()}
-    ratios = rounds[whole] / rounds[bare] - 1
-    low, high = _interval_of_median(ratios)
-    rate = passes.n_images / statistics.median(spent[whole])
-    fastest = min(spent[whole]) / min(spent[bare]) - 1
-    return Overhead(sampler, float(np.median(ratios)), low, high, fastest, rate)
-
-
-def _interval_of_median(values: np.ndarray) -> tuple[float, float]:
-    """95 %, by percentile bootstrap."""
-    draws = np.random.default_rng(0).choice(values, (N_BOOTSTRAP, len(values)))
+    turns = {(work, turn): work for turn, work in enumerate((bare, whole, whole, bare))}
+    seconds = interleaved_seconds(turns, n_repeats, model.device)
+    of_bare, of_whole = (np.array([s for (w, _), s in seconds.items() if w is work]) for work in (bare, whole))
+    ratios = of_whole.sum(axis=0) / of_bare.sum(axis=0) - 1
+    draws = np.random.default_rng(0).choice(ratios, (N_BOOTSTRAP, n_repeats))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
-    return float(low), float(high)
+    return (
+        f"{passes.n_images / np.median(of_whole):.2f}",
+        f"{100 * np.median(ratios):+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]",
+        f"{100 * (of_whole.min() / of_bare.min() - 1):+.1f} %",
+    )
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion.autoencoder import Autoencoder, latent_size
+from diffusion.autoencoder import Autoencoder
 from diffusion.blocks import Upsample, maybe_checkpointed
 from diffusion.denoiser import Denoiser
 from diffusion.loss import build_discriminator
@@ -54,7 +54,7 @@ def meta_autoencoder(
     with torch.device(META):
         network = Autoencoder(settings)
         images = torch.zeros(n_images, settings.n_channels, *image_size)
-        noise = torch.zeros(n_images, settings.latent_channels, *latent_size(settings, image_size))
+        noise = torch.zeros(n_images, settings.latent_channels, *settings.latent_size(image_size))
     return network, (images, noise)
 
 
@@ -146,29 +146,18 @@ def _as_autocast(network: nn.Module) -> list[Tensor]:
     copies: list[Tensor] = []
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d, nn.Linear)):
-            weight, bias = _low(module.weight), None if module.bias is None else _low(module.bias)
+            weight = module.weight.to(torch.bfloat16)
+            bias = None if module.bias is None else module.bias.to(torch.bfloat16)
             copies += [weight] if bias is None else [weight, bias]
             compute = F.linear if isinstance(module, nn.Linear) else module._conv_forward
-            _replace_forward(module, partial(_in_low, partial(compute, weight=weight, bias=bias)))
+            module.forward = partial(_in, torch.bfloat16, partial(compute, weight=weight, bias=bias))  # type: ignore[method-assign]
         elif isinstance(module, (nn.GroupNorm, Upsample)):
-            _replace_forward(module, partial(_in_full, module.forward))
+            module.forward = partial(_in, torch.float32, module.forward)  # type: ignore[method-assign]
     return copies
 
 
-def _replace_forward(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> None:
-    module.forward = forward
-
-
-def _low(x: Tensor) -> Tensor:
-    return x.to(torch.bfloat16)
-
-
-def _in_low(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return forward(_low(x))
-
-
-def _in_full(forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    return forward(x.float())
+def _in(dtype: torch.dtype, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return forward(x.to(dtype))
 
 
 def measured_step(network: nn.Module, inputs: tuple[Tensor, ...], copies: Sequence[Tensor] = ()) -> StepMemory:

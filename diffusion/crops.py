@@ -13,13 +13,14 @@ from torch import Tensor
 from common.errors import InputError
 from common.seeds import derive_seed
 from common.settings import to_dict
-from diffusion.data import items_of_step, labels_as_channels
+from diffusion.data import labels_as_channels
 from diffusion.settings import DiffusionSettings
 from nnunetv2_mod.case_splits import split_cases
 from nnunetv2_mod.case_survey import Survey, SurveyedCase, window_of
 from nnunetv2_mod.cases import CaseFolder, Voxel
 from nnunetv2_mod.output_spec import SOURCE, to_network
 from nnunetv2_mod.source_spec import check_dataset_json, output_spec_of, source_of
+from training.image_batches import items_of_step
 
 if TYPE_CHECKING:
     from common.plan import Plan
@@ -97,7 +98,7 @@ class CropData:
     def at(self, step: int, batch_size: int) -> Tensor:
         """The batch of ``step``: (batch_size, data channels, *size) in [-1, 1]; its last third is centred on labels."""
         n_random = batch_size - round(batch_size * FOREGROUND_SHARE)
-        batch = self._empty(batch_size)
+        batch = torch.empty(batch_size, self.settings.n_data_channels, *self.settings.image_size)
         for place, index in enumerate(items_of_step(len(self._cases), step, batch_size, self.seed)):
             case = self._cases[index]
             draws = np.random.default_rng(derive_seed(self.seed, "crop", step, place))
@@ -115,10 +116,11 @@ class CropData:
             for number, case in enumerate(self._watched[i] for i in chosen):
                 draws = np.random.default_rng(derive_seed("fixed", case.name, turn))
                 central = turn < 2 and (turn + number) % 2 == 0
-                start = self._central(case) if central else self._start(case, draws, on_label=True)
+                middle = tuple((n - size) // 2 for n, size in zip(case.size, self._size, strict=True))
+                start = middle if central else self._start(case, draws, on_label=True)
                 if len(found) < n_fixed:
                     found[case.name, start] = case
-        batch = self._empty(len(found))
+        batch = torch.empty(len(found), self.settings.n_data_channels, *self.settings.image_size)
         for crop, ((_, start), case) in zip(batch, found.items(), strict=True):
             self._show(crop, case, start)
         return batch
@@ -140,12 +142,6 @@ class CropData:
         return tuple(
             min(max(begin, 0), room) if room >= 0 else room // 2 for begin, room in zip(start, rooms, strict=True)
         )
-
-    def _central(self, case: SurveyedCase) -> Voxel:
-        return tuple((n - size) // 2 for n, size in zip(case.size, self._size, strict=True))
-
-    def _empty(self, n_crops: int) -> Tensor:
-        return torch.empty((n_crops, self.settings.n_data_channels, *self.settings.image_size))
 
     def _show(self, crop: Tensor, case: SurveyedCase, start: Voxel) -> None:
         """Fill ``crop``, (data channels, *size), with the voxels of ``case`` from ``start`` on."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from common.errors import InputError
-from common.seeds import derive_seed
 from diffusion.settings import DiffusionSettings
+from training.image_batches import check_images, integers_to_images, items_of_step, mirror_some
 
 N_FIXED = 32  # images or crops that validation looks at
 
@@ -50,7 +50,7 @@ class ImageData:
             images: (n, channels, height, width), uint8 or uint16.
             labels: (n, height, width), 0 for background to the number of label channels; they are generated too.
         """
-        check_images(images, settings)
+        check_images(images, settings.n_channels, settings.image_size)
         _check_labels(images, labels, settings)
         self.images, self.labels, self.settings, self.seed = images, labels, settings, seed
 
@@ -73,9 +73,7 @@ class ImageData:
         """The batch of ``step``: (batch_size, data channels, height, width) in [-1, 1]."""
         batch = self._shown(items_of_step(len(self.images), step, batch_size, self.seed))
         if self.settings.config.mirror:
-            draws = torch.Generator().manual_seed(derive_seed(self.seed, step, "mirror"))
-            flipped = torch.rand(len(batch), generator=draws) < 0.5
-            batch[flipped] = batch[flipped].flip(3)
+            mirror_some(batch, step, self.seed)
         return batch
 
     def fixed(self) -> Tensor:
@@ -84,21 +82,10 @@ class ImageData:
         return self._shown(chosen.tolist())
 
     def _shown(self, chosen: list[int]) -> Tensor:
-        batch = self.images[chosen]
-        shown = torch.from_numpy(batch.astype(np.float32)) / (np.iinfo(batch.dtype).max / 2) - 1
+        shown = integers_to_images(self.images[chosen])
         if self.labels is None:
             return shown
         return torch.cat([shown, labels_as_channels(self.labels[chosen], self.settings.n_label_channels)], 1)
-
-
-def items_of_step(n_items: int, step: int, batch_size: int, seed: int) -> list[int]:
-    """Which items the batch of ``step`` shows: each once before any is shown again, in a fresh order each time."""
-    positions = range(step * batch_size, (step + 1) * batch_size)
-    orders = {
-        epoch: np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(n_items)
-        for epoch in {position // n_items for position in positions}
-    }
-    return [int(orders[position // n_items][position % n_items]) for position in positions]
 
 
 def labels_as_channels(labels: np.ndarray, n_labels: int) -> Tensor:
@@ -111,18 +98,6 @@ def channels_as_labels(channels: np.ndarray) -> np.ndarray:
     """(n, n_labels, ...) to (n, ...) uint8: the largest channel above 0, background where there is none."""
     largest = channels.argmax(axis=1) + 1
     return np.where(channels.max(axis=1) > 0, largest, 0).astype(np.uint8)
-
-
-def check_images(images: np.ndarray, settings: DiffusionSettings) -> None:
-    """InputError unless ``images`` are at least two different ones of the plan's size and an integer type."""
-    expected, fix = (settings.n_channels, *settings.image_size), "write the slices again with this plan"
-    if images.ndim != 4 or images.shape[1:] != expected:
-        raise InputError(f"images {images.shape} are not (n, {expected})", where="generator", fix=fix)
-    if images.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
-        raise InputError(f"images are {images.dtype}", where="generator", fix="store them as uint8 or uint16")
-    if len(images) < 2 or all(np.array_equal(image, images[0]) for image in images):
-        problem = f"{len(images)} different training images"
-        raise InputError(problem, where="generator", fix="give the site at least two")
 
 
 def _check_labels(images: np.ndarray, labels: np.ndarray | None, settings: DiffusionSettings) -> None:

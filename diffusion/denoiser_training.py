@@ -18,7 +18,7 @@ from common.settings import from_dict, to_dict
 from diffusion.autoencoder_training import load_trained
 from diffusion.batch_sampler import BatchSampler
 from diffusion.data import Data
-from diffusion.model import RESULT, Model, in_fast_order
+from diffusion.model import Model, in_fast_order
 from diffusion.noise_schedule import NoiseSchedule
 from diffusion.pictures import write_samples
 from diffusion.schedule import derive_schedule
@@ -36,6 +36,7 @@ from training.snapshots import (
     save_candidate,
     still_eligible,
 )
+from training.training_state import RESULT
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,7 @@ from diffusion.autoencoder import Autoencoder
 from diffusion.denoiser import Denoiser
 from diffusion.noise_schedule import NoiseSchedule
 from diffusion.settings import DiffusionSettings
-
-RESULT = "generator.safetensors"
+from training.training_state import GIVE_RESULT, check_checkpoint_exists
 
 
 class Model(nn.Module):
@@ -73,12 +72,7 @@ def open_model(checkpoint: Path, device: str = "cpu") -> Opened:
     Raises:
         InputError: the file is missing or holds no diffusion model of this version, or there is no such device.
     """
-    if checkpoint.is_dir():
-        raise InputError("this is a folder, not a checkpoint", where=checkpoint, fix=f"give {checkpoint / RESULT}")
-    if not checkpoint.is_file():
-        found = sorted(checkpoint.parent.glob("*.safetensors")) if checkpoint.parent.is_dir() else []
-        fix = f"give {' or '.join(str(path) for path in found)}" if found else f"give the {RESULT} of a training"
-        raise InputError("there is no such file", where=checkpoint, fix=fix)
+    check_checkpoint_exists(checkpoint)
     tensors, metadata = load_tensors(checkpoint)
     try:
         model = Model(from_dict(DiffusionSettings, metadata["settings"]))
@@ -86,7 +80,7 @@ def open_model(checkpoint: Path, device: str = "cpu") -> Opened:
         opened = Opened(model.eval().requires_grad_(False), metadata["facts"], float(metadata["snapshot"]["kimg"]))
     except (KeyError, TypeError, RuntimeError) as error:
         problem = f"this is not a diffusion model of this version ({str(error).splitlines()[0]})"
-        raise InputError(problem, where=checkpoint, fix=f"give the {RESULT} of a finished training") from error
+        raise InputError(problem, where=checkpoint, fix=GIVE_RESULT) from error
     in_fast_order(opened.model.to(checked_device(device)).denoiser)
     return opened
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from common.files import atomic_path
-from training.pictures import SHEET, SHEETS, grid_of, images_to_integers, sheet_name, write_grid
+from training.pictures import SHEET, SHEETS, grid_of, images_to_integers, sheet_name, write_animation, write_grid
 
 N_COLUMNS = 4
 FRAME_MS = 120  # of a volume's slice
@@ -43,31 +43,21 @@ def _write(images: Tensor, n_columns: int, out: Path, name: str, kimg: float) ->
 
 def _draw(images: Tensor, n_columns: int, path: Path) -> None:
     integers = images_to_integers(images, np.dtype(np.uint8))
-    rows = len(integers) // n_columns
     if integers.ndim == 4:
-        write_grid(_channels_as_rows(integers, rows, n_columns), _shape(integers, rows, n_columns), path)
+        tiles = _channels_as_rows(integers, n_columns)
+        write_grid(tiles, (len(tiles) // n_columns, n_columns), path)
         return
-    from PIL import Image
-
     frames = []
     for index in range(integers.shape[2]):
-        tiles = integers[:, :, index]
-        picture = grid_of(_channels_as_rows(tiles, rows, n_columns), _shape(tiles, rows, n_columns))
-        frames.append(Image.fromarray(picture))
-    with atomic_path(path) as temporary:
-        frames[0].save(
-            temporary, format="GIF", save_all=True, append_images=frames[1:] or [], duration=FRAME_MS, loop=0
-        )
+        tiles = _channels_as_rows(integers[:, :, index], n_columns)
+        frames.append(grid_of(tiles, (len(tiles) // n_columns, n_columns)))
+    write_animation(frames, path, FRAME_MS)
 
 
-def _channels_as_rows(tiles: np.ndarray, rows: int, n_columns: int) -> np.ndarray:
+def _channels_as_rows(tiles: np.ndarray, n_columns: int) -> np.ndarray:
     """(rows * columns, channels, h, w): three channels stay together; of others each has a row of its own."""
     n_channels = tiles.shape[1]
     if n_channels in (1, 3):
         return tiles
-    apart = tiles.reshape(rows, n_columns, n_channels, 1, *tiles.shape[2:]).swapaxes(1, 2)
-    return apart.reshape(rows * n_channels * n_columns, 1, *tiles.shape[2:])
-
-
-def _shape(tiles: np.ndarray, rows: int, n_columns: int) -> tuple[int, int]:
-    return (rows if tiles.shape[1] in (1, 3) else rows * tiles.shape[1], n_columns)
+    apart = tiles.reshape(-1, n_columns, n_channels, 1, *tiles.shape[2:]).swapaxes(1, 2)
+    return apart.reshape(-1, 1, *tiles.shape[2:])

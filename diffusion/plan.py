@@ -28,7 +28,7 @@ from common.plan import Plan, plan_from_json
 from common.settings import from_dict, to_dict
 from diffusion.layout import shrunk
 from diffusion.planning import derive_settings, with_length
-from diffusion.settings import AutoencoderConfig, DiffusionConfig, DiffusionSettings, Size, check_config
+from diffusion.settings import AutoencoderConfig, DiffusionConfig, DiffusionSettings, check_config
 from nnunetv2_mod.nnunet_folder import DATASET_JSON, NnunetDataset, find_dataset
 
 log = logging.getLogger(__name__)
@@ -133,14 +133,21 @@ def plan_text(
         problem = f"neither of the configurations {', '.join(CONFIGURATIONS.values())}"
         raise InputError(problem, where=where, fix="plan the dataset with nnU-Net again")
     chosen = _checked_channels(channels, next(iter(plans.values())).n_channels)
-    parts = [HEADER.format(name=dataset.name)]
-    n_channels = len(chosen), _n_labels(dataset) if with_labels else 0
+    n_label_channels = _n_labels(dataset) if with_labels else 0
     about = {"name": dataset.name, "plans": plans_name, "channels": chosen, "n_cases": n_cases}
-    parts += [_block({"dataset": about, "machine": to_dict(machine)})]
+    parts = [HEADER.format(name=dataset.name), _block({"dataset": about, "machine": to_dict(machine)})]
     refusals: list[InputError] = []
     for name, plan in plans.items():
         n_images = n_cases * (_n_slices(dataset) if name == "2D" else 1)
-        found = _models(name, plan, n_cases, n_images, n_channels, machine, refusals)
+        found = []
+        for model, autoencoder in MODELS.items():
+            config = DiffusionConfig(autoencoder, n_snapshots=n_epochs(name, n_cases))
+            try:
+                derived = derive_settings(plan, n_images, len(chosen), 1.0, config, machine, n_label_channels)
+                found.append(f"  # {ABOUT[model]}\n  {model}:\n{_model_block(with_epochs(derived))}")
+            except InputError as error:
+                log.info("%s %s: left out: %s", name, model, error)
+                refusals.append(error)
         if found:
             parts += [f"\n# {_about_plan(plan)}\n{name}:\n", *found]
     if len(refusals) == len(MODELS) * len(plans):
@@ -148,35 +155,12 @@ def plan_text(
     return "".join(parts)
 
 
-def _models(
-    name: str,
-    plan: Plan,
-    n_cases: int,
-    n_images: int,
-    n_channels: tuple[int, int],
-    machine: Machine,
-    refusals: list[InputError],
-) -> list[str]:
-    """The text of each model that is possible; why others are not goes to ``refusals``.
+def _model_block(settings: DiffusionSettings) -> str:
+    """What stands under a model's name."""
+    from diffusion.cost import estimated_bytes
 
-    ``n_channels``: of images and of labels.
-    """
-    parts = []
-    for model, autoencoder in MODELS.items():
-        config = DiffusionConfig(autoencoder, n_snapshots=n_epochs(name, n_cases))
-        try:
-            derived = derive_settings(plan, n_images, n_channels[0], 1.0, config, machine, n_channels[1])
-        except InputError as error:
-            log.info("%s %s: left out: %s", name, model, error)
-            refusals.append(error)
-            continue
-        from diffusion.cost import estimated_bytes
-
-        settings = with_epochs(derived)
-        estimates = {key: round(needed / 2**30, 2) for key, needed in estimated_bytes(settings).items()}
-        block = _block({MEMORY: estimates, **to_dict(settings)}, indent=4)
-        parts.append(f"  # {ABOUT[model]}\n  {model}:\n{block}")
-    return parts
+    estimates = {key: round(needed / 2**30, 2) for key, needed in estimated_bytes(settings).items()}
+    return _block({MEMORY: estimates, **to_dict(settings)}, indent=4)
 
 
 def n_epochs(dimensions: str, n_cases: int) -> int:
@@ -248,18 +232,16 @@ def read_plan(path: Path, dimensions: str, model: str) -> DiffusionSettings:
 
 def _check_networks(settings: DiffusionSettings, where: str) -> None:
     """InputError unless levels, strides and size belong together: one may edit the file."""
-    size, autoencoder, denoiser = settings.image_size, settings.autoencoder, settings.denoiser
-    networks: list[tuple[str, tuple[int, ...], tuple[Size, ...], tuple[Size, ...], Size]] = []
-    if autoencoder is not None:
-        own = autoencoder
-        networks.append(("autoencoder", own.channels, own.strides, own.kernel_sizes, own.first_kernel))
-    networks.append(("denoiser", denoiser.channels, denoiser.strides, denoiser.kernel_sizes, denoiser.first_kernel))
-    for name, channels, strides, kernels, first in networks:
+    size = settings.image_size
+    for name, network in (("autoencoder", settings.autoencoder), ("denoiser", settings.denoiser)):
+        if network is None:
+            continue
+        channels, strides, kernels = network.channels, network.strides, network.kernel_sizes
         if not len(channels) == len(strides) + 1 == len(kernels) + 1:
             problem = f"{len(channels)} widths, {len(strides)} strides and {len(kernels)} kernels"
             fix = "give one width more than strides, and as many kernels as strides"
             raise InputError(problem, where=f"{where}.{name}", fix=fix)
-        if any(len(of_axes) != len(size) for of_axes in (*strides, *kernels, first)):
+        if any(len(of_axes) != len(size) for of_axes in (*strides, *kernels, network.first_kernel)):
             fix = f"give {len(size)} numbers, one an axis of the image"
             raise InputError("it has a stride or kernel of other axes", where=f"{where}.{name}", fix=fix)
         for stride in strides:
@@ -310,18 +292,12 @@ def _about_plan(plan: Plan) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists on one line, nothing by reference."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        """Every value stands where it belongs."""
-        return True
-
-    def represent_list(self, data: Any) -> yaml.nodes.SequenceNode:
-        """In flow style."""
-        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+    """Lists on one line."""
 
 
-_Dumper.add_representer(list, _Dumper.represent_list)
+_Dumper.add_representer(
+    list, lambda dumper, data: dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+)
 
 
 def _block(values: Mapping[str, Any], indent: int = 0) -> str:

@@ -153,43 +153,32 @@ def derive_settings(
     return with_length(settings, kimg)
 
 
-def derive_on(
-    out: Path,
-    device: str,
-    plan: Plan,
-    n_images: int,
-    n_channels: int,
-    kimg: float | None,
-    config: DiffusionConfig,
-    n_label_channels: int = 0,
-) -> DiffusionSettings:
-    """``derive_settings`` for the machine this process runs on, which is written to ``machine.json`` in ``out``.
+def machine_of(out: Path, device: str) -> Machine:
+    """The machine this process runs on, written to ``machine.json`` in ``out``.
 
     There it is read again: a training that is resumed on another machine goes on as it began.
     """
     if not (out / MACHINE).is_file():
         write_json(out / MACHINE, to_dict(describe_machine(device)))
-    machine = from_dict(Machine, read_json(out / MACHINE))
-    return derive_settings(plan, n_images, n_channels, kimg, config, machine, n_label_channels)
+    return from_dict(Machine, read_json(out / MACHINE))
 
 
 def with_length(settings: DiffusionSettings, kimg: float) -> DiffusionSettings:
     """The same networks trained on ``kimg`` thousand images, autoencoder and denoiser together."""
     config, autoencoder = settings.config, settings.autoencoder
     share = config.autoencoder.kimg_share if config.autoencoder is not None else 0.0
+    n_epochs = config.n_snapshots
     if autoencoder is not None and config.autoencoder is not None:
-        n_epochs, n_steps = _epochs(kimg * share, autoencoder.batch_size, config.n_snapshots)
+        n_steps = _steps_per_epoch(kimg * share, autoencoder.batch_size, n_epochs)
         joins = int(config.autoencoder.adversarial_from * n_epochs * n_steps)
         autoencoder = replace(autoencoder, n_epochs=n_epochs, steps_per_epoch=n_steps, adversarial_from_step=joins)
-    n_epochs, n_steps = _epochs(kimg * (1 - share), settings.batch_size, config.n_snapshots)
-    ema_kimg = config.ema_kimg if config.ema_kimg is not None else min(MAX_EMA_KIMG, EMA_SHARE * kimg)
     return replace(
         settings,
         autoencoder=autoencoder,
         kimg=float(kimg),
-        ema_kimg=float(ema_kimg),
+        ema_kimg=float(min(MAX_EMA_KIMG, EMA_SHARE * kimg) if config.ema_kimg is None else config.ema_kimg),
         n_epochs=n_epochs,
-        steps_per_epoch=n_steps,
+        steps_per_epoch=_steps_per_epoch(kimg * (1 - share), settings.batch_size, n_epochs),
     )
 
 
@@ -197,10 +186,9 @@ def _rate(given: float | str, over_width: float, channels: Sequence[int]) -> flo
     return min(MAX_RATE, over_width / channels[0]) if isinstance(given, str) else float(given)
 
 
-def _epochs(kimg: float, batch_size: int, n_snapshots: int) -> tuple[int, int]:
-    """Epochs, and steps of one."""
+def _steps_per_epoch(kimg: float, batch_size: int, n_epochs: int) -> int:
     n_steps = math.ceil(round(kimg * 1000, 6) / batch_size)
-    return n_snapshots, max(1, math.ceil(n_steps / n_snapshots))
+    return max(1, math.ceil(n_steps / n_epochs))
 
 
 def _widths(multiples: Sequence[int], n_levels: int, base: int = 1) -> tuple[int, ...]:
@@ -246,18 +234,13 @@ def _autoencoder(given: _Given, own: AutoencoderConfig) -> AutoencoderSettings:
         steps_per_epoch=0,
         adversarial_from_step=0,
     )
+    channels, size = settings.channels, layout.image_size
     if isinstance(own.channels, str) and given.machine.kind == "cpu":
-
-        def flop(widths: tuple[int, ...]) -> float:
-            return autoencoder_flop(replace(settings, channels=widths), layout.image_size)
-
-        channels = _affordable(CPU_MULTIPLES, n_levels, flop)
-    else:
-        channels = settings.channels
+        channels = _affordable(CPU_MULTIPLES, n_levels, lambda w: autoencoder_flop(replace(settings, channels=w), size))
 
     def n_bytes(fit: _Fit) -> float:
         tried = replace(settings, channels=fit.channels, checkpointing=fit.checkpointing)
-        return autoencoder_bytes(tried, layout.image_size, given.precision, fit.n_at_once)
+        return autoencoder_bytes(tried, size, given.precision, fit.n_at_once)
 
     fit = _fit(given, settings.batch_size, channels, not isinstance(own.channels, str), n_bytes)
     return replace(

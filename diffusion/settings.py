@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.errors import InputError
 from common.plan import Size
+from common.settings import Check, refuse_wrong
 
 AUTO = "auto"
 KINDS = ("kl", "vq")
@@ -92,10 +92,10 @@ class AutoencoderSettings:
     steps_per_epoch: int
     adversarial_from_step: int
 
-    @property
-    def reduction(self) -> Size:
-        """Image voxels per latent voxel along each axis."""
-        return tuple(math.prod(axis) for axis in zip(*self.strides, strict=True))
+    def latent_size(self, image_size: Size) -> Size:
+        """Voxels of the latents of an image."""
+        reduction = (math.prod(axis) for axis in zip(*self.strides, strict=True))
+        return tuple(n // r for n, r in zip(image_size, reduction, strict=True))
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,7 @@ class DiffusionSettings:
     @property
     def denoised_size(self) -> Size:
         """Of what the denoiser sees: the image's, or the latent's."""
-        if self.autoencoder is None:
-            return self.image_size
-        return tuple(n // r for n, r in zip(self.image_size, self.autoencoder.reduction, strict=True))
-
-
-Check = tuple[str, object, bool, str]
-"""A setting's name, its value, whether it is allowed, and what is."""
+        return self.image_size if self.autoencoder is None else self.autoencoder.latent_size(self.image_size)
 
 
 def check_config(config: DiffusionConfig, where: str = "generator.settings") -> None:
@@ -197,9 +191,7 @@ def check_config(config: DiffusionConfig, where: str = "generator.settings") -> 
             *_widths_checks("channels", own.channels),
         ]
         checks += [(f"autoencoder.{name}", value, valid, expected) for name, value, valid, expected in of_autoencoder]
-    for name, value, valid, expected in checks:
-        if not valid:
-            raise InputError(f"{value!r} is not allowed", where=f"{where}.{name}", fix=f"use {expected}")
+    refuse_wrong(checks, where)
 
 
 def _one_of(name: str, value: object, allowed: Sequence[object]) -> Check:

@@ -63,16 +63,8 @@ def main(chosen: argparse.Namespace) -> None:
         raise InputError(problem, where=path, fix=fix)
     data = CropData(dataset, plan, settings, fold, chosen.seed, channels)
     n_processes = n_processes_for(settings, torch.cuda.device_count() if device == "cuda" else 0)
-    log.info(
-        "%s %s of %s, fold %s, on %d x %s: %s",
-        chosen.dimensions,
-        chosen.model,
-        dataset.name,
-        chosen.fold,
-        n_processes,
-        device,
-        out,
-    )
+    model = f"{chosen.dimensions} {chosen.model} of {dataset.name}, fold {chosen.fold}"
+    log.info("%s, on %d x %s: %s", model, n_processes, device, out)
     with shown_progress() as progress:
         train(data, out, settings, chosen.seed, device, progress, None, n_processes)
     sys.stdout.write(f"{out / RESULT}\n")

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,36 +22,15 @@ from common.errors import InputError
 from common.seeds import derive_seed
 from common.settings import to_dict
 from diffusion.data import Data
-from diffusion.settings import DiffusionSettings
+from diffusion.settings import AutoencoderSettings, DiffusionSettings
 from training.batch_shard import BatchShard
-from training.curves import write_curves
+from training.curves import is_curve_point, write_curves
 from training.training_state import check_same_run, load_state, state_to_tensors
 
 log = logging.getLogger(__name__)
 
-N_CURVE_POINTS = 200
 WARM_UP_STEPS = 100  # over which the learning rate rises
 LARGEST_GRADIENT_NORM = 1.0
-
-
-class Lengths(Protocol):
-    """Of one of the two trainings; what lies between two checkpoints is an epoch."""
-
-    @property
-    def n_epochs(self) -> int:
-        """Epochs in all."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Steps of an epoch."""
-
-    @property
-    def batch_size(self) -> int:
-        """Images of a step, over all parts and processes."""
-
-    @property
-    def n_accumulated(self) -> int:
-        """Parts a batch is computed in."""
 
 
 class Training(ABC):
@@ -68,7 +47,7 @@ class Training(ABC):
         seed: int,
         device: torch.device,
         shard: BatchShard,
-        lengths: Lengths,
+        lengths: AutoencoderSettings | DiffusionSettings,
     ) -> None:
         self.data, self.settings, self.seed, self.device, self.shard = data, settings, seed, device, shard
         self.n_epochs, self.steps_per_epoch = lengths.n_epochs, lengths.steps_per_epoch
@@ -110,8 +89,7 @@ class Training(ABC):
         values = dict(zip(measured, torch.stack([v.float() for v in measured.values()]).tolist(), strict=True))
         if not all(math.isfinite(value) for value in values.values()):
             raise RuntimeError(f"{type(self).__name__} diverged at step {self.step} of {self.n_steps}: {values}")
-        every = max(1, self.n_steps // N_CURVE_POINTS)
-        if self.step % every == 0 or self.step == self.n_steps:
+        if is_curve_point(self.step, self.n_steps):
             self.rows.append({"step": self.kimg, "unit": "kimg", **values})
 
     def end_epoch(self, out: Path) -> None:

@@ -6,7 +6,6 @@ import logging
 import time
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 
@@ -18,20 +17,18 @@ from diffusion.autoencoder_training import AutoencoderTraining
 from diffusion.card import Card
 from diffusion.data import Data
 from diffusion.denoiser_training import DenoiserTraining
-from diffusion.model import RESULT
 from diffusion.settings import DiffusionSettings
 from training.batch_shard import BatchShard
 from training.distributed import run_distributed
 from training.memory import keep_freed_memory
 from training.monitor import Monitor
-from training.pictures import SHEETS
+from training.pictures import SHEETS, remove_sheets_after
 from training.snapshots import remove_candidates
-from training.training_state import check_same_run, remove_half_written
+from training.training_state import RESULT, check_same_run, remove_half_written
 
 log = logging.getLogger(__name__)
 
 AUTOENCODER_FOLDER, DENOISER = "autoencoder", "denoiser"
-RENDEZVOUS = "rendezvous"  # of the processes, while there are several
 
 
 def train(
@@ -71,9 +68,7 @@ def train(
             run, folder = _begin(shard, own_device, name, out, data, settings, seed, monitor)
             _lead(run, folder, settings, progress, card)
 
-        # the file has a name of its own: followers of a killed training may still use theirs
-        rendezvous = out / f".{uuid4().hex}.{RENDEZVOUS}"
-        run_distributed(n_processes, rendezvous, device, lead, _follow, name, out, data, settings, seed)
+        run_distributed(n_processes, out, device, lead, _follow, name, out, data, settings, seed)
 
 
 def check_processes(settings: DiffusionSettings, n_processes: int) -> None:
@@ -129,9 +124,7 @@ def _lead(
     kimg_before = 0.0  # shown before this training began: to the autoencoder
     if isinstance(run, DenoiserTraining):
         kimg_before = round(kimg_in_all - run.n_steps * run.batch_size / 1000, 6)
-    for sheet in (folder / SHEETS).glob("kimg_*"):  # a resumed training draws later ones again
-        if float(sheet.name.removeprefix("kimg_").rsplit(".", 1)[0]) > run.kimg:
-            sheet.unlink()
+    remove_sheets_after(folder, run.kimg)
     while run.step < run.n_steps:
         run.advance()
         if run.step % run.steps_per_epoch == 0:

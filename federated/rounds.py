@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -11,15 +10,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from common.files import read_json, write_json, write_text
+from common.checkpoints import save_tensors
+from common.files import read_json, write_json
 from common.progress import Progress, silent
 from common.settings import from_dict, to_dict
 from engine.workers import Failure, Workers
 from federated.average import average_updates
 from federated.settings import RoundSettings, weights_of
-from federated.update import Layout, open_update, overwrite_update
+from federated.update import Layout, layout_of, read_update
+from training.curves import write_curves
 
 log = logging.getLogger(__name__)
 
@@ -60,28 +59,24 @@ def run_rounds(workers: Workers, out: Path, settings: RoundSettings, progress: P
     state = from_dict(HubState, read_json(hub / STATE)) if (hub / STATE).is_file() else HubState()
     if state.round_index == 0:
         state = _begin(workers, hub)
-    layout = open_update(_model(hub, state.slot)).layout
-    floats = torch.empty(layout.n_floats)  # one result for all rounds
+    model = read_update(_model(hub, state.slot))
+    layout, n_bytes = layout_of(model), sum(tensor.nbytes for tensor in model.values())
     while state.round_index < settings.rounds:
-        state = _one_round(workers, hub, settings, layout, state, floats)
+        state = _one_round(workers, hub, settings, layout, state)
         write_json(hub / STATE, to_dict(state))
         progress(state.round_index, settings.rounds, "rounds")
     _export(workers, out, settings, state)
-    write_text(out / "curves.jsonl", "".join(_curve_line(point) for point in state.curves))
-    write_json(out / "summary.json", summary(state, settings, layout))
+    write_curves(out, state.curves)
+    write_json(out / "summary.json", summary(state, settings, n_bytes))
     for site in workers.sites:
         _update(hub, site).unlink(missing_ok=True)
-    log.info(
-        "%d rounds in %.0f s, %.1f s of it neither training nor validation",
-        state.round_index,
-        state.seconds,
-        state.overhead_s,
-    )
+    waited = f"{state.overhead_s:.1f} s of it neither training nor validation"
+    log.info("%d rounds in %.0f s, %s", state.round_index, state.seconds, waited)
     return state
 
 
-def summary(state: HubState, settings: RoundSettings, layout: Layout) -> dict[str, Any]:
-    """What is worth knowing of a finished training; bytes per site and round."""
+def summary(state: HubState, settings: RoundSettings, n_bytes: int) -> dict[str, Any]:
+    """What is worth knowing of a finished training; ``n_bytes`` of a model travel per site and round."""
     weights = weights_of(state.n_cases, settings.weighting)
     total = sum(weights.values())
     return {
@@ -93,14 +88,9 @@ def summary(state: HubState, settings: RoundSettings, layout: Layout) -> dict[st
         "best_round": state.best_round,
         "weights": {site: weight / total for site, weight in weights.items()},
         "left_out": list(state.left_out),
-        "bytes_up": layout.n_bytes,
-        "bytes_down": layout.n_bytes,
+        "bytes_up": n_bytes,
+        "bytes_down": n_bytes,
     }
-
-
-def _curve_line(point: Mapping[str, Any]) -> str:
-    first = {key: point[key] for key in ("step", "unit")}
-    return json.dumps(first | {key: point[key] for key in sorted(set(point) - set(first))}) + "\n"
 
 
 def _model(hub: Path, slot: int) -> Path:
@@ -110,41 +100,34 @@ def _model(hub: Path, slot: int) -> Path:
 
 def _begin(workers: Workers, hub: Path) -> HubState:
     """Every site draws the same first weights; the first site's file becomes the common model of round 0."""
-    answers = workers.ask("describe", {site: {"initial": str(_update(hub, site))} for site in workers.sites})
+    answers = ask_to_begin(workers, "describe", {site: {"initial": str(_update(hub, site))} for site in workers.sites})
+    _update(hub, workers.sites[0]).replace(_model(hub, 0))
+    return HubState(n_cases={site: answer["n_cases"] for site, answer in answers.items()})
+
+
+def ask_to_begin(workers: Workers, method: str, arguments: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The answers of all sites; RuntimeError where one has none, with every such site's reason."""
+    answers = workers.ask(method, arguments)
     failed = {site: answer.problem for site, answer in answers.items() if isinstance(answer, Failure)}
     if failed:
         reasons = "; ".join(f"{site}: {problem}" for site, problem in sorted(failed.items()))
         raise RuntimeError(f"sites could not begin: {reasons}")
-    _update(hub, workers.sites[0]).replace(_model(hub, 0))
-    return HubState(n_cases={site: answer["n_cases"] for site, answer in answers.items()})
+    return answers
 
 
 def _update(hub: Path, site: str) -> Path:
     return hub / f"update_{site}.safetensors"
 
 
-def _one_round(
-    workers: Workers, hub: Path, settings: RoundSettings, layout: Layout, state: HubState, floats: torch.Tensor
-) -> HubState:
+def _one_round(workers: Workers, hub: Path, settings: RoundSettings, layout: Layout, state: HubState) -> HubState:
     """One round of FedAvg (McMahan et al. 2017, algorithm 1); only file names and plain numbers pass between them."""
     started = time.monotonic()
     index, model = state.round_index, str(_model(hub, state.slot))
     (slot, *_) = sorted({0, 1, 2} - {state.slot, state.best_slot})
 
     # every site reads the common model, trains its local epochs and sends all its tensors in one file
-    keep_rounds = [index, state.best_round]
-    trained = workers.ask(
-        "train",
-        {
-            site: {
-                "round_index": index,
-                "model": model,
-                "update": str(_update(hub, site)),
-                "keep_rounds": keep_rounds,
-            }
-            for site in workers.sites
-        },
-    )
+    common = {"round_index": index, "model": model, "keep_rounds": [index, state.best_round]}
+    trained = workers.ask("train", {site: {**common, "update": str(_update(hub, site))} for site in workers.sites})
     left_out = {site: answer.problem for site, answer in trained.items() if isinstance(answer, Failure)}
     paths = {site: _update(hub, site) for site in workers.sites if site not in left_out}
     if not paths:
@@ -152,9 +135,9 @@ def _one_round(
         raise RuntimeError(f"no site could train in round {index + 1}: {reasons}")
 
     # the hub averages the files, weighted by cases, over a file that the state does not name: a cut-off loses nothing
-    average = average_updates(paths, weights_of(state.n_cases, settings.weighting), layout, floats)
+    average = average_updates(paths, weights_of(state.n_cases, settings.weighting), layout)
     left_out |= average.left_out
-    overwrite_update(_model(hub, slot), layout.named(average.integers, average.floats), {})
+    save_tensors(_model(hub, slot), average.tensors, {})
 
     # every site validates the average
     asked = {"round_index": index + 1, "model": str(_model(hub, slot))}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from common.errors import InputError
+from common.settings import refuse_wrong
 
 WEIGHTINGS = ("cases", "equal")
 OPTIMIZER_POLICIES = ("average", "keep", "reset")
@@ -34,9 +34,7 @@ class RoundSettings:
             ("optimizer", self.optimizer, self.optimizer in OPTIMIZER_POLICIES, f"one of {OPTIMIZER_POLICIES}"),
             ("prox_mu", self.prox_mu, self.prox_mu >= 0, "a number from 0"),
         )
-        for key, value, valid, expected in checks:
-            if not valid:
-                raise InputError(f"{value!r} is not allowed", where=f"federated.{key}", fix=f"use {expected}")
+        refuse_wrong(checks, "federated")
 
 
 def weights_of(n_cases: Mapping[str, int], weighting: str) -> dict[str, float]:

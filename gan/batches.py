@@ -5,40 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from common.errors import InputError
 from common.seeds import derive_seed
 from gan.settings import GanSettings
+from training.image_batches import check_images, integers_to_images, items_of_step, mirror_some
 
 
 class Batches:
     """Every image once before any is shown again, in a fresh order each time; mirrored at random only where asked."""
 
     def __init__(self, images: np.ndarray, settings: GanSettings, seed: int) -> None:
-        check_images(images, settings)
+        check_images(images, settings.n_channels, settings.image_size_px)
         self.images, self.seed = images, seed
         self.batch_size, self.mirror = settings.config.batch_size, settings.config.mirror
 
     def at(self, step: int) -> Tensor:
         """The whole batch of ``step``: (batch_size, channels, height, width) in [-1, 1]."""
-        positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-        orders = {epoch: self._order(epoch) for epoch in {position // len(self.images) for position in positions}}
-        chosen = [orders[position // len(self.images)][position % len(self.images)] for position in positions]
-        return self._shown(chosen, step)
+        return self._shown(items_of_step(len(self.images), step, self.batch_size, self.seed), step)
 
     def _shown(self, chosen: Sequence[int], step: int) -> Tensor:
-        batch = self.images[chosen]
-        reals = torch.from_numpy(batch.astype(np.float32)) / (np.iinfo(batch.dtype).max / 2) - 1
+        reals = integers_to_images(self.images[chosen])
         if self.mirror:
-            draws = torch.Generator().manual_seed(derive_seed(self.seed, step, "mirror"))
-            flipped = torch.rand(len(reals), generator=draws) < 0.5
-            reals[flipped] = reals[flipped].flip(3)
+            mirror_some(reals, step, self.seed)
         return reals
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(len(self.images))
 
 
 class PoissonBatches(Batches):
@@ -55,17 +45,3 @@ class PoissonBatches(Batches):
         """Those of ``step``, as many as it comes: (n, channels, height, width) in [-1, 1]."""
         numbers = np.random.default_rng(derive_seed(self.secret, step, "sampling")).random(len(self.images))
         return self._shown(np.flatnonzero(numbers < self.batch_size / len(self.images)).tolist(), step)
-
-
-def check_images(images: np.ndarray, settings: GanSettings) -> None:
-    """InputError unless ``images`` are at least two different ones of the plan's size and an integer type."""
-    expected = (settings.n_channels, *settings.image_size_px)
-    fix = "write the slices again with this plan"
-    if images.ndim != 4 or images.shape[1:] != expected:
-        raise InputError(f"images {images.shape} are not (n, {expected})", where="generator", fix=fix)
-    if images.dtype not in (np.dtype(np.uint8), np.dtype(np.uint16)):
-        raise InputError(f"images are {images.dtype}", where="generator", fix="store them as uint8 or uint16")
-    if len(images) < 2 or all(np.array_equal(image, images[0]) for image in images):
-        raise InputError(
-            f"{len(images)} different training images", where="generator", fix="give the site at least two"
-        )

@@ -23,6 +23,7 @@ from training.pictures import (
 
 PATHS = 4  # side by side in the interpolation
 FRAMES = 16  # from one latent to the other; the picture plays them forth and back
+FRAME_MS = 100
 BATCH_SIZE = 8
 COMPARED_AT_ONCE = 16  # the monitor's samples follow from it
 INTERPOLATION = "interpolation.gif"
@@ -64,7 +65,7 @@ def draw_interpolation(network: GeneratorNetwork, seed: int, path: Path) -> None
         styles = ends[:PATHS].lerp(ends[PATHS:], float(share))[:, None].expand(-1, network.n_styles, -1)
         tiles = images_to_integers(network.synthesise(styles, noise), np.dtype(np.uint8))
         frames.append(grid_of(tiles, (1, PATHS)))
-    write_animation(frames, path)
+    write_animation([*frames, *frames[-2:0:-1]], path, FRAME_MS)
 
 
 @torch.no_grad()

@@ -25,12 +25,12 @@ from common.machine import checked_device, found_device
 from common.progress import Progress, silent
 from common.settings import from_dict
 from gan.settings import GanSettings
+from training.training_state import GIVE_RESULT, RESULT, check_checkpoint_exists
 
 if TYPE_CHECKING:
     from gan.model import GeneratorNetwork
 
 AVERAGE = "average."  # the averaged generator's tensors in the checkpoint of a running training
-RESULT = "generator.safetensors"
 MOST_ON_A_SHEET = 400
 LINE_INTERVAL_S = 10.0  # where there is no terminal
 BAR_WIDTH = 24
@@ -53,10 +53,7 @@ def open_generator(checkpoint: Path, device: str = "cpu") -> Opened:
     """
     from gan.model import GeneratorNetwork
 
-    if checkpoint.is_dir():
-        raise InputError("this is a folder, not a checkpoint", where=checkpoint, fix=f"give {checkpoint / RESULT}")
-    if not checkpoint.is_file():
-        raise InputError("there is no such file", where=checkpoint, fix=_nearby(checkpoint.parent))
+    check_checkpoint_exists(checkpoint)
     tensors, metadata = load_tensors(checkpoint)
     if any(name.startswith(AVERAGE) for name in tensors):
         tensors = {name.removeprefix(AVERAGE): tensors[name] for name in tensors if name.startswith(AVERAGE)}
@@ -65,9 +62,8 @@ def open_generator(checkpoint: Path, device: str = "cpu") -> Opened:
         network = GeneratorNetwork(settings).eval().requires_grad_(False)
         network.load_state_dict(tensors)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise InputError(
-            f"not a generator of this version ({str(error).splitlines()[0]})", where=checkpoint, fix=_nearby(None)
-        ) from error
+        problem = f"not a generator of this version ({str(error).splitlines()[0]})"
+        raise InputError(problem, where=checkpoint, fix=GIVE_RESULT) from error
     step = metadata.get("step", settings.n_steps)
     kimg = min(settings.kimg, step * settings.config.batch_size / 1000)
     return Opened(network.to(checked_device(device)), np.dtype(metadata.get("dtype", "uint8")), kimg)
@@ -178,14 +174,6 @@ def _progress_line() -> Iterator[Progress]:
     yield show
     if on_terminal:
         sys.stderr.write("\n")
-
-
-def _nearby(folder: Path | None) -> str:
-    """The way to a checkpoint: what lies in ``folder``, else where one is usually found."""
-    found = sorted(folder.glob("*.safetensors")) if folder is not None and folder.is_dir() else []
-    if found:
-        return f"give {' or '.join(str(path) for path in found)}"
-    return f"give the {RESULT} in the folder of a training, runs/<exp_name>/fold_<k>/generator/<site>"
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from common.errors import InputError
 from common.plan import Pair, Plan
+from common.settings import Check, refuse_wrong
 
 AUGMENTATIONS = ("color", "translation", "cutout")
 SNAPSHOTS = ("heldout", "last", "fid")
 PRECISIONS = ("fp32", "bf16")
 AUTO_LENGTHS = ("images", "device")
 AUTO = "auto"
-Check = tuple[str, object, bool, str]  # name of a setting, its value, whether it is valid, what would be
 WEIGHTS = ("r1_gamma", "path_length_weight", "path_length_decay")
 COUNTS = (
     "batch_size",
@@ -149,10 +149,7 @@ def _check(config: GanConfig, n_images: int) -> None:
     ]
     checks += [(name, getattr(config, name), getattr(config, name) >= 1, "at least 1") for name in COUNTS]
     checks += [(name, getattr(config, name), getattr(config, name) >= 0, "0 or more") for name in WEIGHTS]
-    checks += _privacy_checks(config)
-    for name, value, valid, expected in checks:
-        if not valid:
-            raise InputError(f"{value!r} is not allowed", where=f"generator.settings.{name}", fix=f"use {expected}")
+    refuse_wrong([*checks, *_privacy_checks(config)], "generator.settings")
 
 
 def _privacy_checks(config: GanConfig) -> list[Check]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,17 +22,7 @@ from common.plan import square_plan
 from gan.settings import GanConfig, derive_settings
 
 if TYPE_CHECKING:
-    from gan.model import GeneratorNetwork
-
-
-@dataclass(frozen=True)
-class Throughput:
-    """Images per second, medians over the rounds, and the median of the rounds' ratios."""
-
-    sampled_per_s: float
-    bare_per_s: float
-    ratio: float
-    batch_size: int
+    from gan.batch_sampler import BatchSampler
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +42,7 @@ def main(chosen: argparse.Namespace) -> None:
     """Measure and print."""
     import torch
 
+    from gan.batch_sampler import BatchSampler
     from gan.model import GeneratorNetwork
     from gan.sample import open_generator
 
@@ -62,40 +52,34 @@ def main(chosen: argparse.Namespace) -> None:
     else:
         settings = derive_settings(square_plan(chosen.res), 2, 1, 1.0, GanConfig(channel_base=chosen.base))
         network = GeneratorNetwork(settings).eval().requires_grad_(False).to(device)
-    measured = measure(network, chosen.batch, chosen.passes, chosen.rounds)
+    sampler = BatchSampler(network, np.dtype(np.uint8), chosen.batch)
+    seconds = measure(sampler, chosen.passes, chosen.rounds)
+    n_images = chosen.passes * sampler.n_images
+    ratio = statistics.median(b / s for s, b in zip(seconds["sampled"], seconds["bare"], strict=True))
     height, width = network.settings.image_size_px
     sys.stdout.write(
-        f"{height} x {width} px, {measured.batch_size} images a pass, {device}, {torch.get_num_threads()} threads\n"
-        f"sample         {measured.sampled_per_s:10.1f} images/s\n"
-        f"bare forward   {measured.bare_per_s:10.1f} images/s\n"
-        f"ratio          {measured.ratio:10.3f}\n"
+        f"{height} x {width} px, {sampler.n_images} images a pass, {device}, {torch.get_num_threads()} threads\n"
+        f"sample         {n_images / statistics.median(seconds['sampled']):10.1f} images/s\n"
+        f"bare forward   {n_images / statistics.median(seconds['bare']):10.1f} images/s\n"
+        f"ratio          {ratio:10.3f}\n"
     )
 
 
-def measure(network: GeneratorNetwork, batch_size: int | None, n_passes: int, n_rounds: int) -> Throughput:
-    """Both ways in turn, after one round that does not count."""
-    from gan.batch_sampler import BatchSampler
+def measure(sampler: BatchSampler, n_passes: int, n_rounds: int) -> dict[str, list[float]]:
+    """Seconds of both ways in turn, after one round that does not count."""
     from training.timing import interleaved_seconds
 
-    sampler = BatchSampler(network, np.dtype(np.uint8), batch_size)
-    n_images = n_passes * sampler.n_images
     ready = sampler.draw(range(sampler.n_images)).to(sampler.device)
 
     def sampled() -> None:
-        for _ in sampler(range(n_images)):
+        for _ in sampler(range(n_passes * sampler.n_images)):
             pass
 
     def bare() -> None:
         for _ in range(n_passes):
             sampler.forward(ready)
 
-    seconds = interleaved_seconds({"sampled": sampled, "bare": bare}, n_rounds, sampler.device)
-    return Throughput(
-        sampled_per_s=n_images / statistics.median(seconds["sampled"]),
-        bare_per_s=n_images / statistics.median(seconds["bare"]),
-        ratio=statistics.median(b / s for s, b in zip(seconds["sampled"], seconds["bare"], strict=True)),
-        batch_size=sampler.n_images,
-    )
+    return interleaved_seconds({"sampled": sampled, "bare": bare}, n_rounds, sampler.device)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 import torch
@@ -14,16 +13,14 @@ from common.progress import Progress, silent
 from gan.batches import Batches
 from gan.record import Record
 from gan.settings import GanSettings
-from gan.training import CHECKPOINT, RESULT, Training, remove_state
+from gan.training import CHECKPOINT, Training, remove_state
 from training.alarms import TrainingFailedError
 from training.batch_shard import BatchShard
 from training.distributed import run_distributed
 from training.memory import keep_freed_memory
 from training.monitor import Monitor
 from training.pictures import SHEETS
-from training.training_state import check_same_run, remove_half_written
-
-RENDEZVOUS = "rendezvous"  # of the processes, while there are several
+from training.training_state import RESULT, check_same_run, remove_half_written
 
 
 def train(
@@ -61,9 +58,7 @@ def train(
         run = Training(batches, settings, seed, torch.device(own_device), monitor, shard)
         _lead(run, Record(out, images, settings, seed, run.train_step.device), out, progress)
 
-    # a name of its own: what followers of a killed training still do to theirs must not be done to this one
-    rendezvous = out / f".{uuid4().hex}.{RENDEZVOUS}"
-    run_distributed(n_processes, rendezvous, device, lead, _follow, images, out, settings, seed)
+    run_distributed(n_processes, out, device, lead, _follow, images, out, settings, seed)
 
 
 def check_processes(settings: GanSettings, n_processes: int) -> None:

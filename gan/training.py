@@ -53,12 +53,11 @@ from training.snapshots import (
     save_candidate,
     still_eligible,
 )
-from training.training_state import check_same_run
+from training.training_state import RESULT, check_same_run
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "training.safetensors"
-RESULT = "generator.safetensors"
 BOUNDED = ("loss_g", "loss_d", "real_logit", "fake_logit")
 FIX_DIVERGENCE = "raise generator.settings.r1_gamma or lower generator.settings.learning_rate"
 FIX_COLLAPSE = (
@@ -208,14 +207,8 @@ class Training:
         if attempt + 1 >= n_attempts:
             raise RuntimeError(f"{failure} (attempt {attempt + 1} of {n_attempts}; see {out / ALARMS})") from failure
         log.warning(
-            "alarm at %g kimg: %s. The training goes back to %g kimg and on with other random numbers "
-            "(attempt %d of %d). The curve so far: %s",
-            kimg,
-            failure,
-            self.kimg_at(self.step),
-            attempt + 2,
-            N_ATTEMPTS,
-            alarm["curve"],
+            f"alarm at {kimg:g} kimg: {failure}. The training goes back to {self.kimg_at(self.step):g} kimg and on "
+            f"with other random numbers (attempt {attempt + 2} of {N_ATTEMPTS}). The curve so far: {alarm['curve']}"
         )
         if self.step == 0:
             self._begin(attempt + 1, self.train_step.device)

@@ -17,6 +17,7 @@ from datetime import timedelta
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 from torch import distributed
@@ -33,11 +34,12 @@ BARRIER_TIMEOUT = timedelta(days=7)  # to score samples may take long; a process
 END_S = 30  # for a process to end once its work is over
 JOINING = "joining"  # a follower's first report; the last is DONE, or why it failed
 DONE = "done"
+RENDEZVOUS = "rendezvous"  # of the processes, while there are several
 
 
 def run_distributed(
     n_processes: int,
-    rendezvous: Path,
+    out: Path,
     device: str,
     lead: Callable[[BatchShard, str], T],
     follow: Follow,
@@ -46,7 +48,7 @@ def run_distributed(
     """Call ``lead(shard, device)`` here and ``follow(shard, device, *arguments)`` in ``n_processes - 1`` processes.
 
     Args:
-        rendezvous: a path where nothing is, through which the processes find each other; removed in the end.
+        out: the training's folder, in which the processes find each other through a file that is removed in the end.
         device: ``cpu``, or ``cuda``: process i then has the i-th card.
         follow: a function of a module, called with arguments that can be pickled.
 
@@ -58,7 +60,9 @@ def run_distributed(
     """
     if n_processes == 1:
         return lead(SINGLE_PROCESS, device)
-    rendezvous.parent.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    # a name of its own: what followers of a killed training still do to theirs must not be done to this one
+    rendezvous = out / f".{uuid4().hex}.{RENDEZVOUS}"
     followers = _Followers(n_processes)
     try:
         followers.start(rendezvous, device, follow, arguments)

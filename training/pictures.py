@@ -13,7 +13,6 @@ from torch import Tensor
 from common.files import atomic_path
 
 SHEET_SHAPE = (4, 8)  # rows, columns
-FRAME_MS = 100
 SHEET = "sample_sheet.png"
 SHEETS = "sheets"
 
@@ -70,13 +69,13 @@ def as_sheet(images: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
     return np.concatenate([levels, missing]), (rows, columns)
 
 
-def write_animation(frames: Sequence[np.ndarray], path: Path) -> None:
-    """Write pictures as ``grid_of`` makes them as one GIF, played forth and back."""
+def write_animation(frames: Sequence[np.ndarray], path: Path, frame_ms: int) -> None:
+    """Write pictures as ``grid_of`` makes them as one GIF that is played again and again."""
     from PIL import Image
 
-    played = [Image.fromarray(frame) for frame in [*frames, *frames[-2:0:-1]]]
+    first, *others = (Image.fromarray(frame) for frame in frames)
     with atomic_path(path) as temporary:
-        played[0].save(temporary, format="GIF", save_all=True, append_images=played[1:], duration=FRAME_MS, loop=0)
+        first.save(temporary, format="GIF", save_all=True, append_images=others, duration=frame_ms, loop=0)
 
 
 def write_image(image: np.ndarray, folder: Path, seed: int) -> Path:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+RESULT = "generator.safetensors"  # of a training
+GIVE_RESULT = f"give the {RESULT} in the folder of a training, runs/<exp_name>/fold_<k>/generator/<site>"
+
 
 def check_same_run(path: Path, metadata: Mapping[str, Any], settings: Any, seed: int) -> None:
     """Refuse to go on from the file of another training.
@@ -26,6 +29,16 @@ def check_same_run(path: Path, metadata: Mapping[str, Any], settings: Any, seed:
     """
     if metadata["settings"] != to_dict(settings) or metadata["seed"] != seed:
         raise InputError("its settings or seed are not this training's", where=path, fix="delete the folder")
+
+
+def check_checkpoint_exists(path: Path) -> None:
+    """InputError unless ``path`` is a file; the fix names what lies beside it, or where one is usually found."""
+    if path.is_dir():
+        raise InputError("this is a folder, not a checkpoint", where=path, fix=f"give {path / RESULT}")
+    if not path.is_file():
+        found = sorted(path.parent.glob("*.safetensors"))
+        fix = f"give {' or '.join(str(file) for file in found)}" if found else GIVE_RESULT
+        raise InputError("there is no such file", where=path, fix=fix)
 
 
 def remove_half_written(*folders: Path) -> None:

@@ -14,9 +14,10 @@ from common.errors import InputError
 from common.files import read_json, write_json
 from common.image_set import ImageSetInfo
 from common.settings import from_dict
-from engine.workers import Failure, Workers
+from engine.workers import Workers
 from federated.dsl.features import N_FEATURES, FeatureStatistics
 from federated.dsl.tensors import unpack
+from federated.rounds import ask_to_begin
 
 SITES = "sites.json"  # written last: where it is, the sites need not be asked again
 MASKS, FEATURES = "masks_{site}.safetensors", "features_{site}.safetensors"
@@ -48,13 +49,15 @@ def begin(workers: Workers, out: Path) -> dict[str, SiteFacts]:
         InputError: sites of other labels or channels than the others', or answers that are not what they should be.
     """
     if not (out / SITES).is_file():
-        facts, masks, features = (_answers(workers, method) for method in ("describe", "masks", "features"))
-        for site, values in facts.items():
+        nothing: dict[str, dict[str, Any]] = {site: {} for site in workers.sites}
+        methods = ("describe", "masks", "features")
+        facts, masks, features = (ask_to_begin(workers, method, nothing) for method in methods)
+        for site, values in sorted(facts.items()):
             shape = (values["n_images"], *values["size_px"])
             save_tensors(out / MASKS.format(site=site), unpack(masks[site], site, masks=shape), {})
             statistics = unpack(features[site], site, mean=(N_FEATURES,), covariance=(N_FEATURES, N_FEATURES))
             save_tensors(out / FEATURES.format(site=site), statistics, {})
-        first, *others = facts
+        first, *others = sorted(facts)
         for site in others:
             for key in ("n_channels", "labels"):
                 if facts[site][key] != facts[first][key]:
@@ -65,15 +68,6 @@ def begin(workers: Workers, out: Path) -> dict[str, SiteFacts]:
                     )
         write_json(out / SITES, facts)
     return load_facts(out)
-
-
-def _answers(workers: Workers, method: str) -> dict[str, Any]:
-    answers = workers.ask(method, {site: {} for site in workers.sites})
-    failed = {site: answer.problem for site, answer in answers.items() if isinstance(answer, Failure)}
-    if failed:
-        reasons = "; ".join(f"{site}: {problem}" for site, problem in sorted(failed.items()))
-        raise RuntimeError(f"sites could not begin: {reasons}")
-    return dict(sorted(answers.items()))
 
 
 def load_facts(out: Path) -> dict[str, SiteFacts]:

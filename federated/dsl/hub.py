@@ -29,12 +29,12 @@ from federated.dsl.model import MaskGenerator, one_hot, place
 from federated.dsl.settings import DslSettings, learning_rate, total_iterations
 from federated.dsl.tensors import pack, unpack
 from training.curves import is_curve_point, write_curves
-from training.training_state import check_same_run, load_state, state_to_tensors
+from training.image_batches import items_of_step
+from training.training_state import RESULT, check_same_run, load_state, state_to_tensors
 
 log = logging.getLogger(__name__)
 
 CHECKPOINT = "training.safetensors"
-RESULT = "generator.safetensors"
 
 
 def train_dsl(
@@ -80,12 +80,7 @@ class Batch:
 
 def draw_batch(facts: SiteFacts, largest: int, settings: DslSettings, seed: int, site: str, iteration: int) -> Batch:
     """ "Balance" sampling: as many masks of every site, the order of the ``largest`` modulo the site's own number."""
-    positions = range(iteration * settings.batch_size, (iteration + 1) * settings.batch_size)
-    orders = {
-        epoch: np.random.default_rng(derive_seed(seed, "order", epoch)).permutation(largest)
-        for epoch in {position // largest for position in positions}
-    }
-    keys = tuple(int(orders[position // largest][position % largest]) % facts.n_images for position in positions)
+    keys = tuple(item % facts.n_images for item in items_of_step(largest, iteration, settings.batch_size, seed))
     draws = np.random.default_rng(derive_seed(seed, "place", site, iteration))
     height, width = facts.size_px
     size_px = (min(height, settings.crop_px or height), min(width, settings.crop_px or width))
@@ -136,9 +131,7 @@ class _Hub:
             asked[site] = {
                 "iteration": self.iteration,
                 "rate": rate,
-                "keys": list(batch.keys),
-                "placements": [list(placement) for placement in batch.placements],
-                "size_px": list(batch.size_px),
+                **vars(batch),
                 "fakes": pack(fakes=fakes[site]),
             }
         # 2. Every site trains its discriminator and answers; one without a usable answer is left out.

@@ -125,23 +125,19 @@ def place(maps: Tensor, placements: Sequence[Sequence[int]], size_px: tuple[int,
 
 
 def _convolution(n_in: int, n_out: int, kernel: int) -> list[nn.Module]:
-    return [
-        nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, padding_mode="reflect"),
-        nn.InstanceNorm2d(n_out),
-        nn.ReLU(),
-    ]
+    return _activated(nn.Conv2d(n_in, n_out, kernel, padding=kernel // 2, padding_mode="reflect"), n_out)
 
 
 def _downscaling(n_in: int, n_out: int) -> list[nn.Module]:
-    return [nn.Conv2d(n_in, n_out, 3, stride=2, padding=1), nn.InstanceNorm2d(n_out), nn.ReLU()]
+    return _activated(nn.Conv2d(n_in, n_out, 3, stride=2, padding=1), n_out)
 
 
 def _upscaling(n_in: int, n_out: int) -> list[nn.Module]:
-    return [
-        nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=1),
-        nn.InstanceNorm2d(n_out),
-        nn.ReLU(),
-    ]
+    return _activated(nn.ConvTranspose2d(n_in, n_out, 3, stride=2, padding=1, output_padding=1), n_out)
+
+
+def _activated(convolution: nn.Module, n_out: int) -> list[nn.Module]:
+    return [convolution, nn.InstanceNorm2d(n_out), nn.ReLU()]
 
 
 def _initialise(module: nn.Module) -> None:

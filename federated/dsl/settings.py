@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from common.errors import InputError
+from common.settings import refuse_wrong
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ class DslSettings:
         ]
         checks += [(name, getattr(self, name) > 0, "a number above 0") for name in counts]
         checks += [(name, getattr(self, name) >= 0, "0 or more") for name in weights]
-        for name, valid, expected in checks:
-            if not valid:
-                raise InputError(f"{getattr(self, name)!r} is not allowed", where=f"dsl.{name}", fix=f"use {expected}")
+        refuse_wrong(((name, getattr(self, name), valid, expected) for name, valid, expected in checks), "dsl")
 
 
 def total_iterations(settings: DslSettings, largest_site: int) -> int:

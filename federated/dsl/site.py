@@ -21,6 +21,7 @@ from federated.dsl.loss import build_perceptual, clip_and_noise, discriminator_l
 from federated.dsl.model import SMALLEST_SIDE_PX, PatchDiscriminator, one_hot, place
 from federated.dsl.settings import DslSettings
 from federated.dsl.tensors import pack, unpack
+from training.image_batches import integers_to_images
 from training.training_state import check_same_run, load_state, state_to_tensors
 
 log = logging.getLogger(__name__)
@@ -113,8 +114,7 @@ class DslSite:
         height, width = size_px
         shape = (len(keys), self._pairs.images.images.shape[1], height, width)
         generated = unpack(fakes, "hub", fakes=shape)["fakes"].to(self._device).requires_grad_(True)
-        images = self._pairs.images.images[list(keys)]
-        reals = torch.from_numpy(images.astype(np.float32) / (np.iinfo(images.dtype).max / 2) - 1)
+        reals = integers_to_images(self._pairs.images.images[list(keys)])
         masks = one_hot(torch.from_numpy(self._pairs.masks[list(keys)]), len(self._pairs.labels))
         reals, masks = (place(maps, placements, (height, width)).to(self._device) for maps in (reals, masks))
         # 2. The discriminator D(mask, image): one step of Adam on the logistic loss.

@@ -17,10 +17,11 @@ from common.settings import from_dict
 from dataset.slices import restore_labels
 from federated.dsl.begin import SiteFacts, load_facts
 from federated.dsl.features import feature_statistics, frechet_distance, pool_statistics
-from federated.dsl.hub import RESULT, build_generator
+from federated.dsl.hub import build_generator
 from federated.dsl.model import MaskGenerator, one_hot
 from federated.dsl.settings import DslSettings
 from training.pictures import images_to_integers
+from training.training_state import RESULT
 
 
 def synthesise(

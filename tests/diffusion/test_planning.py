@@ -29,7 +29,7 @@ from support.nnunet_plans import (
 from common.errors import InputError
 from common.plan import Plan, plan_from_json, square_plan
 from common.settings import to_dict
-from diffusion.autoencoder import Autoencoder, latent_size
+from diffusion.autoencoder import Autoencoder
 from diffusion.cost import (
     autoencoder_flop,
     denoiser_flop,
@@ -41,8 +41,8 @@ from diffusion.layout import layout_of, sizes_of_levels
 from diffusion.plan import n_epochs
 from diffusion.planning import (
     MACHINE,
-    derive_on,
     derive_settings,
+    machine_of,
     with_length,
 )
 from diffusion.settings import (
@@ -81,7 +81,7 @@ def test_an_anisotropic_plan_keeps_its_flat_kernels_and_strides() -> None:
     assert own is not None
     assert made.image_size == (20, 320 - 64, 320 - 64)  # 256 and 384 are as near; the smaller
     assert own.first_kernel == (1, 3, 3) and own.strides == ((1, 2, 2),) * 2 and own.kernel_sizes == ((1, 3, 3),) * 2
-    assert own.reduction == (1, 4, 4) and made.denoised_size == (20, 64, 64)
+    assert own.latent_size(made.image_size) == made.denoised_size == (20, 64, 64)
     assert denoiser.first_kernel == (1, 3, 3)  # of the stage that has the latents' size
     assert denoiser.strides == ((2, 2, 2), (2, 2, 2)) and denoiser.kernel_sizes == ((3, 3, 3),) * 2
     in_pixels = derived(plan, PIXELS, H200)
@@ -171,7 +171,7 @@ def test_networks_give_back_the_size_they_are_given(plan: Plan, config: Diffusio
         network, inputs = meta_autoencoder(own, layout.image_size)
         made, _ = network(*inputs)
         assert made.shape == inputs[0].shape
-        assert tuple(network.moments(inputs[0])[0].shape[2:]) == denoised == latent_size(own, layout.image_size)
+        assert tuple(network.moments(inputs[0])[0].shape[2:]) == denoised == own.latent_size(layout.image_size)
     network_d, inputs_d = meta_denoiser(denoiser, denoised)
     assert network_d(*inputs_d).shape == (1, denoiser.n_channels, *denoised)
     levels = sizes_of_levels(denoised, denoiser.strides)
@@ -220,7 +220,7 @@ def test_values_that_are_given_stay() -> None:
     made = derive_settings(square_plan(64), 100, 1, 2.0, config, H200)
     own = made.autoencoder
     assert own is not None
-    assert own.channels == (16, 32, 32) and own.reduction == (4, 4) and own.learning_rate == 2e-4
+    assert own.channels == (16, 32, 32) and own.latent_size((32, 32)) == (8, 8) and own.learning_rate == 2e-4
     assert made.denoiser.channels == (24, 48) and made.denoiser.strides == ((2, 2),)
     for training in (own, made):
         assert training.batch_size == 6 and training.n_accumulated == 3
@@ -300,12 +300,11 @@ def test_epochs_of_the_command(n_cases: int, factor: int) -> None:
 def test_a_training_moved_to_another_machine_goes_on_as_it_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = (square_plan(32), 50, 1, None, PIXELS)
     monkeypatch.setattr("diffusion.planning.describe_machine", lambda device: H200)
-    first = derive_on(tmp_path, "cuda", *arguments)
+    first = machine_of(tmp_path, "cuda")
     monkeypatch.setattr("diffusion.planning.describe_machine", lambda device: LAPTOP)
-    assert derive_on(tmp_path, "cpu", *arguments) == first and (tmp_path / MACHINE).is_file()
-    assert derive_on(tmp_path / "new", "cpu", *arguments) != first
+    assert machine_of(tmp_path, "cpu") == first == H200 and (tmp_path / MACHINE).is_file()
+    assert machine_of(tmp_path / "new", "cpu") == LAPTOP
 
 
 def test_settings_of_an_older_version_are_read_and_told_augmentations_refused() -> None:

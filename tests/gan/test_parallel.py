@@ -20,13 +20,13 @@ from common.checkpoints import load_tensors
 from common.errors import InputError
 from common.plan import Plan
 from gan.settings import GanConfig, GanSettings, derive_settings
-from gan.train import RENDEZVOUS, check_processes, n_processes_for, train
+from gan.train import check_processes, n_processes_for, train
 from gan.train_step import TrainStep
 from gan.training import CHECKPOINT, RESULT, Training
 from training.alarms import ALARMS, TrainingFailedError
 from training.batch_shard import BatchShard
 from training.curves import EVENTS
-from training.distributed import run_distributed
+from training.distributed import RENDEZVOUS, run_distributed
 
 CONFIG = GanConfig(batch_size=8, channel_base=256, channel_max=16, z_dim=8, w_dim=8, minibatch_std_group=4)
 
@@ -65,12 +65,12 @@ def _flat(tensors: list[torch.Tensor]) -> torch.Tensor:
 def test_processes_with_a_share_of_the_batch_make_the_step_of_one(tmp_path: Path) -> None:
     """Gradients of all four phases, the second-order ones too, within 1e-5; minibatch-deviation groups stay whole."""
     alone = gradients(BatchShard(), "cpu")
-    together = run_distributed(2, tmp_path / "rendezvous", "cpu", gradients, gradients)
+    together = run_distributed(2, tmp_path, "cpu", gradients, gradients)
     assert set(alone) == set(together) and len(alone) == 10
     for key, expected in alone.items():
         error = (together[key] - expected).norm() / expected.norm().clamp_min(1e-12)
         assert error < 1e-5, f"{key}: {error}"
-    assert not (tmp_path / "rendezvous").exists()
+    assert not list(tmp_path.glob(f".*.{RENDEZVOUS}"))
 
 
 def fails(shard: BatchShard, device: str) -> None:
@@ -90,7 +90,7 @@ def test_a_follower_that_ends_ends_the_leader_which_says_why(
     tmp_path: Path, follow: Callable[..., None], named: str
 ) -> None:
     with pytest.raises(RuntimeError, match=f"process 1 of a training of 2 .*{named}"):
-        run_distributed(2, tmp_path / "rendezvous", "cpu", lambda shard, _: shard.mean(torch.zeros(())), follow)
+        run_distributed(2, tmp_path, "cpu", lambda shard, _: shard.mean(torch.zeros(())), follow)
     assert not any(tmp_path.iterdir())
 
 
@@ -99,7 +99,7 @@ def test_a_leader_that_raises_keeps_its_error_and_ends_its_followers(tmp_path: P
         raise InputError("of the leader", where="here", fix="nothing")
 
     with pytest.raises(InputError, match="of the leader"):
-        run_distributed(2, tmp_path / "rendezvous", "cpu", lead, waits_for_ever)
+        run_distributed(2, tmp_path, "cpu", lead, waits_for_ever)
     assert not multiprocessing.active_children() and not any(tmp_path.iterdir())
 
 

@@ -34,11 +34,12 @@ from common.files import write_json
 from common.plan import plan_from_json
 from common.seeds import derive_seed
 from diffusion.crops import CropData
-from diffusion.data import channels_as_labels, items_of_step
+from diffusion.data import channels_as_labels
 from nnunetv2_mod.cases import CaseFolder
 from nnunetv2_mod.nnunet_folder import NnunetDataset
 from nnunetv2_mod.output_spec import output_spec_from, write_dataset_json, write_sample
 from nnunetv2_mod.source_spec import source_of
+from training.image_batches import items_of_step
 
 
 @pytest.fixture(scope="module")

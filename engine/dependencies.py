@@ -57,6 +57,7 @@ class _Module:
     """A file, read once: what it binds at its top level, and how."""
 
     name: str
+    package: str  # from which its relative imports count
     definitions: dict[str, list[ast.AST]] = field(default_factory=dict)
     imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)  # local name -> module, its attribute
     starred: list[str] = field(default_factory=list)  # modules of ``from x import *``
@@ -110,21 +111,17 @@ class CodeBase:
 
     def _used_in(self, module: _Module, definition: Definition) -> Iterator[Definition]:
         used = self._reading(definition)
-        scope = _Module(module.name, module.definitions, dict(module.imports), module.starred)
-        for statement in used.imports:  # a function's own imports hide those of the file
-            own = _Module(module.name)
-            _bind_import(own, statement, self._package_of(module.name))
-            scope.imports |= own.imports
-            scope.definitions = {name: nodes for name, nodes in scope.definitions.items() if name not in own.imports}
+        own = _Module(module.name, module.package)
+        for statement in used.imports:
+            _bind_import(own, statement)
+        # a function's own imports hide what the file binds
+        defined = {name: nodes for name, nodes in module.definitions.items() if name not in own.imports}
+        scope = _Module(module.name, module.package, defined, module.imports | own.imports, module.starred)
         for name in sorted(used.names):
             yield from self._resolve(scope, name)
         yield from (Definition(name, WHOLE) for name in sorted(used.loaded) if self._module(name) is not None)
         if EFFECTS in module.definitions:
             yield Definition(module.name, EFFECTS)
-
-    def _package_of(self, module: str) -> str:
-        files = self._files(module)
-        return module if files and files[0].name.startswith("__init__") else module.rpartition(".")[0]
 
     def _root_definition(self, root: str) -> Definition:
         module, _, name = root.partition(":")
@@ -206,24 +203,20 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-@functools.cache
-def code_base(also: tuple[str, ...] = ()) -> CodeBase:
-    """The program's own code as it is on disk now; read once in a process."""
-    return CodeBase(REPOSITORY, also)
+_code_base = functools.cache(CodeBase)  # the code as it is on disk now; read once in a process
 
 
 def code_of(roots: Sequence[str]) -> dict[str, str]:
     """Digests of what ``roots`` reach in this program and, for roots outside it, in their own package."""
     outside = {root.split(":")[0].split(".")[0] for root in roots}
-    return code_base(tuple(sorted(top for top in outside if not (REPOSITORY / top).is_dir()))).code(roots)
+    return _code_base(REPOSITORY, tuple(sorted(top for top in outside if not (REPOSITORY / top).is_dir()))).code(roots)
 
 
 def describe_changes(before: Mapping[str, str], now: Mapping[str, str], most: int = 3) -> str:
     """Which definitions differ, for a person: ``gan.train_step:r1_penalty changed, and 4 more``."""
-    changed = [f"{name} changed" for name in now if name in before and before[name] != now[name]]
-    new = [f"{name} is new" for name in now if name not in before]
-    gone = [f"{name} is gone" for name in before if name not in now]
-    every = [*changed, *new, *gone]
+    every = [f"{name} changed" for name in now if name in before and before[name] != now[name]]
+    every += [f"{name} is new" for name in now if name not in before]
+    every += [f"{name} is gone" for name in before if name not in now]
     more = [f"and {len(every) - most} more"] if len(every) > most else []
     return ", ".join([*every[:most], *more])
 
@@ -240,18 +233,17 @@ def files_digest(root: Path = REPOSITORY) -> str:
 
 
 def _read(name: str, paths: Sequence[Path]) -> _Module:
-    module = _Module(name)
-    is_package = paths[0].name.startswith("__init__")
+    module = _Module(name, name if paths[0].name.startswith("__init__") else name.rpartition(".")[0])
     for path in paths:
         for statement in ast.parse(path.read_bytes(), str(path)).body:
-            _bind(module, statement, name if is_package else name.rpartition(".")[0])
+            _bind(module, statement)
     return module
 
 
-def _bind(module: _Module, statement: ast.stmt, package: str) -> None:
+def _bind(module: _Module, statement: ast.stmt) -> None:
     """Note what one top-level statement binds; one that binds nothing is what the import does."""
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
-        _bind_import(module, statement, package)
+        _bind_import(module, statement)
     elif isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
         if not _only_draws(statement):
             module.definitions.setdefault(statement.name, []).append(statement)
@@ -265,29 +257,23 @@ def _bind(module: _Module, statement: ast.stmt, package: str) -> None:
     elif isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test):
         pass  # the command line of a module, not its import
     elif not _is_text(statement):
-        imports = [node for node in ast.walk(statement) if isinstance(node, (ast.Import, ast.ImportFrom))]
-        for node in imports:
-            _bind_import(module, node, package)
-        stored = (
-            node for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        )
-        names = {node.id for node in stored}
+        names = set()
+        for node in ast.walk(statement):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                _bind_import(module, node)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
         for name in names or {EFFECTS}:
             module.definitions.setdefault(name, []).append(statement)
 
 
-def _is_stored(name: ast.Name) -> bool:
-    return isinstance(name.ctx, ast.Store)
-
-
-def _bind_import(module: _Module, statement: ast.Import | ast.ImportFrom, package: str) -> None:
+def _bind_import(module: _Module, statement: ast.Import | ast.ImportFrom) -> None:
     for alias in statement.names:
         if isinstance(statement, ast.Import):  # ``import a.b`` binds ``a``
-            module.imports[alias.asname or alias.name.split(".")[0]] = (
-                (alias.name, None) if alias.asname else (alias.name.split(".")[0], None)
-            )
+            source = alias.name if alias.asname else alias.name.split(".")[0]
+            module.imports[alias.asname or source] = (source, None)
             continue
-        parents = package.split(".")
+        parents = module.package.split(".")
         above = parents[: len(parents) - statement.level + 1] if statement.level else []
         source = ".".join([*above, *([statement.module] if statement.module else [])])
         if alias.name == "*":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -107,6 +107,15 @@ class Graph:
         if len(order) < len(self.stages):
             raise ValueError(f"these stages wait for each other: {sorted(set(self.stages) - set(order))}")
         return tuple(order)
+
+    def only(self, stage_ids: Collection[str]) -> Graph:
+        """Some of the stages; what they read of the others is left out of their inputs."""
+        found = {}
+        for stage_id, stage in self.stages.items():
+            if stage_id in stage_ids:
+                inputs = {role: source for role, source in stage.inputs.items() if source in stage_ids}
+                found[stage_id] = replace(stage, inputs=inputs)
+        return Graph(found)
 
     def topological_order(self) -> tuple[str, ...]:
         """Inputs before dependants; by id where that leaves a choice."""

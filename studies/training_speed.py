@@ -26,7 +26,6 @@ from common.files import read_json
 from common.image_set import load_image_set
 from common.plan import load_plan
 from dataset.training_splits import TRAIN_SPLITS
-from engine.graph import Graph
 from engine.run import run_graph
 from engine.run_stage import set_threads
 from engine.store import Store
@@ -134,8 +133,7 @@ def slices_of_sites(config: ExperimentConfig) -> list[tuple[Path, Path]]:
     fold = config.folds[0]
     trainings = [stage for stage in plan.graph.stages.values() if stage.name == "generator" and stage.fold == fold]
     needed = set().union(*(plan.graph.ancestors(stage.id) for stage in trainings))
-    graph = Graph({stage_id: stage for stage_id, stage in plan.graph.stages.items() if stage_id in needed})
-    result = run_graph(replace(plan, graph=graph), store, InlineExecutor())
+    result = run_graph(replace(plan, graph=plan.graph.only(needed)), store, InlineExecutor())
     for outcome in result.failed:
         raise InputError(str(outcome.error), where=outcome.log, fix="mend the cause and run the same command again")
     inputs = [training.inputs for training in trainings]

@@ -27,7 +27,7 @@ from common.image_set import load_image_set
 from common.progress import shown_progress
 from common.settings import to_dict
 from features.embedders import EMBEDDERS, build_embedder
-from memorization.copy_score import EmbeddingScorer, Learner, RegistrationScorer, Scorer
+from memorization.copy_score import REGISTRATION, embedding_scorer
 
 if TYPE_CHECKING:
     from memorization.planted.copies import Kind
@@ -37,17 +37,22 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 EMBEDDER_BATCH = 32
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_image_arguments(parser: argparse.ArgumentParser, size_px: int) -> None:
+    """What a site's images are, for ``read_site_images``, and what makes features of them."""
     parser.add_argument("--site-images", type=Path, required=True, help="folder of images, or an image set")
-    parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures; stays at the site")
     parser.add_argument("--patient", default="(.+)", help="regular expression: its first group is the patient")
     parser.add_argument("--patients", type=Path, help="CSV instead: file names, then patients, below a header")
-    parser.add_argument("--size-px", type=int, default=128, help="images of files are resized to this square")
-    parser.add_argument("--level", type=float, default=0.05, help="of honest images that may be dropped")
-    parser.add_argument("--copies", type=int, default=8, help="of every kind and strength")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("--size-px", type=int, default=size_px, help="images of files are resized to this square")
     parser.add_argument("--embedder", choices=EMBEDDERS, default=EMBEDDERS[0], help="what makes features of images")
     parser.add_argument("--weights", help="a local file, for openclip")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_image_arguments(parser, size_px=128)
+    parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures; stays at the site")
+    parser.add_argument("--level", type=float, default=0.05, help="of honest images that may be dropped")
+    parser.add_argument("--copies", type=int, default=8, help="of every kind and strength")
     parser.add_argument("--device", default="cpu", help="of the embedder")
     parser.add_argument(
         "--site-descriptor",
@@ -60,13 +65,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 @command(_add_arguments)
 def main(chosen: argparse.Namespace) -> None:
     """Audit, write the tables and pictures, print the table."""
-    from memorization.pictures import draw_copies
+    from memorization.pictures import draw_rows
     from memorization.planted.copies import KINDS
 
     images, patients = read_site_images(chosen.site_images, chosen.patient, chosen.size_px, chosen.patients)
     audits = _audit(chosen, images, patients)
     write_audit(chosen.out, audits, len(images), len(set(patients)))
-    draw_copies(chosen.out / "copies.png", {kind.name: _example(kind, images, chosen.seed) for kind in KINDS})
+    draw_rows(chosen.out / "copies.png", {kind.name: _example(kind, images, chosen.seed) for kind in KINDS})
     sys.stdout.write((chosen.out / "audit.md").read_text(encoding="utf-8"))
 
 
@@ -102,11 +107,11 @@ def read_site_images(
 def _audit(chosen: argparse.Namespace, images: np.ndarray, patients: Sequence[str]) -> list[FilterAudit]:
     """The paper's rule, every scorer alone, and the fused filter last."""
     from memorization.planted.planted_audit import audit_paper_rule, audit_scorers
-    from memorization.site_descriptor.scorer import SiteDescriptorLearner
+    from memorization.site_descriptor.scorer import SITE_DESCRIPTOR
 
     embedder = build_embedder(chosen.embedder, batch_size=EMBEDDER_BATCH, device=chosen.device, weights=chosen.weights)
-    scorers: list[Scorer] = [EmbeddingScorer(embedder), RegistrationScorer()]
-    learners: list[Learner] = [SiteDescriptorLearner()] if chosen.site_descriptor else []
+    scorers = [embedding_scorer(embedder), REGISTRATION]
+    learners = [SITE_DESCRIPTOR] if chosen.site_descriptor else []
     with shown_progress() as progress:
         paper = audit_paper_rule(images, patients, embedder, chosen.copies, chosen.seed)
         audits = audit_scorers(
@@ -122,12 +127,8 @@ def write_audit(folder: Path, audits: Sequence[FilterAudit], n_images: int, n_pa
     from memorization.planted.planted_audit import RATES
 
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "n_images": n_images,
-        "n_patients": n_patients,
-        "filters": [_plain(audit) for audit in audits],
-    }
-    write_json(folder / "audit.json", figures)
+    filters = [_plain(audit) for audit in audits]
+    write_json(folder / "audit.json", {"n_images": n_images, "n_patients": n_patients, "filters": filters})
     write_text(folder / "audit.md", as_markdown(audits, n_images, n_patients))
     tables = [audit.by_kind(RATES[0]) for audit in audits]
     rows = {kind: [(table[kind], f"{table[kind]:.2f}") for table in tables] for kind in tables[0]}

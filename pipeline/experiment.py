@@ -12,38 +12,20 @@ from common.seeds import derive_seed
 from common.settings import to_dict
 from engine.graph import Graph, Stage
 from generators.interface import GeneratorBackend
-from pipeline.baselines import (
-    adopted_plan_stages,
-    common_plan_stages,
-    dsl_stages,
-    federated_models,
-    rounds_stage,
-    statistics_stages,
-)
+from pipeline.baselines import federated_models, federated_stages
 from pipeline.config import DSL, ExperimentConfig
-from pipeline.stage_factory import ALL, StageFactory, TrainedModel
+from pipeline.stage_factory import ALL, Source, StageFactory, TrainedModel
 from pipeline.unions import Union
 
 
 def build_graph(config: ExperimentConfig, sites: Sequence[str]) -> Graph:
     """The stages of all folds of an experiment over ``sites``."""
-    factories = [StageFactory(config, tuple(sites), fold) for fold in config.folds]
-    stages = [stage for factory in factories for stage in _FoldBuilder(factory).stages()]
+    stages = [stage for fold in config.folds for stage in _FoldBuilder(config, tuple(sites), fold).stages()]
     return Graph({stage.id: stage for stage in stages})
 
 
 @dataclass(frozen=True)
-class _FoldBuilder:
-    make: StageFactory
-
-    @property
-    def config(self) -> ExperimentConfig:
-        return self.make.config
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        return self.make.sites
-
+class _FoldBuilder(StageFactory):
     @property
     def unions(self) -> tuple[Union, ...]:
         """Sites that share with each other: all of them, and those of the scaling study."""
@@ -64,30 +46,32 @@ class _FoldBuilder:
                 yield from self._checks()
             for union in self.unions:
                 yield from self._shared(union)
-        yield from self._federated()
+        yield from federated_stages(self)
         for model in self._models():
             for site in self.sites:
                 yield self._evaluate(model, site)
 
     def _real(self, site: str) -> Iterator[Stage]:
         config = self.config
-        yield self.make.stage(
-            "prepare",
-            site,
-            {
-                "source": _portable(to_dict(config.source)),
-                "fold_seed": derive_seed(config.general.seed_base, "folds", site),
-                "dataset_name": self.make.dataset_name(site),
-            },
-            {},
-            environment={"root": config.source.root, "data": str(config.data_dir)},
-        )
-        yield self.make.stage("plan", site, {"plan": to_dict(config.plan)}, {"prepare": site})
-        yield self.make.stage("segment_real", site, {"train": to_dict(config.train.segmentation())}, {"plan": site})
+        settings = {
+            # without its place on this machine, which is no part of a result's identity
+            "source": {key: value for key, value in to_dict(config.source).items() if key != "root"},
+            "fold_seed": derive_seed(config.general.seed_base, "folds", site),
+            "dataset_name": self.dataset_name(site),
+        }
+        places = {"root": config.source.root, "data": str(config.data_dir)}
+        yield self.stage("prepare", site, settings, {}, environment=places)
+        yield self.stage("plan", site, {"plan": to_dict(config.plan)}, {"prepare": site})
+        yield self.stage("segment_real", site, self._from_scratch, {"plan": site})
+
+    @property
+    def _from_scratch(self) -> dict[str, Any]:
+        """Settings of a training of nnU-Net that starts from random weights."""
+        return {"train": to_dict(self.config.train.segmentation())}
 
     def _slices(self, site: str) -> Stage:
         distance = {"min_slice_distance_mm": self.config.data.min_slice_distance_mm}
-        return self.make.stage("slices", site, {**distance, **self._labels()}, {"prepare": site, "plan": site})
+        return self.stage("slices", site, {**distance, **self._labels()}, {"prepare": site, "plan": site})
 
     @cached_property
     def _generator(self) -> tuple[GeneratorBackend, Mapping[str, Any]]:
@@ -103,102 +87,77 @@ class _FoldBuilder:
         return {"labels": dict(self.config.source.labels)} if backend.makes_masks(settings) else {}
 
     def _synthetic(self, site: str) -> Iterator[Stage]:
-        config, stage = self.config, self.make.stage
+        config = self.config
         generator, settings = self._generator
         of_generator = {"name": config.generator.name}
         if not config.generator.is_built_in:
             of_generator["adapter"] = config.generator.adapter_path  # its name alone does not lead to it
-        named = {**of_generator, "settings": settings, "train_on": config.generator.train_on}
+        labels, train_on = self._labels(), {"train_on": config.generator.train_on}
+        training = {**of_generator, "settings": settings, **train_on, "kimg": config.train.gan.kimg, **labels}
         mirrored = {"auto": generator.sees_mirrored(settings), "always": True, "never": False}
         memorization = {
             "memorization": to_dict(config.memorization),
-            "train_on": config.generator.train_on,
+            **train_on,
             "mirrored": mirrored[config.memorization.mirror],
         }
-        labels = self._labels()
         sampling = {**of_generator, "batch_size": config.generate.batch_size, **labels}
-        labelling = {"batch_size": config.label.batch_size, **labels}
-        if labels:
-            labelling["shared"] = config.label.source
         replacing = {
             **sampling,
             "max_sampled_factor": config.generate.max_sampled_factor,
-            "seed": self.make.seed("sample", site),  # replacements go on where the sample stage ended
+            "seed": self.seed("sample", site),  # replacements go on where the sample stage ended
         }
+        labelling = {"batch_size": config.label.batch_size, **labels}
+        if labels:
+            labelling["shared"] = config.label.source
         sharing = {
             "min_slice_distance_mm": config.data.min_slice_distance_mm,
             "stack_size": config.label.stack_size,
         }
-        code = (config.generator.adapter_path,)
         yield self._slices(site)
-        yield stage("calibrate", site, memorization, {"slices": site})
-        yield stage(
-            "generator",
-            site,
-            {**named, "kimg": config.train.gan.kimg, **labels},
-            {"slices": site, "plan": site},
-            code=code,
-        )
-        yield stage(
-            "sample",
-            site,
-            {**sampling, "n_images": config.generate.n_images},
-            {"generator": site, "slices": site},
-            code=code,
-        )
-        yield stage(
-            "filter",
-            site,
-            {**memorization, "sampling": replacing},
-            {"sample": site, "slices": site, "calibrate": site, "generator": site},
-            code=code,
-        )
-        judged = {**memorization, "gates": to_dict(config.gates)}
-        yield stage("audit", site, judged, {"slices": site, "calibrate": site, "filter": site})
-        yield stage("label", site, labelling, {"filter": site, "segment_real": site})
-        roles = ("filter", "audit", "label", "plan", "prepare", "generator")
-        yield stage("share", site, sharing, dict.fromkeys(roles, site))
+        # name and settings of each stage, the stages of this site that it reads, and whether it runs the generator
+        for name, of_stage, read, generates in (
+            ("calibrate", memorization, ("slices",), False),
+            ("generator", training, ("slices", "plan"), True),
+            ("sample", {**sampling, "n_images": config.generate.n_images}, ("generator", "slices"), True),
+            (
+                "filter",
+                {**memorization, "sampling": replacing},
+                ("sample", "slices", "calibrate", "generator"),
+                True,
+            ),
+            ("audit", {**memorization, "gates": to_dict(config.gates)}, ("slices", "calibrate", "filter"), False),
+            ("label", labelling, ("filter", "segment_real"), False),
+            ("share", sharing, ("filter", "audit", "label", "plan", "prepare", "generator"), False),
+        ):
+            code = (config.generator.adapter_path,) if generates else ()
+            yield self.stage(name, site, of_stage, dict.fromkeys(read, site), code=code)
         if config.evaluation.per_site_synthetic:
             yield from self._pooled_synthetic(Union(site, (site,)))
 
     def _pooled_real(self) -> Iterator[Stage]:
         inputs = {f"prepare:{site}": ("prepare", site) for site in self.sites}
-        name = {"dataset_name": self.make.dataset_name(ALL)}
-        yield self.make.stage("prepare_all", ALL, name, inputs, name="prepare")
-        yield self.make.stage("plan", ALL, {"plan": to_dict(self.config.plan)}, {"prepare": ALL})
-        yield self.make.stage("segment_real", ALL, {"train": to_dict(self.config.train.segmentation())}, {"plan": ALL})
+        name = {"dataset_name": self.dataset_name(ALL)}
+        yield self.stage("prepare_all", ALL, name, inputs, name="prepare")
+        yield self.stage("plan", ALL, {"plan": to_dict(self.config.plan)}, {"prepare": ALL})
+        yield self.stage("segment_real", ALL, self._from_scratch, {"plan": ALL})
 
     def _shared(self, union: Union) -> Iterator[Stage]:
         """What a union's packages become, and what every site makes of it, also one that is not of the union."""
         yield from self._pooled_synthetic(union)
+        settings = {"train": to_dict(self.config.train.fine_tuning())}
         for site in self.sites:
-            yield self.make.stage(
-                "finetune",
-                site,
-                {"train": to_dict(self.config.train.fine_tuning())},
-                {"prepare": site, "segment_syn": ("segment_syn", union.name)},
-                name=_finetune_name(union),
-            )
-
+            inputs: dict[str, Source] = {"prepare": site, "segment_syn": ("segment_syn", union.name)}
+            yield self.stage("finetune", site, settings, inputs, name=_finetune_name(union))
     def _pooled_synthetic(self, union: Union) -> Iterator[Stage]:
         yield self._merge(union)
-        yield self.make.stage(
-            "segment_syn",
-            union.name,
-            {"train": to_dict(self.config.train.segmentation())},
-            {"plan": ("merge", union.name)},
-        )
+        yield self.stage("segment_syn", union.name, self._from_scratch, {"plan": ("merge", union.name)})
 
     def _checks(self) -> Iterator[Stage]:
         """Every site on every other's package, once that is there: a union's merge waits for its own sites only."""
         for site, other in permutations(self.sites, 2):
-            yield self.make.stage(
-                "check",
-                site,
-                {"memorization": to_dict(self.config.memorization), "package_of": other},
-                {"package": ("share", other), "calibrate": site, "slices": site, "plan": site},
-                part=other,
-            )
+            settings = {"memorization": to_dict(self.config.memorization), "package_of": other}
+            inputs: dict[str, Source] = {"package": ("share", other), "calibrate": site, "slices": site, "plan": site}
+            yield self.stage("check", site, settings, inputs, part=other)
 
     def _merge(self, union: Union) -> Stage:
         inputs = {f"package:{site}": ("share", site) for site in union.sites}
@@ -210,22 +169,9 @@ class _FoldBuilder:
         settings = {
             **to_dict(self.config.merge),
             "plan": to_dict(self.config.plan),
-            "dataset_name": self.make.dataset_name(f"syn_{union.name}"),
+            "dataset_name": self.dataset_name(f"syn_{union.name}"),
         }
-        return self.make.stage("merge", union.name, settings, inputs)
-
-    def _federated(self) -> Iterator[Stage]:
-        strategies = self.config.federated.strategies
-        in_rounds = [strategy for strategy in strategies if strategy != DSL]
-        if strategies:
-            yield from statistics_stages(self.make)
-        if in_rounds:
-            yield from common_plan_stages(self.make)
-            yield from adopted_plan_stages(self.make)
-        for strategy in in_rounds:
-            yield rounds_stage(self.make, strategy)
-        if DSL in strategies:
-            yield from dsl_stages(self.make)
+        return self.stage("merge", union.name, settings, inputs)
 
     def _models(self) -> Iterator[TrainedModel]:
         evaluation = self.config.evaluation
@@ -233,7 +179,7 @@ class _FoldBuilder:
             yield TrainedModel(f"real-{site}", site, ("segment_real", site))
         if evaluation.synthetic:
             yield from self._synthetic_models()
-        yield from federated_models(self.make)
+        yield from federated_models(self)
 
     def _synthetic_models(self) -> Iterator[TrainedModel]:
         names = [union.name for union in self.unions]
@@ -251,13 +197,8 @@ class _FoldBuilder:
             "model_folder": model.folder,
             "nsd_tolerance": self.config.evaluation.nsd_tolerance,
         }
-        return self.make.stage("evaluate", site, settings, {"prepare": site, "model": model.stage}, part=model.name)
+        return self.stage("evaluate", site, settings, {"prepare": site, "model": model.stage}, part=model.name)
 
 
 def _finetune_name(union: Union) -> str:
     return "finetune" if union.name == ALL else f"finetune_{union.name}"
-
-
-def _portable(source: dict[str, object]) -> dict[str, object]:
-    """The source without its place on this machine, which is no part of a result's identity."""
-    return {key: value for key, value in source.items() if key != "root"}

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,11 +94,8 @@ def _run(config: RunConfig, plan: RunPlan, store: Store) -> RunResult:
     log.info("%s: %d stages, %d to do", store.run, len(plan.graph.stages), n_to_do)
     if not n_to_do:
         return RunResult((), (), ())
-    executor = build_executor(config.cluster, config.general.ray_address)
-    try:
+    with closing(build_executor(config.cluster, config.general.ray_address)) as executor:
         return run_graph(plan, store, executor)
-    finally:
-        executor.close()
 
 
 def _command() -> str:

@@ -12,6 +12,8 @@ from engine.graph import Resources, Stage, count_workers
 from pipeline.config import ExperimentConfig
 
 ALL = "all"
+Source = str | tuple[str, str]
+"""Of an input: the site of the stage that its role names, or stage and site."""
 
 # Expected durations in seconds on one slow core, for the order of stages and the time left only.
 ITERATION_S = 0.1  # of nnU-Net
@@ -83,7 +85,7 @@ class StageFactory:
         kind: str,
         site: str,
         settings: Mapping[str, Any],
-        inputs: Mapping[str, str | tuple[str, str]],
+        inputs: Mapping[str, Source],
         *,
         name: str | None = None,
         part: str = "",
@@ -112,9 +114,7 @@ class StageFactory:
             inputs={role: self._source(role, source) for role, source in inputs.items()},
             part=part,
             seed=self.seed(name or kind, site),
-            resources=Resources(
-                getattr(cluster.cpus, what.use) * n_workers, getattr(cluster.gpus, what.use) * n_workers
-            ),
+            resources=Resources(*(getattr(asked, what.use) * n_workers for asked in (cluster.cpus, cluster.gpus))),
             members=members,
             hub_works=hub_works,
             private_to=site if site in self.sites and kind not in ACROSS_SITES else None,
@@ -129,10 +129,6 @@ class StageFactory:
         """The seed of a stage."""
         return derive_seed(self.config.general.seed_base, "fold", self.fold, site, name)
 
-    def stage_id(self, name: str, site: str) -> str:
-        """The id of a stage without a part."""
-        return f"fold_{self.fold}/{name}/{site}"
-
     def dataset_name(self, name: str) -> str:
         """nnU-Net's name of the dataset of a site, of ``all``, of ``syn_<union>`` or of ``dsl``: ids from 100."""
         unions = (*self.sites, ALL)
@@ -141,8 +137,9 @@ class StageFactory:
         words = re.sub(r"\W", "_", f"{self.config.data.dataset_descriptor}_{name}")
         return f"Dataset{100 + names.index(name)}_{words}"
 
-    def _source(self, role: str, source: str | tuple[str, str]) -> str:
-        return self.stage_id(role, source) if isinstance(source, str) else self.stage_id(*source)
+    def _source(self, role: str, source: Source) -> str:
+        name, site = (role, source) if isinstance(source, str) else source
+        return f"fold_{self.fold}/{name}/{site}"
 
     def _cost_s(self, kind: str) -> float:
         """Rough, but of the right order: a schedule of wrong durations is a wrong schedule."""

@@ -37,15 +37,17 @@ from engine.run_stage import set_threads
 from evaluation.report.run import RunFiles, find_folds
 from generators.interface import SampleRequest
 from generators.registry import find_generator
+from memorization.pictures import draw_rows
 from pipeline.entry import compose_experiment
 from pipeline.stage_factory import ALL
-from studies.comparison_tables import N_SHOWN, NOTES, draw_samples, format_rows
+from studies.comparison_tables import NOTES, format_rows
 from studies.generator_figures import Place, figures_of, n_samples_of, places_of, read_features
 from studies.training_speed import Speed, measure
 
 log = logging.getLogger(__name__)
 
 NAME = "comparison"
+N_SHOWN = 8  # samples of a generator and site in the picture
 N_TIMED = 32  # images of a round, after a warm-up
 N_TIMED_ROUNDS = 3
 TOLERANCE = 0.1  # of the minutes asked for
@@ -182,7 +184,7 @@ def _state(chosen: argparse.Namespace, command: str) -> list[str]:
             for row in figures_of(generator, features, results)
         ]
     write_json(chosen.out / f"{NAME}.json", {**read_json(chosen.out / f"{NAME}.json"), "rows": rows})
-    draw_samples(chosen.out / f"{NAME}.png", _shown(places, with_real=chosen.with_real))
+    draw_rows(chosen.out / f"{NAME}.png", _shown(places, with_real=chosen.with_real))
     lines = _page(rows, command, chosen.minutes)
     write_text(chosen.out / f"{NAME}.md", "\n".join(lines) + "\n")
     return lines

@@ -28,6 +28,16 @@ class Kind:
     change: Change
 
 
+@dataclass(frozen=True)
+class Condition:
+    """A kind at one strength."""
+
+    kind: str
+    group: str
+    strength: float
+    unit: str
+
+
 def plant(kind: Kind, strength: float, images: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
     """Copies of ``images`` (n, channels, height, width), integers, each beside an image of another patient."""
     scale = np.iinfo(images.dtype).max

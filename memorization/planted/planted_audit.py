@@ -25,9 +25,9 @@ from common.resampling import clopper_pearson
 from common.seeds import derive_seed
 from features.embedders import Embedder
 from memorization.calibration import MemorizationConfig, calibrate, drawn
-from memorization.copy_score import EmbeddingScorer, Learner, Likeness, Scorer, joined
+from memorization.copy_score import Learner, Likeness, Scorer, embedding_scorer, joined
 from memorization.filter import attainable_level, fused_scores, p_values
-from memorization.planted.copies import KINDS, Kind, plant
+from memorization.planted.copies import KINDS, Condition, Kind, plant
 
 FUSED, FUSED_WITH = "fused", "fused with "
 Decision = Callable[[np.ndarray], np.ndarray]
@@ -39,16 +39,6 @@ SHARE_INDEXED = 0.6  # of the patients
 SHARE_LEARNED = 0.5  # of the indexed patients, where a scorer learns
 N_RECALIBRATIONS = 5  # for the consistency: the calibration on other parts of the patients
 SHARE_RECALIBRATED = 0.8
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A kind at one strength."""
-
-    kind: str
-    group: str
-    strength: float
-    unit: str
 
 
 @dataclass(frozen=True)
@@ -152,7 +142,7 @@ def audit_paper_rule(
     progress: Progress = silent,
 ) -> FilterAudit:
     """Audit the rule of the paper with this embedder on the same split and the same copies."""
-    scorer = EmbeddingScorer(embedder, mirrored=False)
+    scorer = embedding_scorer(embedder, mirrored=False)
     compared = compare(images, patients, [scorer], n_copies, seed, kinds, progress)
     references = images[_indexed(np.asarray(patients), seed)]
     features = embedder.embed(references[drawn(np.arange(len(references)))])

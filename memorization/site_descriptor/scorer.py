@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.progress import Progress, silent
-from memorization.copy_score import Likeness
+from memorization.copy_score import Learner, Likeness, Scorer
 
 if TYPE_CHECKING:
     import torch
@@ -22,36 +23,23 @@ CEILING = 1e-3  # -log(1 - cosine) ends here
 BLOCK = 256  # images described at once
 
 
-class SiteDescriptorLearner:
-    """Trains the descriptor; about 2 minutes on one core, whatever the size of the site."""
+def train_descriptor(images: np.ndarray, seed: int, progress: Progress = silent) -> Scorer:
+    """Copies by a descriptor trained on (n, channels, height, width), one image or more; not to be calibrated on them.
 
-    name: str = NAME
-    statistics: tuple[str, ...] = STATISTICS
+    About 2 minutes on one core, whatever the size of the site; the same to the last bit on one machine.
+    """
+    from memorization.registration.maps import grey
+    from memorization.site_descriptor.training import train
 
-    def train(self, images: np.ndarray, seed: int, progress: Progress = silent) -> SiteDescriptorScorer:
-        """From (n, channels, height, width), one image or more; the same to the last bit on one machine."""
-        from memorization.registration.maps import grey
-        from memorization.site_descriptor.training import train
-
-        return SiteDescriptorScorer(train(grey(images), seed, progress))
+    network = train(grey(images), seed, progress)
+    return Scorer(NAME, STATISTICS, partial(DescribedReferences, network))
 
 
-class SiteDescriptorScorer:
-    """Copies by a trained descriptor; not to be calibrated on the images that it was trained on."""
-
-    name: str = NAME
-    statistics: tuple[str, ...] = STATISTICS
-
-    def __init__(self, network: CopyNetwork) -> None:
-        self._network = network
-
-    def index(self, references: np.ndarray) -> DescribedReferences:
-        """Describe (n, channels, height, width) under all symmetries: 400 kB an image."""
-        return DescribedReferences(self._network, references)
+SITE_DESCRIPTOR = Learner(NAME, STATISTICS, train_descriptor)
 
 
 class DescribedReferences:
-    """References by their cells and as a whole."""
+    """References by their cells and as a whole, under all symmetries: 400 kB an image."""
 
     def __init__(self, network: CopyNetwork, references: np.ndarray) -> None:
         import torch

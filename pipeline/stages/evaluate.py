@@ -21,6 +21,8 @@ def evaluate(context: StageContext) -> None:
     model = load_model(context.inputs["model"] / settings["model_folder"], context.device)
     ending = dataset_json["file_ending"]
     rows, predictions = [], {}
+    tested = {"model": settings["model"], "trained_on": settings["trained_on"]}
+    tested |= {"tested_on": stage.site, "fold": stage.fold}
     truths = sorted((dataset / "labelsTs").glob(f"*{ending}"))
     for n_done, truth in enumerate(truths, start=1):
         case = truth.name.removesuffix(ending)
@@ -29,20 +31,7 @@ def evaluate(context: StageContext) -> None:
         reference = read_raw_image(model, [truth])[0][0]
         predictions[case] = predicted.astype(np.uint8)
         for score in score_case(reference, predicted, spacing, labels, settings["nsd_tolerance"]):
-            rows.append(
-                {
-                    "model": settings["model"],
-                    "trained_on": settings["trained_on"],
-                    "tested_on": stage.site,
-                    "fold": stage.fold,
-                    "case": case,
-                    "label": score.label,
-                    "dice": score.dice,
-                    "iou": score.iou,
-                    "hd95": score.hd95,
-                    "nsd": score.nsd,
-                }
-            )
+            rows.append({**tested, "case": case, **vars(score)})
         context.progress(n_done, len(truths), "cases")
     np.savez_compressed(context.out / "predictions.npz", allow_pickle=False, **predictions)
     write_results(context.out / "results.csv", rows)

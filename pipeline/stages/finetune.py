@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from common.files import read_json
 from engine.run_stage import StageContext
-from nnunetv2_mod import (
-    TrainSettings,
-    adopt_plan,
-    train,
-)
+from nnunetv2_mod import TrainSettings, adopt_plan, train
 from nnunetv2_mod.raw_dataset import raw_dataset
 
 

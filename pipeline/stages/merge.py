@@ -56,7 +56,8 @@ def merge(context: StageContext) -> None:
         if kept[site]
     }
     splits = split_synthetic(pooled, settings, context.seed)
-    _write_pooled_json(target, list(packages.values()), sum(len(cases) for cases in kept.values()))
+    first, n_cases = next(iter(packages.values())).manifest, sum(len(cases) for cases in kept.values())
+    write_json(target / "dataset.json", dataset_json(first.channel_names, first.labels, n_cases, first.file_ending))
     write_json(target.parent / "splits.json", splits)
     if settings["plan_from"] == "real_all":
         plans = read_json(context.inputs["plan_all"] / "plans.json")
@@ -117,8 +118,3 @@ def _check_agreement(packages: Mapping[str, Package], target: Path) -> None:
                     where=target,
                     fix="let all sites use the same channel names, label ids and file type",
                 )
-
-
-def _write_pooled_json(target: Path, packages: Sequence[Package], n_cases: int) -> None:
-    first = packages[0].manifest
-    write_json(target / "dataset.json", dataset_json(first.channel_names, first.labels, n_cases, first.file_ending))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from engine.run_stage import StageContext
-from nnunetv2_mod import (
-    TrainSettings,
-    train,
-)
+from nnunetv2_mod import TrainSettings, train
 
 
 def train_segmentation(context: StageContext) -> None:

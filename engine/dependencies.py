@@ -72,9 +72,9 @@ class CodeBase:
     def __init__(self, root: Path = REPOSITORY, also: Sequence[str] = ()) -> None:
         self._root = root
         self._also = frozenset(also)
-        self._modules: dict[str, _Module | None] = {}
-        self._uses: dict[Definition, tuple[Definition, ...]] = {}
-        self._readings: dict[Definition, _Reading] = {}
+        self._module = functools.cache(self._read_module)
+        self._reading = functools.cache(self._read_definition)
+        self.uses = functools.cache(self._uses)  # of a definition: those it names, and what its module does on import
 
     def reached(self, roots: Sequence[str]) -> frozenset[Definition]:
         """Every definition that ``roots`` (``module:name``, or ``module`` for the whole file) lead to.
@@ -97,17 +97,13 @@ class CodeBase:
             reached = (each for each in self.reached(roots) if self._nodes(each))
             return {str(each): self._reading(each).digest for each in sorted(reached, key=str)}
 
-    def uses(self, definition: Definition) -> tuple[Definition, ...]:
-        """The definitions that one definition names, and what its module does on import."""
-        if definition not in self._uses:
-            module = self._module(definition.module)
-            if module is None:
-                self._uses[definition] = ()
-            elif definition.name == WHOLE:
-                self._uses[definition] = tuple(Definition(module.name, name) for name in module.definitions)
-            else:
-                self._uses[definition] = tuple(self._used_in(module, definition))
-        return self._uses[definition]
+    def _uses(self, definition: Definition) -> tuple[Definition, ...]:
+        module = self._module(definition.module)
+        if module is None:
+            return ()
+        if definition.name == WHOLE:
+            return tuple(Definition(module.name, name) for name in module.definitions)
+        return tuple(self._used_in(module, definition))
 
     def _used_in(self, module: _Module, definition: Definition) -> Iterator[Definition]:
         used = self._reading(definition)
@@ -130,10 +126,8 @@ class CodeBase:
             raise InputError(f"{root!r} is not there", where=root, fix="name a module and a definition in it")
         return Definition(module, name or WHOLE)
 
-    def _reading(self, definition: Definition) -> _Reading:
-        if definition not in self._readings:
-            self._readings[definition] = _Reading(self._nodes(definition))
-        return self._readings[definition]
+    def _read_definition(self, definition: Definition) -> _Reading:
+        return _Reading(self._nodes(definition))
 
     def _nodes(self, definition: Definition) -> list[ast.AST]:
         module = self._module(definition.module)
@@ -171,11 +165,9 @@ class CodeBase:
         else:
             yield Definition(owner, WHOLE)
 
-    def _module(self, name: str) -> _Module | None:
-        if name not in self._modules:
-            paths = self._files(name)
-            self._modules[name] = _read(name, paths) if paths else None
-        return self._modules[name]
+    def _read_module(self, name: str) -> _Module | None:
+        paths = self._files(name)
+        return _read(name, paths) if paths else None
 
     def _files(self, name: str) -> list[Path]:
         """The module's file, and beside a package's face the stub that says what it loads on first use."""

@@ -141,9 +141,7 @@ def _plain(audit: FilterAudit) -> dict[str, object]:
     rows = [
         {
             **to_dict(condition),
-            "n": recall.n,
-            "found": recall.found,
-            "interval": list(recall.interval),
+            **to_dict(recall),
             "auc": audit.auc[condition],
             "found_at": {f"{rate:g}": table[condition].found for rate, table in audit.recall_at.items()},
         }

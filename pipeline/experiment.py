@@ -148,6 +148,7 @@ class _FoldBuilder(StageFactory):
         for site in self.sites:
             inputs: dict[str, Source] = {"prepare": site, "segment_syn": ("segment_syn", union.name)}
             yield self.stage("finetune", site, settings, inputs, name=_finetune_name(union))
+
     def _pooled_synthetic(self, union: Union) -> Iterator[Stage]:
         yield self._merge(union)
         yield self.stage("segment_syn", union.name, self._from_scratch, {"plan": ("merge", union.name)})

@@ -14,6 +14,10 @@ HEADER = (
     *("generator", "site", "training, min", "kimg", "Fréchet: samples", "training images", "multiple", "copies %"),
     *("nearest", "images/s", "Dice % syn-real", "real", "difference", "gates"),
 )
+FIGURES = {  # digits after the point, and factor
+    **{"frechet": (0,), "frechet_real": (0,), "multiple": (2,), "copies": (1, 100), "nearest": (2,)},
+    **{"images_per_s": (1,), "dice": (1, 100), "dice_real": (1, 100), "dice_gain": (1, 100)},
+}
 NOTES = """\
 Numbers in brackets are 95 % intervals. Row `{all}` is all sites together; its minutes and kimg are the mean of a site.
 
@@ -38,22 +42,9 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     cells = []
     for row in rows:
         refused = (f"{site} refused: {', '.join(gates)}" for site, gates in sorted(row["failed_gates"].items()))
-        cells.append(
-            [
-                row["generator"],
-                row["site"],
-                f"{row['minutes']:.1f}",
-                f"{row['kimg']:.2g}",
-                with_interval(row["frechet"], 0),
-                with_interval(row["frechet_real"], 0),
-                with_interval(row["multiple"], 2),
-                with_interval(row["copies"], 1, 100),
-                with_interval(row["nearest"], 2),
-                with_interval(row["images_per_s"], 1),
-                *(with_interval(row[name], 1, 100) for name in ("dice", "dice_real", "dice_gain")),
-                "; ".join(refused) or "passed",
-            ]
-        )
+        length = (f"{row['minutes']:.1f}", f"{row['kimg']:.2g}")
+        figures = (with_interval(row[name], *form) for name, form in FIGURES.items())
+        cells.append([row["generator"], row["site"], *length, *figures, "; ".join(refused) or "passed"])
     return markdown_table(HEADER, cells)
 
 

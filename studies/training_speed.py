@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import os
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -34,6 +34,7 @@ from generators.registry import find_generator
 from pipeline.config import ExperimentConfig
 from pipeline.launch import plan_experiment
 from pipeline.site_data import read_sites
+from training.timing import seconds_of
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,6 @@ class Probe:
         settings = dict(self.settings) | ({} if n_snapshots is None else {"n_snapshots": n_snapshots})
         images = load_image_set(self.slices).of_split(*TRAIN_SPLITS[self.train_on]).images
         with TemporaryDirectory(prefix="autoshare_probe_") as folder:
-            started_s = time.perf_counter()
             request = TrainRequest(
                 images=images,
                 plan=load_plan(self.plan),
@@ -72,8 +72,7 @@ class Probe:
                 seed=SEED,
                 device=self.device,
             )
-            find_generator(self.adapter).train(request)
-            seconds = time.perf_counter() - started_s
+            seconds = seconds_of(partial(find_generator(self.adapter).train, request), self.device)
             return seconds, float(read_json(Path(folder) / "card.json")["length"]["kimg"])
 
 

@@ -194,15 +194,20 @@ def compare(
     return Compared(calibration, owners[indexed][calibrating], of_honest, copies, calibrates)
 
 
-def judge_fused(name: str, compared: Compared, level: float, seed: int) -> FilterAudit:
-    """The fused rule on these statistics."""
-    calibration = compared.calibration.values
+def fused_rule(calibration: np.ndarray, level: float) -> Rule:
+    """The fused rule by rows of ``calibration`` (n, s), at the level that so many rows allow."""
 
     def rule(positions: np.ndarray) -> Decision:
         used = attainable_level(level, len(positions))
         return lambda values: p_values(calibration[positions], values) <= used
 
-    return judge(name, compared, rule, attainable_level(level, len(calibration)), seed)
+    return rule
+
+
+def judge_fused(name: str, compared: Compared, level: float, seed: int) -> FilterAudit:
+    """The fused rule on these statistics."""
+    calibration = compared.calibration.values
+    return judge(name, compared, fused_rule(calibration, level), attainable_level(level, len(calibration)), seed)
 
 
 def judge(name: str, compared: Compared, rule: Rule, level: float, seed: int) -> FilterAudit:
@@ -271,8 +276,7 @@ def recalibrated(calibration_patients: np.ndarray, queries: np.ndarray, rule: Ru
 
 def mean_kappa(decisions: np.ndarray) -> float:
     """Cohen's kappa between rows of decisions (r, m), the mean over pairs of them."""
-    kappas = []
-    for a, b in combinations(decisions, 2):
-        expected = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
-        kappas.append(1.0 if expected == 1 else ((a == b).mean() - expected) / (1 - expected))
-    return float(np.mean(kappas))
+    from sklearn.metrics import cohen_kappa_score
+
+    pairs = combinations(decisions, 2)
+    return float(np.mean([1.0 if (a == b).all() else cohen_kappa_score(a, b) for a, b in pairs]))

@@ -62,13 +62,8 @@ def _compare(context: StageContext, kept: ImageSet, generated: np.ndarray, predi
     write_json(context.out / "agreement.json", {"shared": settings["shared"], **to_dict(agreement)})
     if agreement.least_alike:
         indices = [names.index(pair.image) for pair in agreement.least_alike]
-        picture = draw_least_alike(
-            agreement.least_alike,
-            shared_images(kept.subset(indices)),
-            generated[indices],
-            predicted[indices],
-            settings["labels"],
-        )
+        images, label_maps = shared_images(kept.subset(indices)), (generated[indices], predicted[indices])
+        picture = draw_least_alike(agreement.least_alike, images, *label_maps, settings["labels"])
         with atomic_path(context.out / "least_alike.png") as temporary:
             temporary.write_bytes(picture)
 

@@ -76,7 +76,7 @@ def plan_run(
     results: dict[str, str] = {}  # stage id -> digest of the result that its dependants will read
     other_code: dict[str, str] = {}
     taken_over: dict[str, str] = {}
-    for stage_id in graph.topological_order():
+    for stage_id in graph.order:
         stage = graph.stages[stage_id]
         data = data_digests.get(stage.site) if "source" in stage.settings else None
         identities = {role: keys[source].identity for role, source in stage.inputs.items()}

@@ -16,7 +16,6 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -28,10 +27,10 @@ from common.progress import shown_progress
 from common.settings import to_dict
 from features.embedders import EMBEDDERS, build_embedder
 from memorization.copy_score import REGISTRATION, embedding_scorer
-
-if TYPE_CHECKING:
-    from memorization.planted.copies import Kind
-    from memorization.planted.planted_audit import FilterAudit
+from memorization.planted.audit_report import as_markdown
+from memorization.planted.copies import KINDS, Kind, plant
+from memorization.planted.planted_audit import RATES, FilterAudit, audit_paper_rule, audit_scorers
+from memorization.site_descriptor.scorer import SITE_DESCRIPTOR
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 EMBEDDER_BATCH = 32
@@ -66,7 +65,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(chosen: argparse.Namespace) -> None:
     """Audit, write the tables and pictures, print the table."""
     from memorization.pictures import draw_rows
-    from memorization.planted.copies import KINDS
 
     images, patients = read_site_images(chosen.site_images, chosen.patient, chosen.size_px, chosen.patients)
     audits = _audit(chosen, images, patients)
@@ -106,9 +104,6 @@ def read_site_images(
 
 def _audit(chosen: argparse.Namespace, images: np.ndarray, patients: Sequence[str]) -> list[FilterAudit]:
     """The paper's rule, every scorer alone, and the fused filter last."""
-    from memorization.planted.planted_audit import audit_paper_rule, audit_scorers
-    from memorization.site_descriptor.scorer import SITE_DESCRIPTOR
-
     embedder = build_embedder(chosen.embedder, batch_size=EMBEDDER_BATCH, device=chosen.device, weights=chosen.weights)
     scorers = [embedding_scorer(embedder), REGISTRATION]
     learners = [SITE_DESCRIPTOR] if chosen.site_descriptor else []
@@ -123,8 +118,6 @@ def _audit(chosen: argparse.Namespace, images: np.ndarray, patients: Sequence[st
 def write_audit(folder: Path, audits: Sequence[FilterAudit], n_images: int, n_patients: int) -> None:
     """``audit.json``, ``audit.md`` and ``recall.png``."""
     from memorization.pictures import draw_shares
-    from memorization.planted.audit_report import as_markdown
-    from memorization.planted.planted_audit import RATES
 
     folder.mkdir(parents=True, exist_ok=True)
     filters = [_plain(audit) for audit in audits]
@@ -191,8 +184,6 @@ def _patient(path: Path, expression: str) -> str:
 
 def _example(kind: Kind, images: np.ndarray, seed: int) -> np.ndarray:
     """The first image under every strength."""
-    from memorization.planted.copies import plant
-
     pair = images[:2]
     return np.stack([plant(kind, strength, pair[:1], pair[1:], seed)[0] for strength in kind.strengths])
 

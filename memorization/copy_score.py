@@ -66,11 +66,9 @@ class Learner:
     train: Callable[[np.ndarray, int, Progress], Scorer]  # from (n, channels, height, width); the same for one seed
 
 
-def joined(parts: Sequence[Likeness]) -> Likeness:
-    """The statistics of several scorers side by side."""
-    return Likeness(
-        np.concatenate([part.values for part in parts], 1), np.concatenate([part.nearest for part in parts], 1)
-    )
+def joined(parts: Sequence[Likeness], axis: int = 1) -> Likeness:
+    """The statistics of several scorers side by side; with ``axis`` 0 several sets of images, one after the other."""
+    return Likeness(*(np.concatenate([getattr(part, name) for part in parts], axis) for name in ("values", "nearest")))
 
 
 class FusedIndex:
@@ -96,7 +94,7 @@ class EmbeddedFeatures:
 
     def compare(self, features: np.ndarray, excluded: np.ndarray | None = None) -> Likeness:
         """``-log`` of the squared distance of (m, d) unit vectors to the nearest reference."""
-        values, nearest = [np.zeros((0, 1))], [np.zeros((0, 1), np.int64)]
+        parts = [Likeness(np.zeros((0, 1)), np.zeros((0, 1), np.int64))]
         for start in range(0, len(features), FEATURES_BLOCK):
             block = slice(start, start + FEATURES_BLOCK)
             closeness = np.einsum("vnd,md->vmn", self._features, features[block].astype(np.float64), optimize=True)
@@ -104,9 +102,9 @@ class EmbeddedFeatures:
             if excluded is not None:
                 distances[excluded[block]] = np.inf
             closest = distances.argmin(axis=1)
-            values.append(-np.log(distances[np.arange(len(closest)), closest])[:, None])
-            nearest.append(closest[:, None])
-        return Likeness(np.concatenate(values), np.concatenate(nearest))
+            of_closest = distances[np.arange(len(closest)), closest]
+            parts.append(Likeness(-np.log(of_closest)[:, None], closest[:, None]))
+        return joined(parts, axis=0)
 
 
 def embedding_scorer(embedder: Embedder, mirrored: bool = True) -> Scorer:
@@ -178,9 +176,7 @@ class RegisteredReferences:
             for block, part in zip(blocks, pool.map(compared, blocks), strict=True):
                 parts.append(part)
                 progress(min(block.stop, len(images)), len(images), "images")
-        return Likeness(
-            np.concatenate([part.values for part in parts]), np.concatenate([part.nearest for part in parts])
-        )
+        return joined(parts, axis=0)
 
     def _compare(self, pixels: torch.Tensor, allowed: torch.Tensor) -> Likeness:
         """Search, align and measure images (m, 1, 64, 64) against the references ``allowed`` (m, n)."""

@@ -177,9 +177,7 @@ class GenerateConfig:
     """
 
     n_images: int | str = "auto"
-    max_sampled_factor: float = (
-        2.0  # at most so many times n_images are sampled, dropped and replacing ones included
-    )
+    max_sampled_factor: float = 2.0  # at most so many times n_images are sampled, dropped ones included
     batch_size: int | str = "auto"  # of a forward pass; auto: as many as are fast on the device
 
 

@@ -109,22 +109,14 @@ class _FoldBuilder(StageFactory):
         labelling = {"batch_size": config.label.batch_size, **labels}
         if labels:
             labelling["shared"] = config.label.source
-        sharing = {
-            "min_slice_distance_mm": config.data.min_slice_distance_mm,
-            "stack_size": config.label.stack_size,
-        }
+        sharing = {"min_slice_distance_mm": config.data.min_slice_distance_mm, "stack_size": config.label.stack_size}
         yield self._slices(site)
         # name and settings of each stage, the stages of this site that it reads, and whether it runs the generator
         for name, of_stage, read, generates in (
             ("calibrate", memorization, ("slices",), False),
             ("generator", training, ("slices", "plan"), True),
             ("sample", {**sampling, "n_images": config.generate.n_images}, ("generator", "slices"), True),
-            (
-                "filter",
-                {**memorization, "sampling": replacing},
-                ("sample", "slices", "calibrate", "generator"),
-                True,
-            ),
+            ("filter", {**memorization, "sampling": replacing}, ("sample", "slices", "calibrate", "generator"), True),
             ("audit", {**memorization, "gates": to_dict(config.gates)}, ("slices", "calibrate", "filter"), False),
             ("label", labelling, ("filter", "segment_real"), False),
             ("share", sharing, ("filter", "audit", "label", "plan", "prepare", "generator"), False),

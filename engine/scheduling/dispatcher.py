@@ -119,13 +119,13 @@ class Dispatcher:
     def finished(self, stage_id: str) -> None:
         """The stage gave its resources back; what reads it may be ready now."""
         self._end(stage_id)
-        for dependant in self._graph.dependants(stage_id):
+        for dependant in self._graph.dependants[stage_id]:
             self._arrived(dependant)
 
     def failed(self, stage_id: str) -> list[str]:
         """The stage ended without a result; returns the stages that can no longer run, sorted."""
         self._end(stage_id)
-        blocked = reached(stage_id, lambda found: self._open.intersection(self._graph.dependants(found)))
+        blocked = reached(stage_id, lambda found: self._open.intersection(self._graph.dependants[found]))
         self._open -= blocked
         for gone in sorted(blocked):
             self._release_waits(gone)

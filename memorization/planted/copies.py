@@ -62,10 +62,6 @@ def _jpeg(image: np.ndarray, quality: float, rng: np.random.Generator, other: np
     return np.stack(channels)
 
 
-def _grey_levels(image: np.ndarray, n_levels: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
-    return np.rint(image * (n_levels - 1)) / (n_levels - 1)
-
-
 def _coarser(image: np.ndarray, factor: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     small = scipy.ndimage.zoom(image, (1, 1 / factor, 1 / factor), order=1)
     ratio = [n / m for n, m in zip(image.shape[1:], small.shape[1:], strict=True)]
@@ -236,7 +232,7 @@ ONCE = (1.0,)
 KINDS = (
     Kind("identity", "exact", "", ONCE, lambda image, *_: image),
     Kind("jpeg", "compression", "quality", (90, 50, 20), _jpeg),
-    Kind("grey levels", "compression", "levels", (32, 12), _grey_levels),
+    Kind("grey levels", "compression", "levels", (32, 12), lambda image, n, *_: np.rint(image * (n - 1)) / (n - 1)),
     Kind("coarser", "compression", "x", (1.5, 2), _coarser),
     Kind("noise", "photometric", "sd", (0.02, 0.05, 0.1), _noise),
     Kind("blur", "photometric", "px", (1, 2, 4), _blur),

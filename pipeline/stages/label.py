@@ -13,12 +13,7 @@ from dataset.slices import restore_labels
 from engine.run_stage import StageContext
 from evaluation.label_agreement import compare_labels
 from evaluation.report.label_pictures import draw_least_alike
-from nnunetv2_mod import (
-    SegmentationModel,
-    load_model,
-    predict_arrays,
-    predict_normalised,
-)
+from nnunetv2_mod import SegmentationModel, load_model, predict_arrays, predict_normalised
 from pipeline.synthetic_cases import UNUSED_SPACING, shared_images
 
 log = logging.getLogger(__name__)

@@ -13,13 +13,7 @@ from engine.run_stage import StageContext
 from nnunetv2_mod import PlanSettings, adopt_plan, plan_dataset
 from nnunetv2_mod.raw_dataset import dataset_json
 from pipeline.synthetic_cases import split_synthetic
-from sharing import (
-    Package,
-    Refusal,
-    read_drop_list,
-    read_refusal,
-    verify_package,
-)
+from sharing import Package, Refusal, read_drop_list, read_refusal, verify_package
 
 log = logging.getLogger(__name__)
 

@@ -27,11 +27,6 @@ class Kind:
     function: str  # module and function in ``pipeline.stages``
     use: str = "light"  # or embed, train: a field of ``StageResources``
 
-    @property
-    def is_training(self) -> bool:
-        """Whether it trains: it resumes from its own checkpoint, and stays when only code changed."""
-        return self.use == "train"
-
 
 KINDS = {
     "prepare": Kind("prepare:prepare"),
@@ -121,7 +116,7 @@ class StageFactory:
             code=code,
             cost=self._cost_s(kind),
             leaves_site=kind in ("share", "check"),
-            is_training=what.is_training,
+            is_training=what.use == "train",
             environment=environment or {},
         )
 
@@ -147,7 +142,7 @@ class StageFactory:
         settings = train.fine_tuning() if kind == "finetune" else train.segmentation()
         network_s = ITERATION_S * settings.n_epochs * settings.n_iterations
         if kind != "generator":
-            return OTHER_STAGE_S + (network_s if KINDS[kind].is_training else 0.0)
+            return OTHER_STAGE_S + (network_s if KINDS[kind].use == "train" else 0.0)
         if isinstance(train.gan.kimg, str):
             return OTHER_STAGE_S + network_s  # its length is not known before the data is read
         generator = self.config.generator

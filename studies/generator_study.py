@@ -16,7 +16,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,6 @@ from generators.interface import SampleRequest, TrainRequest
 from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
 from studies.comparison_tables import numbers_of, with_interval
-from studies.study_site import StudySite
 from training.monitor import NEAREST_TRAIN
 
 log = logging.getLogger(__name__)
@@ -49,6 +48,26 @@ HEADER = (
     *("plan", "seed", "Fréchet: halves", "samples", "multiple (of 20 subsets)"),
     *("kernel: halves", "samples", "nearest"),
 )
+
+
+@dataclass(frozen=True)
+class StudySite:
+    """Images of a site and of unseen patients; no patient is in two of the parts.
+
+    ``trained_on``: what the generator sees, and what a filter compares with. ``validation``: images of the site's other
+    patients, which choose the generator's snapshot and calibrate a filter. ``unseen``: images of patients that only
+    scores and audits use.
+    """
+
+    trained_on: ImageSet
+    validation: ImageSet
+    unseen: ImageSet
+
+    @property
+    def own(self) -> ImageSet:
+        """All images of the site."""
+        images = np.concatenate([self.trained_on.images, self.validation.images])
+        return ImageSet(images, self.trained_on.entries + self.validation.entries, self.trained_on.info)
 
 
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:

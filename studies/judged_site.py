@@ -20,7 +20,7 @@ from memorization.filter import FilterResult, SiteFilter
 from memorization.gates import GatesConfig
 from memorization.planted.planted_audit import Decision, fused_rule, recalibrated
 from memorization.site_audit import AuditImages, SiteAudit, audit
-from studies.study_site import StudySite
+from studies.generator_study import StudySite
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,7 @@ from memorization.planted.planted_audit import Recall, mean_kappa, recall_of
 from memorization.site_audit import SiteAudit
 from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
-from studies.generator_study import add_study_arguments, cut_in_halves, load_images, train_on_half
+from studies.generator_study import StudySite, add_study_arguments, cut_in_halves, load_images, train_on_half
 from studies.judged_site import (
     CalibratedSite,
     JudgedImages,
@@ -66,7 +66,6 @@ from studies.memorization_tables import (
     WELL_TRAINED,
     format_study,
 )
-from studies.study_site import StudySite
 
 log = logging.getLogger(__name__)
 

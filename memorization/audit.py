@@ -30,7 +30,6 @@ from memorization.copy_score import REGISTRATION, embedding_scorer
 from memorization.planted.audit_report import as_markdown
 from memorization.planted.copies import KINDS, Kind, plant
 from memorization.planted.planted_audit import RATES, FilterAudit, audit_paper_rule, audit_scorers
-from memorization.site_descriptor.scorer import SITE_DESCRIPTOR
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 EMBEDDER_BATCH = 32
@@ -104,6 +103,8 @@ def read_site_images(
 
 def _audit(chosen: argparse.Namespace, images: np.ndarray, patients: Sequence[str]) -> list[FilterAudit]:
     """The paper's rule, every scorer alone, and the fused filter last."""
+    from memorization.site_descriptor.scorer import SITE_DESCRIPTOR
+
     embedder = build_embedder(chosen.embedder, batch_size=EMBEDDER_BATCH, device=chosen.device, weights=chosen.weights)
     scorers = [embedding_scorer(embedder), REGISTRATION]
     learners = [SITE_DESCRIPTOR] if chosen.site_descriptor else []

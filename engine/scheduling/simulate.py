@@ -139,9 +139,9 @@ def barrier_starts(graph: Graph, steps: Steps, capacity: Resources, done: Collec
     return starts
 
 
-def barrier_makespan(graph: Graph, capacity: Resources, done: Collection[str] = ()) -> float:
+def barrier_makespan(graph: Graph, capacity: Resources) -> float:
     """Duration of the best of the barrier programs."""
-    programs = (barrier_starts(graph, steps, capacity, done) for steps in barrier_programs(graph))
+    programs = (barrier_starts(graph, steps, capacity) for steps in barrier_programs(graph))
     return min(max((at + graph.stages[i].cost for i, at in starts.items()), default=0.0) for starts in programs)
 
 

@@ -133,17 +133,11 @@ def audit_scorers(
 
 
 def audit_paper_rule(
-    images: np.ndarray,
-    patients: Sequence[str],
-    embedder: Embedder,
-    n_copies: int,
-    seed: int,
-    kinds: Sequence[Kind] = KINDS,
-    progress: Progress = silent,
+    images: np.ndarray, patients: Sequence[str], embedder: Embedder, n_copies: int, seed: int
 ) -> FilterAudit:
     """Audit the rule of the paper with this embedder on the same split and the same copies."""
     scorer = embedding_scorer(embedder, mirrored=False)
-    compared = compare(images, patients, [scorer], n_copies, seed, kinds, progress)
+    compared = compare(images, patients, [scorer], n_copies, seed)
     references = images[_indexed(np.asarray(patients), seed)]
     features = embedder.embed(references[drawn(np.arange(len(references)))])
     paper = MemorizationConfig(rule="percentile", calibration="paper_half", drop_ties=False, mirror="never")

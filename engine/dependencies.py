@@ -35,10 +35,7 @@ DIGEST_DIGITS = 16
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+:[A-Za-z_]\w*")
 LOG_CALLS = tuple(f"log.{level}" for level in ("debug", "info", "warning", "error", "exception"))
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-NOT_READ: Mapping[type, tuple[str, ...]] = {
-    **dict.fromkeys(FUNCTIONS, ("returns",)),
-    ast.arg: ("annotation",),
-}
+NOT_READ: Mapping[type, tuple[str, ...]] = {**dict.fromkeys(FUNCTIONS, ("returns",)), ast.arg: ("annotation",)}
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
+import pkgutil
 import platform
 import socket
 import sys
@@ -93,7 +93,7 @@ def execute_stage(
                 store.embeddings(stage),
             )
             set_threads(max(1, int(stage.worker_resources.cpus)))
-            _function(stage.function)(context)
+            pkgutil.resolve_name(stage.function)(context)
         store.commit(stage, key, _run_info(context.device, started, node))
     except Exception as error:
         with log_path.open("a", encoding="utf-8") as stream:
@@ -101,12 +101,6 @@ def execute_stage(
         text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         return Outcome(stage.id, text, str(log_path), time.monotonic() - started)
     return Outcome(stage.id, None, str(log_path), time.monotonic() - started)
-
-
-def _function(dotted: str) -> Callable[[StageContext], None]:
-    module, name = dotted.split(":")
-    function: Callable[[StageContext], None] = getattr(importlib.import_module(module), name)
-    return function
 
 
 def set_threads(n_threads: int) -> None:

@@ -5,8 +5,8 @@ What passes is plain: JSON-able values, paths as text, and bytes of safetensors.
 
 from __future__ import annotations
 
-import importlib
 import logging
+import pkgutil
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,8 +33,7 @@ class WorkerSpec:
 
     def build(self) -> Any:
         """The worker itself."""
-        module, name = self.factory.split(":")
-        return getattr(importlib.import_module(module), name)(**self.arguments)
+        return pkgutil.resolve_name(self.factory)(**self.arguments)
 
 
 class Workers(Protocol):

@@ -89,11 +89,7 @@ class Calibration:
 def site_embedder(config: MemorizationConfig, device: str, embeddings: Path | None) -> Embedder:
     """The embedder that the filter's rule names; it keeps features in ``embeddings``, where that is a folder."""
     return build_embedder(
-        config.embedder,
-        batch_size=config.batch_size,
-        device=device,
-        weights=config.weights,
-        embeddings=embeddings,
+        config.embedder, batch_size=config.batch_size, device=device, weights=config.weights, embeddings=embeddings
     )
 
 

@@ -302,12 +302,7 @@ def find_planted(
 
 
 def to_planted_audit(
-    rule: str,
-    embedder: str,
-    level: float,
-    n_references: int,
-    found: Sequence[StrengthFound],
-    real: RealDrops | None,
+    rule: str, embedder: str, level: float, n_references: int, found: Sequence[StrengthFound], real: RealDrops | None
 ) -> PlantedAudit:
     """All figures of a filter from what it found at every strength."""
     kinds = []

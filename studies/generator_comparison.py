@@ -57,9 +57,7 @@ TOLERANCE = 0.1  # of the minutes asked for
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-name", required=True, help="an experiment of config/nnunet")
     parser.add_argument("--generators", type=_names, required=True, help="of config/generator, with commas between")
-    parser.add_argument(
-        "--minutes", type=float, required=True, help="that a training of a generator may take at a site"
-    )
+    parser.add_argument("--minutes", type=float, required=True, help="that a training may take at a site")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs, the table and the picture")
     parser.add_argument("--rounds", type=int, default=3, help="of the measurement of speed")
     parser.add_argument("--round-seconds", type=float, default=20.0, help="of its longest training")

@@ -93,11 +93,10 @@ class Speed:
         fixed_s = max(0.0, statistics.median(self.fixed_seconds))
         kimg = (60 * minutes - fixed_s) / (statistics.median(self.seconds_per_kimg) * (1 + self.gauge_share))
         if kimg <= 0:
-            fix = f"use more than {fixed_s / 60:.2g}"
             raise InputError(
                 f"a training takes {fixed_s:.0f} s beside its steps, more than these minutes",
                 where="--minutes",
-                fix=fix,
+                fix=f"use more than {fixed_s / 60:.2g}",
             )
         return float(f"{kimg:.2g}")
 

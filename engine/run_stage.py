@@ -83,18 +83,12 @@ def execute_stage(
     try:
         folder = store.begin(stage, key, resumes=resumes)
         with logging_to(log_path):
-            context = StageContext(
-                stage,
-                folder,
-                {role: store.folder(source) for role, source in stage.inputs.items()},
-                "cuda" if stage.resources.gpus else "cpu",
-                _progress_writer(store.progress_path(stage)),
-                make_workers,
-                store.embeddings(stage),
-            )
+            inputs = {role: store.folder(source) for role, source in stage.inputs.items()}
+            device, progress = "cuda" if stage.resources.gpus else "cpu", _progress_writer(store.progress_path(stage))
+            context = StageContext(stage, folder, inputs, device, progress, make_workers, store.embeddings(stage))
             set_threads(max(1, int(stage.worker_resources.cpus)))
             pkgutil.resolve_name(stage.function)(context)
-        store.commit(stage, key, _run_info(context.device, started, node))
+        store.commit(stage, key, _run_info(device, started, node))
     except Exception as error:
         with log_path.open("a", encoding="utf-8") as stream:
             traceback.print_exc(file=stream)

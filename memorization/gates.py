@@ -61,11 +61,9 @@ class GatesConfig:
         }
         for field in fields(self):
             value = getattr(self, field.name)
-            holds, wanted = allowed.get(field.name, (True, ""))
+            holds, wanted = allowed.get(field.name, (True, "a finite number"))
             if not (math.isfinite(value) and holds):
-                raise InputError(
-                    f"{value!r} is not allowed", where=f"gates.{field.name}", fix=f"use {wanted or 'a finite number'}"
-                )
+                raise InputError(f"{value!r} is not allowed", where=f"gates.{field.name}", fix=f"use {wanted}")
 
 
 @dataclass(frozen=True)

@@ -160,9 +160,8 @@ def _nearest_ratio(part: Features, seed: int, n_resamples: int) -> tuple[float, 
     own, honest = (np.sqrt(nearest(index * scale, x * scale, 1)[0][:, 0]) for x in (part.samples, part.validation))
     names, owner = np.unique(np.asarray(part.validation_patients), return_inverse=True)
     rng = np.random.default_rng(seed)
-    draws = zip(
-        drawn_counts(len(own), n_resamples, rng), drawn_counts(len(names), n_resamples, rng)[:, owner], strict=True
-    )
+    of_own, of_names = (drawn_counts(len(units), n_resamples, rng) for units in (own, names))
+    draws = zip(of_own, of_names[:, owner], strict=True)
 
     def ratio(n_own: np.ndarray, n_honest: np.ndarray) -> float:
         return float(np.median(np.repeat(own, n_own)) / max(np.median(np.repeat(honest, n_honest)), smallest))

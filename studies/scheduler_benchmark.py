@@ -200,8 +200,6 @@ def main(chosen: argparse.Namespace) -> ExitCode:
 
 
 if __name__ == "__main__":
-    from studies.scheduler_benchmark import (
-        main as run_as_module,  # so that Ray's workers find ``nothing`` under its real name
-    )
+    from studies import scheduler_benchmark  # so that Ray's workers find ``nothing`` under its real name
 
-    sys.exit(run_as_module())
+    sys.exit(scheduler_benchmark.main())

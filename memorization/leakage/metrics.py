@@ -34,8 +34,7 @@ class Metric:
     says: str
     direction: str  # of the safer values: "higher" or "lower"
     measure: Callable[[Evidence], MetricResult]
-    lower: float = -math.inf
-    upper: float = math.inf
+    bounds: tuple[float, float] = (-math.inf, math.inf)
 
 
 METRICS = (
@@ -44,24 +43,21 @@ METRICS = (
         "Share of generated images whose nearest training image is of one and the same patient, the largest of all.",
         "lower",
         exposure_figure,
-        lower=0.0,
-        upper=1.0,
+        (0.0, 1.0),
     ),
     Metric(
         "closest-record share",
         "Share of generated images nearer to a training image than to as many images of other patients.",
         "lower",
         closest_record_figure,
-        lower=0.0,
-        upper=1.0,
+        (0.0, 1.0),
     ),
     Metric(
         "AuthPct",
         "Percentage of generated images farther from their nearest training image than that is from any other.",
         "higher",
         authenticity_figure,
-        lower=0.0,
-        upper=100.0,
+        (0.0, 100.0),
     ),
     Metric(
         "C_T",
@@ -86,24 +82,21 @@ METRICS = (
         "How much better generated images are told from held-out images than from training images.",
         "lower",
         privacy_loss_figure,
-        lower=-1.0,
-        upper=1.0,
+        (-1.0, 1.0),
     ),
     Metric(
         "membership AUC",
         "Area under the curve of the best membership attack, minus that between two parts of the members.",
         "lower",
         membership_figure,
-        lower=-1.0,
-        upper=1.0,
+        (-1.0, 1.0),
     ),
     Metric(
         "membership TPR",
         "Share of members the best attack finds at 1 % false alarms, minus that between two parts of the members.",
         "lower",
         true_positive_figure,
-        lower=-1.0,
-        upper=1.0,
+        (-1.0, 1.0),
     ),
 )
 

@@ -55,9 +55,8 @@ def _jpeg(image: np.ndarray, quality: float, rng: np.random.Generator, other: np
     channels = []
     for channel in image:
         stream = io.BytesIO()
-        Image.fromarray(np.rint(np.clip(channel, 0, 1) * 255).astype(np.uint8)).save(
-            stream, format="JPEG", quality=int(quality)
-        )
+        pixels = Image.fromarray(np.rint(np.clip(channel, 0, 1) * 255).astype(np.uint8))
+        pixels.save(stream, format="JPEG", quality=int(quality))
         channels.append(np.asarray(Image.open(stream), np.float32) / 255)
     return np.stack(channels)
 
@@ -181,9 +180,8 @@ def _rectangle(image: np.ndarray, share: float, rng: np.random.Generator) -> tup
 
 def _elastic(image: np.ndarray, largest_px: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     """A smooth random displacement, at its largest ``largest_px``."""
-    fields = scipy.ndimage.gaussian_filter(
-        rng.normal(size=(2, *image.shape[1:])), (0, *(n / 10 for n in image.shape[1:]))
-    )
+    noise = rng.normal(size=(2, *image.shape[1:]))
+    fields = scipy.ndimage.gaussian_filter(noise, (0, *(n / 10 for n in image.shape[1:])))
     fields *= largest_px / np.hypot(*fields).max()
     positions = np.stack(np.meshgrid(*(np.arange(n) for n in image.shape[1:]), indexing="ij")) + fields
     return np.stack([scipy.ndimage.map_coordinates(c, positions, order=1, mode="nearest") for c in image])

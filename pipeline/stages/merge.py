@@ -66,8 +66,7 @@ def _cases_kept(context: StageContext, package: Package) -> list[str]:
     for role, folder in context.inputs.items():
         if role.startswith(CHECK) and role.endswith(f":{package.manifest.site}"):
             checked_by = role.removeprefix(CHECK).removesuffix(f":{package.manifest.site}")
-            named = read_drop_list(folder, checked_by, package)
-            manifest = package.manifest
+            named, manifest = read_drop_list(folder, checked_by, package), package.manifest
             log.info("site %s names %d of %d cases of %s", checked_by, len(named), manifest.n_cases, manifest.site)
             dropped |= named
     return [case for case in package.manifest.cases if case not in dropped]

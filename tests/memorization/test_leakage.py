@@ -53,7 +53,7 @@ def test_values_lie_in_their_bounds_and_intervals(of_copies, of_honest_draws):
     for figures in (of_copies, of_honest_draws):
         for metric in METRICS:
             figure = figures[metric.name]
-            assert metric.lower <= figure.low <= figure.value <= figure.high <= metric.upper, metric.name
+            assert metric.bounds[0] <= figure.low <= figure.value <= figure.high <= metric.bounds[1], metric.name
 
 
 def test_the_safer_direction_is_where_honest_draws_lie(of_copies, of_honest_draws):
@@ -132,5 +132,5 @@ def test_the_page_shows_the_codes_table():
     page = (REPOSITORY / "docs" / "leakage.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")][2:]
     for row, metric in zip(rows, METRICS, strict=True):
-        bounds = f"{metric.lower:g} to {metric.upper:g}".replace("inf", "∞")
+        bounds = f"{metric.bounds[0]:g} to {metric.bounds[1]:g}".replace("inf", "∞")
         assert row[:4] == [metric.name, metric.says, metric.direction, bounds]

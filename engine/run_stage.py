@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import pkgutil
 import platform
 import socket
 import sys
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from common.errors import InputError
@@ -87,7 +87,7 @@ def execute_stage(
             device, progress = "cuda" if stage.resources.gpus else "cpu", _progress_writer(store.progress_path(stage))
             context = StageContext(stage, folder, inputs, device, progress, make_workers, store.embeddings(stage))
             set_threads(max(1, int(stage.worker_resources.cpus)))
-            pkgutil.resolve_name(stage.function)(context)
+            resolve_name(stage.function)(context)
         store.commit(stage, key, _run_info(device, started, node))
     except Exception as error:
         with log_path.open("a", encoding="utf-8") as stream:

@@ -6,10 +6,10 @@ What passes is plain: JSON-able values, paths as text, and bytes of safetensors.
 from __future__ import annotations
 
 import logging
-import pkgutil
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class WorkerSpec:
 
     def build(self) -> Any:
         """The worker itself."""
-        return pkgutil.resolve_name(self.factory)(**self.arguments)
+        return resolve_name(self.factory)(**self.arguments)
 
 
 class Workers(Protocol):

@@ -82,7 +82,7 @@ def plan_run(
         identities = {role: keys[source].identity for role, source in stage.inputs.items()}
         key = keys[stage_id] = StageKey(
             identity=_identity(stage, stage.settings, stage.seed, data, identities),
-            code=code_of([stage.function, *stage.code, READ_BY_ALL]),
+            code=_code_of(stage),
             inputs={role: results[source] for role, source in stage.inputs.items()},
         )
         manifest = store.manifest(stage) if store.is_whole(stage) else None
@@ -103,6 +103,10 @@ def plan_run(
         else:
             states[stage_id] = "redo" if store.manifest(stage) is not None else "to do"
     return RunPlan(graph, keys, states, other_code, taken_over)
+
+
+def _code_of(stage: Stage) -> dict[str, str]:
+    return code_of([stage.function, *stage.code, READ_BY_ALL])
 
 
 def _identity(stage: Stage, settings: Mapping[str, Any], seed: int, data: str | None, inputs: Mapping[str, str]) -> str:

@@ -35,10 +35,7 @@ DIGEST_DIGITS = 16
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+:[A-Za-z_]\w*")
 LOG_CALLS = tuple(f"log.{level}" for level in ("debug", "info", "warning", "error", "exception"))
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
-NOT_READ: Mapping[type, tuple[str, ...]] = {
-    **dict.fromkeys(FUNCTIONS, ("returns",)),
-    ast.arg: ("annotation",),
-}
+NOT_READ: Mapping[type, tuple[str, ...]] = {**dict.fromkeys(FUNCTIONS, ("returns",)), ast.arg: ("annotation",)}
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,7 @@ class _Module:
     """A file, read once: what it binds at its top level, and how."""
 
     name: str
+    package: str  # from which its relative imports count
     definitions: dict[str, list[ast.AST]] = field(default_factory=dict)
     imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)  # local name -> module, its attribute
     starred: list[str] = field(default_factory=list)  # modules of ``from x import *``
@@ -71,9 +69,9 @@ class CodeBase:
     def __init__(self, root: Path = REPOSITORY, also: Sequence[str] = ()) -> None:
         self._root = root
         self._also = frozenset(also)
-        self._modules: dict[str, _Module | None] = {}
-        self._uses: dict[Definition, tuple[Definition, ...]] = {}
-        self._readings: dict[Definition, _Reading] = {}
+        self._module = functools.cache(self._read_module)
+        self._reading = functools.cache(self._read_definition)
+        self.uses = functools.cache(self._uses)  # of a definition: those it names, and what its module does on import
 
     def reached(self, roots: Sequence[str]) -> frozenset[Definition]:
         """Every definition that ``roots`` (``module:name``, or ``module`` for the whole file) lead to.
@@ -96,35 +94,27 @@ class CodeBase:
             reached = (each for each in self.reached(roots) if self._nodes(each))
             return {str(each): self._reading(each).digest for each in sorted(reached, key=str)}
 
-    def uses(self, definition: Definition) -> tuple[Definition, ...]:
-        """The definitions that one definition names, and what its module does on import."""
-        if definition not in self._uses:
-            module = self._module(definition.module)
-            if module is None:
-                self._uses[definition] = ()
-            elif definition.name == WHOLE:
-                self._uses[definition] = tuple(Definition(module.name, name) for name in module.definitions)
-            else:
-                self._uses[definition] = tuple(self._used_in(module, definition))
-        return self._uses[definition]
+    def _uses(self, definition: Definition) -> tuple[Definition, ...]:
+        module = self._module(definition.module)
+        if module is None:
+            return ()
+        if definition.name == WHOLE:
+            return tuple(Definition(module.name, name) for name in module.definitions)
+        return tuple(self._used_in(module, definition))
 
     def _used_in(self, module: _Module, definition: Definition) -> Iterator[Definition]:
         used = self._reading(definition)
-        scope = _Module(module.name, module.definitions, dict(module.imports), module.starred)
-        for statement in used.imports:  # a function's own imports hide those of the file
-            own = _Module(module.name)
-            _bind_import(own, statement, self._package_of(module.name))
-            scope.imports |= own.imports
-            scope.definitions = {name: nodes for name, nodes in scope.definitions.items() if name not in own.imports}
+        own = _Module(module.name, module.package)
+        for statement in used.imports:
+            _bind_import(own, statement)
+        # a function's own imports hide what the file binds
+        defined = {name: nodes for name, nodes in module.definitions.items() if name not in own.imports}
+        scope = _Module(module.name, module.package, defined, module.imports | own.imports, module.starred)
         for name in sorted(used.names):
             yield from self._resolve(scope, name)
         yield from (Definition(name, WHOLE) for name in sorted(used.loaded) if self._module(name) is not None)
         if EFFECTS in module.definitions:
             yield Definition(module.name, EFFECTS)
-
-    def _package_of(self, module: str) -> str:
-        files = self._files(module)
-        return module if files and files[0].name.startswith("__init__") else module.rpartition(".")[0]
 
     def _root_definition(self, root: str) -> Definition:
         module, _, name = root.partition(":")
@@ -133,10 +123,8 @@ class CodeBase:
             raise InputError(f"{root!r} is not there", where=root, fix="name a module and a definition in it")
         return Definition(module, name or WHOLE)
 
-    def _reading(self, definition: Definition) -> _Reading:
-        if definition not in self._readings:
-            self._readings[definition] = _Reading(self._nodes(definition))
-        return self._readings[definition]
+    def _read_definition(self, definition: Definition) -> _Reading:
+        return _Reading(self._nodes(definition))
 
     def _nodes(self, definition: Definition) -> list[ast.AST]:
         module = self._module(definition.module)
@@ -174,11 +162,9 @@ class CodeBase:
         else:
             yield Definition(owner, WHOLE)
 
-    def _module(self, name: str) -> _Module | None:
-        if name not in self._modules:
-            paths = self._files(name)
-            self._modules[name] = _read(name, paths) if paths else None
-        return self._modules[name]
+    def _read_module(self, name: str) -> _Module | None:
+        paths = self._files(name)
+        return _read(name, paths) if paths else None
 
     def _files(self, name: str) -> list[Path]:
         """The module's file, and beside a package's face the stub that says what it loads on first use."""
@@ -206,24 +192,20 @@ def _without_garbage_collection() -> Iterator[None]:
             gc.enable()
 
 
-@functools.cache
-def code_base(also: tuple[str, ...] = ()) -> CodeBase:
-    """The program's own code as it is on disk now; read once in a process."""
-    return CodeBase(REPOSITORY, also)
+_code_base = functools.cache(CodeBase)  # the code as it is on disk now; read once in a process
 
 
 def code_of(roots: Sequence[str]) -> dict[str, str]:
     """Digests of what ``roots`` reach in this program and, for roots outside it, in their own package."""
     outside = {root.split(":")[0].split(".")[0] for root in roots}
-    return code_base(tuple(sorted(top for top in outside if not (REPOSITORY / top).is_dir()))).code(roots)
+    return _code_base(REPOSITORY, tuple(sorted(top for top in outside if not (REPOSITORY / top).is_dir()))).code(roots)
 
 
 def describe_changes(before: Mapping[str, str], now: Mapping[str, str], most: int = 3) -> str:
     """Which definitions differ, for a person: ``gan.train_step:r1_penalty changed, and 4 more``."""
-    changed = [f"{name} changed" for name in now if name in before and before[name] != now[name]]
-    new = [f"{name} is new" for name in now if name not in before]
-    gone = [f"{name} is gone" for name in before if name not in now]
-    every = [*changed, *new, *gone]
+    every = [f"{name} changed" for name in now if name in before and before[name] != now[name]]
+    every += [f"{name} is new" for name in now if name not in before]
+    every += [f"{name} is gone" for name in before if name not in now]
     more = [f"and {len(every) - most} more"] if len(every) > most else []
     return ", ".join([*every[:most], *more])
 
@@ -240,18 +222,17 @@ def files_digest(root: Path = REPOSITORY) -> str:
 
 
 def _read(name: str, paths: Sequence[Path]) -> _Module:
-    module = _Module(name)
-    is_package = paths[0].name.startswith("__init__")
+    module = _Module(name, name if paths[0].name.startswith("__init__") else name.rpartition(".")[0])
     for path in paths:
         for statement in ast.parse(path.read_bytes(), str(path)).body:
-            _bind(module, statement, name if is_package else name.rpartition(".")[0])
+            _bind(module, statement)
     return module
 
 
-def _bind(module: _Module, statement: ast.stmt, package: str) -> None:
+def _bind(module: _Module, statement: ast.stmt) -> None:
     """Note what one top-level statement binds; one that binds nothing is what the import does."""
     if isinstance(statement, (ast.Import, ast.ImportFrom)):
-        _bind_import(module, statement, package)
+        _bind_import(module, statement)
     elif isinstance(statement, (*FUNCTIONS, ast.ClassDef)):
         if not _only_draws(statement):
             module.definitions.setdefault(statement.name, []).append(statement)
@@ -265,29 +246,23 @@ def _bind(module: _Module, statement: ast.stmt, package: str) -> None:
     elif isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test):
         pass  # the command line of a module, not its import
     elif not _is_text(statement):
-        imports = [node for node in ast.walk(statement) if isinstance(node, (ast.Import, ast.ImportFrom))]
-        for node in imports:
-            _bind_import(module, node, package)
-        stored = (
-            node for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
-        )
-        names = {node.id for node in stored}
+        names = set()
+        for node in ast.walk(statement):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                _bind_import(module, node)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
         for name in names or {EFFECTS}:
             module.definitions.setdefault(name, []).append(statement)
 
 
-def _is_stored(name: ast.Name) -> bool:
-    return isinstance(name.ctx, ast.Store)
-
-
-def _bind_import(module: _Module, statement: ast.Import | ast.ImportFrom, package: str) -> None:
+def _bind_import(module: _Module, statement: ast.Import | ast.ImportFrom) -> None:
     for alias in statement.names:
         if isinstance(statement, ast.Import):  # ``import a.b`` binds ``a``
-            module.imports[alias.asname or alias.name.split(".")[0]] = (
-                (alias.name, None) if alias.asname else (alias.name.split(".")[0], None)
-            )
+            source = alias.name if alias.asname else alias.name.split(".")[0]
+            module.imports[alias.asname or source] = (source, None)
             continue
-        parents = package.split(".")
+        parents = module.package.split(".")
         above = parents[: len(parents) - statement.level + 1] if statement.level else []
         source = ".".join([*above, *([statement.module] if statement.module else [])])
         if alias.name == "*":

@@ -86,7 +86,8 @@ class RayExecutor:
         import ray
 
         self._ray, self._config = ray, config
-        environment = {"env_vars": {"PYTHONPATH": _python_path(), "RAY_DEDUP_LOGS": "0"}}
+        python_path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
+        environment = {"env_vars": {"PYTHONPATH": python_path, "RAY_DEDUP_LOGS": "0"}}
         if not ray.is_initialized():
             ray.init(
                 address=address or "local",  # None would join whatever cluster this machine happens to run
@@ -178,18 +179,10 @@ def _execute_on_ray(stage: Stage, run: Path, key: StageKey, resumes: bool, progr
 
     if files_digest() != program:
         return Outcome(stage.id, f"the node {ray.util.get_node_ip_address()} runs another version of autoshare's code")
-    make_workers = partial(
-        RayWorkers,
-        resources=stage.worker_resources,
-        site_share=site_share,
-        log_path=Store(run).log_path(stage),
-    )
+    log_path = Store(run).log_path(stage)
+    make_workers = partial(RayWorkers, resources=stage.worker_resources, site_share=site_share, log_path=log_path)
     node = ray.get_runtime_context().get_node_id()
     return execute_stage(stage, run, key, node, make_workers, resumes=resumes)
-
-
-def _python_path() -> str:
-    return os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH", "")]))
 
 
 def _check_capacity(graph: Graph, capacity: Resources, resources: Mapping[str, float]) -> None:

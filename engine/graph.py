@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -83,10 +83,11 @@ class Graph:
             for role, source in stage.inputs.items():
                 if source not in self.stages:
                     raise ValueError(f"{stage_id} reads {role} from {source}, which is no stage")
-        self.topological_order()
+        _ = self.order  # a cycle is found here
 
     @cached_property
-    def _dependants(self) -> dict[str, tuple[str, ...]]:
+    def dependants(self) -> dict[str, tuple[str, ...]]:
+        """By stage: those that read its folder."""
         found: dict[str, list[str]] = {stage_id: [] for stage_id in self.stages}
         for stage_id, stage in self.stages.items():
             for source in sorted(set(stage.inputs.values())):
@@ -94,13 +95,14 @@ class Graph:
         return {stage_id: tuple(sorted(dependants)) for stage_id, dependants in found.items()}
 
     @cached_property
-    def _order(self) -> tuple[str, ...]:
+    def order(self) -> tuple[str, ...]:
+        """Inputs before dependants; by id where that leaves a choice."""
         waiting = {stage_id: len(set(stage.inputs.values())) for stage_id, stage in self.stages.items()}
         ready = sorted(stage_id for stage_id, n_inputs in waiting.items() if n_inputs == 0)
         order: list[str] = []
         while ready:
             order.append(heapq.heappop(ready))
-            for dependant in self._dependants[order[-1]]:
+            for dependant in self.dependants[order[-1]]:
                 waiting[dependant] -= 1
                 if waiting[dependant] == 0:
                     heapq.heappush(ready, dependant)
@@ -108,13 +110,14 @@ class Graph:
             raise ValueError(f"these stages wait for each other: {sorted(set(self.stages) - set(order))}")
         return tuple(order)
 
-    def topological_order(self) -> tuple[str, ...]:
-        """Inputs before dependants; by id where that leaves a choice."""
-        return self._order
-
-    def dependants(self, stage_id: str) -> tuple[str, ...]:
-        """Stages that read this one's folder."""
-        return self._dependants[stage_id]
+    def only(self, stage_ids: Collection[str]) -> Graph:
+        """Some of the stages; what they read of the others is left out of their inputs."""
+        found = {}
+        for stage_id, stage in self.stages.items():
+            if stage_id in stage_ids:
+                inputs = {role: source for role, source in stage.inputs.items() if source in stage_ids}
+                found[stage_id] = replace(stage, inputs=inputs)
+        return Graph(found)
 
     def ancestors(self, stage_id: str) -> frozenset[str]:
         """Stages that this one needs, directly or not."""
@@ -122,7 +125,7 @@ class Graph:
 
     def descendants(self, stage_id: str) -> frozenset[str]:
         """Stages that need this one, directly or not."""
-        return reached(stage_id, self.dependants)
+        return reached(stage_id, self.dependants.__getitem__)
 
 
 def within(graph: Graph, capacity: Resources) -> Graph:

@@ -11,7 +11,7 @@ import ray
 
 from engine.graph import Resources
 from engine.run_stage import logging_to, set_threads
-from engine.workers import Failure, WorkerSpec, check_plain
+from engine.workers import Failure, InlineWorkers, WorkerSpec, check_plain
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class RayWorkers:
                 "resources": {f"site:{site}": self._site_share} if self._site_share else {},
             }
             actor_class = ray.remote(SiteProcess).options(**options)
-            self._actors[site] = actor_class.remote(self._specs[site], str(log_path), self._resources.cpus)
+            self._actors[site] = actor_class.remote(site, self._specs[site], str(log_path), self._resources.cpus)
         return self._actors[site]
 
     def _answer(self, site: str, reference: Any) -> Any:
@@ -64,22 +64,13 @@ class RayWorkers:
 
 
 class SiteProcess:
-    """What lives in the actor's process."""
+    """What lives in the actor's process: the one site's worker, and its log."""
 
-    def __init__(self, spec: WorkerSpec, log_path: str, cpus: float) -> None:
+    def __init__(self, site: str, spec: WorkerSpec, log_path: str, cpus: float) -> None:
         set_threads(max(1, int(cpus)))
-        self._spec, self._log_path = spec, Path(log_path)
-        self._worker: Any = None
+        self._site, self._workers, self._log_path = site, InlineWorkers({site: spec}), Path(log_path)
 
     def ask(self, method: str, values: dict[str, Any]) -> Any:
         """Call the worker, made at the first call; an error becomes a ``Failure``, its trace goes to the site's log."""
         with logging_to(self._log_path):
-            try:
-                if self._worker is None:
-                    self._worker = self._spec.build()
-                answer = getattr(self._worker, method)(**values)
-            except Exception as error:
-                log.exception("%s failed", method)
-                return Failure(f"{type(error).__name__}: {error}")
-        check_plain(answer)
-        return answer
+            return self._workers.ask(method, {self._site: values})[self._site]

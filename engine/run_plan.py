@@ -68,14 +68,15 @@ def plan_run(
     Raises:
         InputError: ``redo`` names no stage.
     """
-    _check_redo(redo, graph)
+    asked = {redo} if isinstance(redo, str) else set(redo)
+    _check_redo(asked, graph)
     keys: dict[str, StageKey] = {}
     states: dict[str, str] = {}
     made: dict[str, _Made] = {}
     results: dict[str, str] = {}  # stage id -> digest of the result that its dependants will read
     other_code: dict[str, str] = {}
     taken_over: dict[str, str] = {}
-    for stage_id in graph.topological_order():
+    for stage_id in graph.order:
         stage = graph.stages[stage_id]
         data = data_digests.get(stage.site) if "source" in stage.settings else None
         identities = {role: keys[source].identity for role, source in stage.inputs.items()}
@@ -89,11 +90,11 @@ def plan_run(
             made[stage_id] = _made_from(stage, manifest, made, data if same_data else "unknown")
             if "identity" not in manifest:
                 taken_over[stage_id] = made[stage_id].identity
-        found = made.get(stage_id)
+        found, is_asked = made.get(stage_id), bool(asked & {CHANGED_CODE, stage.name, stage.id})
         results[stage_id] = key.digest
         if found is not None and found.digest == key.digest:
             states[stage_id] = "done"
-        elif found is not None and found.identity == key.identity and stage.is_training and not _asked(redo, stage):
+        elif found is not None and found.identity == key.identity and stage.is_training and not is_asked:
             states[stage_id] = "done"
             results[stage_id] = found.digest
             other_code[stage_id] = _what_changed(found, key, stage)
@@ -145,18 +146,10 @@ def _resumes(store: Store, stage: Stage, key: StageKey, *, same_as_before: bool)
     return begun["identity"] == key.identity if "identity" in begun else same_as_before
 
 
-def _asked(redo: str | Sequence[str], stage: Stage) -> bool:
-    return redo == CHANGED_CODE or bool({stage.name, stage.id} & _names(redo))
-
-
-def _names(redo: str | Sequence[str]) -> set[str]:
-    return set([redo] if isinstance(redo, str) else redo)
-
-
-def _check_redo(redo: str | Sequence[str], graph: Graph) -> None:
+def _check_redo(asked: set[str], graph: Graph) -> None:
     known = {name for stage in graph.stages.values() for name in (stage.name, stage.id)}
     trainings = sorted({stage.name for stage in graph.stages.values() if stage.is_training})
-    for name in sorted(_names(redo) - known - {CHANGED_CODE}):
+    for name in sorted(asked - known - {CHANGED_CODE}):
         raise InputError(
             f"there is no stage {name!r}",
             where="general.redo",

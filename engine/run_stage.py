@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import platform
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any, TypeVar
 
 from common.errors import InputError
@@ -83,30 +83,18 @@ def execute_stage(
     try:
         folder = store.begin(stage, key, resumes=resumes)
         with logging_to(log_path):
-            context = StageContext(
-                stage,
-                folder,
-                {role: store.folder(source) for role, source in stage.inputs.items()},
-                "cuda" if stage.resources.gpus else "cpu",
-                _progress_writer(store.progress_path(stage)),
-                make_workers,
-                store.embeddings(stage),
-            )
+            inputs = {role: store.folder(source) for role, source in stage.inputs.items()}
+            device, progress = "cuda" if stage.resources.gpus else "cpu", _progress_writer(store.progress_path(stage))
+            context = StageContext(stage, folder, inputs, device, progress, make_workers, store.embeddings(stage))
             set_threads(max(1, int(stage.worker_resources.cpus)))
-            _function(stage.function)(context)
-        store.commit(stage, key, _run_info(context.device, started, node))
+            resolve_name(stage.function)(context)
+        store.commit(stage, key, _run_info(device, started, node))
     except Exception as error:
         with log_path.open("a", encoding="utf-8") as stream:
             traceback.print_exc(file=stream)
         text = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         return Outcome(stage.id, text, str(log_path), time.monotonic() - started)
     return Outcome(stage.id, None, str(log_path), time.monotonic() - started)
-
-
-def _function(dotted: str) -> Callable[[StageContext], None]:
-    module, name = dotted.split(":")
-    function: Callable[[StageContext], None] = getattr(importlib.import_module(module), name)
-    return function
 
 
 def set_threads(n_threads: int) -> None:

@@ -5,11 +5,11 @@ What passes is plain: JSON-able values, paths as text, and bytes of safetensors.
 
 from __future__ import annotations
 
-import importlib
 import logging
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import Any, Protocol
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,7 @@ class WorkerSpec:
 
     def build(self) -> Any:
         """The worker itself."""
-        module, name = self.factory.split(":")
-        return getattr(importlib.import_module(module), name)(**self.arguments)
+        return resolve_name(self.factory)(**self.arguments)
 
 
 class Workers(Protocol):

@@ -16,7 +16,6 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,30 +23,34 @@ from common.command import command
 from common.errors import InputError
 from common.files import write_json, write_text
 from common.image_set import load_image_set
+from common.markdown import markdown_table
 from common.progress import shown_progress
 from common.settings import to_dict
 from features.embedders import EMBEDDERS, build_embedder
-from memorization.copy_score import EmbeddingScorer, Learner, RegistrationScorer, Scorer
-
-if TYPE_CHECKING:
-    from memorization.planted.copies import Kind
-    from memorization.planted.planted_audit import FilterAudit
+from memorization.copy_score import REGISTRATION, embedding_scorer
+from memorization.planted.copies import KINDS, Kind, plant
+from memorization.planted.planted_audit import RATES, FilterAudit, Recall, audit_paper_rule, audit_scorers
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 EMBEDDER_BATCH = 32
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_image_arguments(parser: argparse.ArgumentParser, size_px: int) -> None:
+    """What a site's images are, for ``read_site_images``, and what makes features of them."""
     parser.add_argument("--site-images", type=Path, required=True, help="folder of images, or an image set")
-    parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures; stays at the site")
     parser.add_argument("--patient", default="(.+)", help="regular expression: its first group is the patient")
     parser.add_argument("--patients", type=Path, help="CSV instead: file names, then patients, below a header")
-    parser.add_argument("--size-px", type=int, default=128, help="images of files are resized to this square")
-    parser.add_argument("--level", type=float, default=0.05, help="of honest images that may be dropped")
-    parser.add_argument("--copies", type=int, default=8, help="of every kind and strength")
-    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+    parser.add_argument("--size-px", type=int, default=size_px, help="images of files are resized to this square")
     parser.add_argument("--embedder", choices=EMBEDDERS, default=EMBEDDERS[0], help="what makes features of images")
     parser.add_argument("--weights", help="a local file, for openclip")
+    parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_image_arguments(parser, size_px=128)
+    parser.add_argument("--out", type=Path, required=True, help="folder for figures and pictures; stays at the site")
+    parser.add_argument("--level", type=float, default=0.05, help="of honest images that may be dropped")
+    parser.add_argument("--copies", type=int, default=8, help="of every kind and strength")
     parser.add_argument("--device", default="cpu", help="of the embedder")
     parser.add_argument(
         "--site-descriptor",
@@ -60,13 +63,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 @command(_add_arguments)
 def main(chosen: argparse.Namespace) -> None:
     """Audit, write the tables and pictures, print the table."""
-    from memorization.pictures import draw_copies
-    from memorization.planted.copies import KINDS
+    from memorization.pictures import draw_rows
 
     images, patients = read_site_images(chosen.site_images, chosen.patient, chosen.size_px, chosen.patients)
     audits = _audit(chosen, images, patients)
     write_audit(chosen.out, audits, len(images), len(set(patients)))
-    draw_copies(chosen.out / "copies.png", {kind.name: _example(kind, images, chosen.seed) for kind in KINDS})
+    draw_rows(chosen.out / "copies.png", {kind.name: _example(kind, images, chosen.seed) for kind in KINDS})
     sys.stdout.write((chosen.out / "audit.md").read_text(encoding="utf-8"))
 
 
@@ -101,12 +103,11 @@ def read_site_images(
 
 def _audit(chosen: argparse.Namespace, images: np.ndarray, patients: Sequence[str]) -> list[FilterAudit]:
     """The paper's rule, every scorer alone, and the fused filter last."""
-    from memorization.planted.planted_audit import audit_paper_rule, audit_scorers
-    from memorization.site_descriptor.scorer import SiteDescriptorLearner
+    from memorization.site_descriptor.scorer import SITE_DESCRIPTOR
 
     embedder = build_embedder(chosen.embedder, batch_size=EMBEDDER_BATCH, device=chosen.device, weights=chosen.weights)
-    scorers: list[Scorer] = [EmbeddingScorer(embedder), RegistrationScorer()]
-    learners: list[Learner] = [SiteDescriptorLearner()] if chosen.site_descriptor else []
+    scorers = [embedding_scorer(embedder), REGISTRATION]
+    learners = [SITE_DESCRIPTOR] if chosen.site_descriptor else []
     with shown_progress() as progress:
         paper = audit_paper_rule(images, patients, embedder, chosen.copies, chosen.seed)
         audits = audit_scorers(
@@ -118,21 +119,57 @@ def _audit(chosen: argparse.Namespace, images: np.ndarray, patients: Sequence[st
 def write_audit(folder: Path, audits: Sequence[FilterAudit], n_images: int, n_patients: int) -> None:
     """``audit.json``, ``audit.md`` and ``recall.png``."""
     from memorization.pictures import draw_shares
-    from memorization.planted.audit_report import as_markdown
-    from memorization.planted.planted_audit import RATES
 
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {
-        "n_images": n_images,
-        "n_patients": n_patients,
-        "filters": [_plain(audit) for audit in audits],
-    }
-    write_json(folder / "audit.json", figures)
-    write_text(folder / "audit.md", as_markdown(audits, n_images, n_patients))
+    filters = [_plain(audit) for audit in audits]
+    write_json(folder / "audit.json", {"n_images": n_images, "n_patients": n_patients, "filters": filters})
+    write_text(folder / "audit.md", _as_markdown(audits, n_images, n_patients))
     tables = [audit.by_kind(RATES[0]) for audit in audits]
     rows = {kind: [(table[kind], f"{table[kind]:.2f}") for table in tables] for kind in tables[0]}
     label = f"planted copies found where at most {RATES[0]:.0%} of honest images are dropped"
     draw_shares(folder / "recall.png", rows, label, [audit.name.replace(", ", "\n") for audit in audits])
+
+
+def _as_markdown(audits: Sequence[FilterAudit], n_images: int, n_patients: int) -> str:
+    """Recall by kind for every filter at a measured false-drop rate of 5 %, and of the last filter all strengths."""
+    names = [audit.name for audit in audits]
+    by_kind = [audit.by_kind(RATES[0]) for audit in audits]
+    figures = {kind: [f"{table[kind]:.2f}" for table in by_kind] for kind in by_kind[0]} | {
+        "**mean**": [f"**{np.mean(list(table.values())):.3f}**" for table in by_kind],
+        "**worst kind**": [f"**{min(table.values()):.2f}**" for table in by_kind],
+        f"mean at {RATES[1]:.0%}": [f"{np.mean(list(audit.by_kind(RATES[1]).values())):.3f}" for audit in audits],
+        "mean at its own level": [f"{np.mean(list(audit.by_kind().values())):.3f}" for audit in audits],
+        "level": [f"{audit.level:.3f}" for audit in audits],
+        "honest images dropped": [_share(audit.false_drops) for audit in audits],
+        "kappa between calibrations": [f"{audit.consistency:.2f}" for audit in audits],
+    }
+    last = audits[-1]
+    strengths = [
+        [
+            condition.kind,
+            f"{condition.strength:g} {condition.unit}".strip(),
+            _share(recall),
+            *(_share(last.recall_at[rate][condition]) for rate in RATES),
+            f"{last.auc[condition]:.3f}",
+        ]
+        for condition, recall in last.recall.items()
+    ]
+    lines = [
+        f"{n_images} images of {n_patients} patients. Copies found, by kind (mean over strengths), where at most "
+        f"{RATES[0]:.0%} of the honest images are dropped:",
+        "",
+        *markdown_table(["kind", *names], [[name, *cells] for name, cells in figures.items()]),
+        "",
+        f"Every strength, {names[-1]}:",
+        "",
+        *markdown_table(["kind", "strength", "found at its level", "at 5 %", "at 1 %", "AUC"], strengths),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _share(recall: Recall) -> str:
+    low, high = recall.interval
+    return f"{recall.value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _plain(audit: FilterAudit) -> dict[str, object]:
@@ -140,9 +177,7 @@ def _plain(audit: FilterAudit) -> dict[str, object]:
     rows = [
         {
             **to_dict(condition),
-            "n": recall.n,
-            "found": recall.found,
-            "interval": list(recall.interval),
+            **to_dict(recall),
             "auc": audit.auc[condition],
             "found_at": {f"{rate:g}": table[condition].found for rate, table in audit.recall_at.items()},
         }
@@ -192,8 +227,6 @@ def _patient(path: Path, expression: str) -> str:
 
 def _example(kind: Kind, images: np.ndarray, seed: int) -> np.ndarray:
     """The first image under every strength."""
-    from memorization.planted.copies import plant
-
     pair = images[:2]
     return np.stack([plant(kind, strength, pair[:1], pair[1:], seed)[0] for strength in kind.strengths])
 

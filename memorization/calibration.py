@@ -47,26 +47,22 @@ class MemorizationConfig:
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        for key, value, allowed in (
-            ("rule", self.rule, RULES),
-            ("calibration", self.calibration, CALIBRATIONS),
-            ("mirror", self.mirror, MIRRORS),
-        ):
-            if value not in allowed:
-                raise InputError(f"{value!r} is not allowed", where=f"memorization.{key}", fix=f"use one of {allowed}")
-        if not 0 <= self.percentile <= 100:
-            raise InputError(
-                f"{self.percentile} is not a percentile", where="memorization.percentile", fix="use 0 to 100"
-            )
+        allowed = {
+            "rule": (self.rule in RULES, f"one of {RULES}"),
+            "calibration": (self.calibration in CALIBRATIONS, f"one of {CALIBRATIONS}"),
+            "mirror": (self.mirror in MIRRORS, f"one of {MIRRORS}"),
+            "percentile": (0 <= self.percentile <= 100, "0 to 100"),
+            "batch_size": (self.batch_size >= 1, "1 or more"),
+        }
+        for key, (holds, wanted) in allowed.items():
+            if not holds:
+                value = getattr(self, key)
+                raise InputError(f"{value!r} is not allowed", where=f"memorization.{key}", fix=f"use {wanted}")
         if self.rule == "fused" and (self.calibration, self.drop_ties) != ("cross_fit", True):
             raise InputError(
                 "the fused rule is calibrated patient by patient and drops at a tie",
                 where="memorization",
                 fix="leave calibration=cross_fit and drop_ties=true, or set rule=percentile",
-            )
-        if self.batch_size < 1:
-            raise InputError(
-                f"{self.batch_size} images do not make a batch", where="memorization.batch_size", fix="use 1 or more"
             )
 
 
@@ -93,11 +89,7 @@ class Calibration:
 def site_embedder(config: MemorizationConfig, device: str, embeddings: Path | None) -> Embedder:
     """The embedder that the filter's rule names; it keeps features in ``embeddings``, where that is a folder."""
     return build_embedder(
-        config.embedder,
-        batch_size=config.batch_size,
-        device=device,
-        weights=config.weights,
-        embeddings=embeddings,
+        config.embedder, batch_size=config.batch_size, device=device, weights=config.weights, embeddings=embeddings
     )
 
 

@@ -6,7 +6,7 @@ each image, larger where the image is more alike its most alike reference.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,17 +44,17 @@ class References(Protocol):
         """Compare (m, channels, height, width) with every reference but those ``excluded`` (m, n) names as True."""
 
 
-class Scorer(Protocol):
+@dataclass(frozen=True)
+class Scorer:
     """One way to see that two images are alike; deterministic."""
 
     name: str
     statistics: tuple[str, ...]
-
-    def index(self, references: np.ndarray) -> References:
-        """Make (n, channels, height, width) ready."""
+    index: Callable[[np.ndarray], References]  # makes (n, channels, height, width) ready
 
 
-class Learner(Protocol):
+@dataclass(frozen=True)
+class Learner:
     """A scorer that is first trained on images of the site; those images must not calibrate it.
 
     Training pushes the images that it sees apart, so that they look less alike to the scorer than images that it has
@@ -63,16 +63,12 @@ class Learner(Protocol):
 
     name: str
     statistics: tuple[str, ...]
-
-    def train(self, images: np.ndarray, seed: int, progress: Progress = silent) -> Scorer:
-        """Learn from (n, channels, height, width); the same to the last bit for the same images and seed."""
+    train: Callable[[np.ndarray, int, Progress], Scorer]  # from (n, channels, height, width); the same for one seed
 
 
-def joined(parts: Sequence[Likeness]) -> Likeness:
-    """The statistics of several scorers side by side."""
-    return Likeness(
-        np.concatenate([part.values for part in parts], 1), np.concatenate([part.nearest for part in parts], 1)
-    )
+def joined(parts: Sequence[Likeness], axis: int = 1) -> Likeness:
+    """The statistics of several scorers side by side; with ``axis`` 0 several sets of images, one after the other."""
+    return Likeness(*(np.concatenate([getattr(part, name) for part in parts], axis) for name in ("values", "nearest")))
 
 
 class FusedIndex:
@@ -98,7 +94,7 @@ class EmbeddedFeatures:
 
     def compare(self, features: np.ndarray, excluded: np.ndarray | None = None) -> Likeness:
         """``-log`` of the squared distance of (m, d) unit vectors to the nearest reference."""
-        values, nearest = [np.zeros((0, 1))], [np.zeros((0, 1), np.int64)]
+        parts = [Likeness(np.zeros((0, 1)), np.zeros((0, 1), np.int64))]
         for start in range(0, len(features), FEATURES_BLOCK):
             block = slice(start, start + FEATURES_BLOCK)
             closeness = np.einsum("vnd,md->vmn", self._features, features[block].astype(np.float64), optimize=True)
@@ -106,23 +102,19 @@ class EmbeddedFeatures:
             if excluded is not None:
                 distances[excluded[block]] = np.inf
             closest = distances.argmin(axis=1)
-            values.append(-np.log(distances[np.arange(len(closest)), closest])[:, None])
-            nearest.append(closest[:, None])
-        return Likeness(np.concatenate(values), np.concatenate(nearest))
+            of_closest = distances[np.arange(len(closest)), closest]
+            parts.append(Likeness(-np.log(of_closest)[:, None], closest[:, None]))
+        return joined(parts, axis=0)
 
 
-class EmbeddingScorer:
+def embedding_scorer(embedder: Embedder, mirrored: bool = True) -> Scorer:
     """The distance of features; mirror images of the references count as references."""
 
-    def __init__(self, embedder: Embedder, mirrored: bool = True) -> None:
-        self.name = embedder.name
-        self.statistics: tuple[str, ...] = (embedder.name,)
-        self._embedder, self._mirrored = embedder, mirrored
+    def index(references: np.ndarray) -> EmbeddedReferences:
+        views = [references, references[..., ::-1]] if mirrored else [references]
+        return EmbeddedReferences(embedder, np.stack([embedder.embed(view) for view in views]))
 
-    def index(self, references: np.ndarray) -> EmbeddedReferences:
-        """Embed (n, channels, height, width), and mirrored too."""
-        views = [references, references[..., ::-1]] if self._mirrored else [references]
-        return EmbeddedReferences(self._embedder, np.stack([self._embedder.embed(view) for view in views]))
+    return Scorer(embedder.name, (embedder.name,), index)
 
 
 class EmbeddedReferences(EmbeddedFeatures):
@@ -144,17 +136,6 @@ N_PARTS_VOTED, N_FINE_PARTS_VOTED, N_PARTS = 24, 8, 4
 N_FIRST_STEPS, N_STEPS = 3, 8
 N_BENT = 3  # poses that are bent as well: those whose middle detail agrees best at most places
 BENT_BY = [POSED_NAMES.index(name) for name in ("0.7 to 1.6 px, best 50 %", "1.2 to 3 px, best 100 %")]
-
-
-class RegistrationScorer:
-    """Sees copies under any similarity or affine map, photometric change, negative, occlusion, blend or paste."""
-
-    name: str = "registration"
-    statistics: tuple[str, ...] = NAMES
-
-    def index(self, references: np.ndarray) -> RegisteredReferences:
-        """Make (n, channels, height, width) ready."""
-        return RegisteredReferences(references)
 
 
 class RegisteredReferences:
@@ -195,9 +176,7 @@ class RegisteredReferences:
             for block, part in zip(blocks, pool.map(compared, blocks), strict=True):
                 parts.append(part)
                 progress(min(block.stop, len(images)), len(images), "images")
-        return Likeness(
-            np.concatenate([part.values for part in parts]), np.concatenate([part.nearest for part in parts])
-        )
+        return joined(parts, axis=0)
 
     def _compare(self, pixels: torch.Tensor, allowed: torch.Tensor) -> Likeness:
         """Search, align and measure images (m, 1, 64, 64) against the references ``allowed`` (m, n)."""
@@ -246,6 +225,10 @@ class RegisteredReferences:
                     values[query, columns], position = measured[own].max(0)
                     nearest[query, columns] = measured_poses.reference[own][position]
         return Likeness(values.numpy(), nearest.numpy())
+
+
+# sees copies under any similarity or affine map, photometric change, negative, occlusion, blend or paste
+REGISTRATION = Scorer("registration", NAMES, RegisteredReferences)
 
 
 @contextmanager

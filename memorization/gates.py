@@ -61,11 +61,9 @@ class GatesConfig:
         }
         for field in fields(self):
             value = getattr(self, field.name)
-            holds, wanted = allowed.get(field.name, (True, ""))
+            holds, wanted = allowed.get(field.name, (True, "a finite number"))
             if not (math.isfinite(value) and holds):
-                raise InputError(
-                    f"{value!r} is not allowed", where=f"gates.{field.name}", fix=f"use {wanted or 'a finite number'}"
-                )
+                raise InputError(f"{value!r} is not allowed", where=f"gates.{field.name}", fix=f"use {wanted}")
 
 
 @dataclass(frozen=True)
@@ -216,9 +214,9 @@ def _evidence_gate(gates: tuple[Gate, ...], config: GatesConfig) -> Gate:
     n_measured = sum(gate.is_measured for gate in of_leakage)
     passed = n_measured >= config.min_measured
     reason = f"{n_measured} of {N_LEAKAGE_GATES} leakage figures can be tested"
-    if passed:
-        return Gate(EVIDENCE, float(n_measured), "higher", float(config.min_measured), True, reason)
-    missing = next(gate for gate in of_leakage if not gate.is_measured)
-    help_ = f"{missing.what_would_help}; or, knowing that nothing was tested, gates.enforce=false"
-    reason = f"{reason} ({missing.reason.removeprefix('not measurable: ')})"
-    return Gate(EVIDENCE, float(n_measured), "higher", float(config.min_measured), False, reason, help_)
+    help_ = ""
+    if not passed:
+        missing = next(gate for gate in of_leakage if not gate.is_measured)
+        help_ = f"{missing.what_would_help}; or, knowing that nothing was tested, gates.enforce=false"
+        reason += f" ({missing.reason.removeprefix('not measurable: ')})"
+    return Gate(EVIDENCE, float(n_measured), "higher", float(config.min_measured), passed, reason, help_)

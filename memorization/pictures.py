@@ -117,17 +117,17 @@ def draw_shares(
 
 @drawing
 @STYLE
-def draw_copies(path: Path, examples: Mapping[str, np.ndarray]) -> None:
-    """One image under every kind of change, a row of strengths each. The sheet shows patients: it stays at the site."""
-    widest = max(len(images) for images in examples.values())
-    figure = Figure(figsize=(1.6 + 0.8 * widest, 0.8 * len(examples)), layout="constrained")
-    axes = figure.subplots(len(examples), widest, squeeze=False)
-    for row, (name, images) in zip(axes, examples.items(), strict=True):
-        for axis in row:
-            axis.axis("off")
-        for axis, image in zip(row, images, strict=False):
+def draw_rows(path: Path, rows: Mapping[str, np.ndarray]) -> None:
+    """One row of images (n, channels, height, width) for each name, which stands beside it."""
+    widest = max(len(images) for images in rows.values())
+    figure = Figure(figsize=(2.0 + widest, 1.05 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), widest, squeeze=False)
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis in line:
+            axis.set_axis_off()
+        for axis, image in zip(line, images, strict=False):
             axis.imshow(displayed(image), cmap="gray", vmin=0, vmax=1)
-        row[0].set_title(name, fontsize=7, loc="left", pad=2)
+        line[0].text(-0.1, 0.5, name, transform=line[0].transAxes, ha="right", va="center")
     _save(figure, path)
 
 

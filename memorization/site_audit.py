@@ -29,7 +29,7 @@ from memorization.leakage.exposure import (
 )
 from memorization.leakage.metrics import METRICS, Unmeasured, measure_each
 from memorization.pictures import draw_shares
-from memorization.planted.copies import KINDS, Kind, plant
+from memorization.planted.copies import KINDS, Condition, Kind, plant
 
 log = logging.getLogger(__name__)
 
@@ -64,13 +64,9 @@ class OwnedImages:
 
 
 @dataclass(frozen=True)
-class StrengthFound:
+class StrengthFound(Condition):
     """``found`` of ``n`` copies of a kind at one strength."""
 
-    kind: str
-    group: str
-    strength: float
-    unit: str
     n: int
     found: int
 
@@ -193,32 +189,35 @@ def audit(
         own: the filter in use, to judge copies of its own references; None: no copies are planted.
         others: real images of held-out patients, to mix copies with; the references where nobody is held out.
     """
-    # 1. Every seed follows from the stage's and a name.
-    plan = plan_copies(config.n_planted_copies if own else 0, seed)
-    audited_seed, leakage_seed = derive_seed(seed, "audited"), derive_seed(seed, "leakage")
-
-    # 2. Planted copies: nothing is split, so what is measured is the very filter that let the synthetic images pass.
+    # 1. Planted copies: nothing is split, so what is measured is the very filter that let the synthetic images pass.
     planted = None
-    if own is not None and plan:
+    if own is not None and config.n_planted_copies:
         references = OwnedImages(own.references.images, [str(entry.patient) for entry in own.references.entries])
         mixed_with = others if others is not None and len(others.images) else references
-        found = find_planted(references, mixed_with, lambda copies: ~own.judge(copies).kept, plan, progress)
+        found = find_planted(
+            references,
+            mixed_with,
+            lambda copies: ~own.judge(copies).kept,
+            config.n_planted_copies,
+            seed,
+            progress=progress,
+        )
         real = real_drops(*own.judge_real(set(images.heldout_patients), images.heldout))
         planted = to_planted_audit(own.config.rule, own.config.embedder, own.level, len(own.references), found, real)
         log.info("%d of %d planted copies found, mean over kinds %.3f", planted.found, planted.n, planted.mean_recall)
 
-    # 3. Leakage: every figure of the table, on at most MAX_AUDITED of the kept images; and who is exposed how much.
+    # 2. Leakage: every figure of the table, on at most MAX_AUDITED of the kept images; and who is exposed how much.
     n_kept = len(images.kept)
     drawn = np.arange(n_kept)
     if n_kept > MAX_AUDITED:
-        drawn = np.sort(np.random.default_rng(audited_seed).choice(n_kept, MAX_AUDITED, replace=False))
+        drawn = np.sort(np.random.default_rng(derive_seed(seed, "audited")).choice(n_kept, MAX_AUDITED, replace=False))
     audited = images.kept[drawn]
     of_patients = exposures(images.train, images.train_patients, audited) if n_kept else ()
-    measured = _measured(images, audited, leakage_seed)
+    measured = _measured(images, audited, derive_seed(seed, "leakage"))
     if n_kept:
         measured[EXPOSURE] = largest_exposure(of_patients)
 
-    # 4. Gates and verdict.
+    # 3. Gates and verdict.
     n_train_patients, n_heldout_patients = len(set(images.train_patients)), len(set(images.heldout_patients))
     recall, n_dropped = planted.recall if planted else None, n_sampled - n_kept
     figures = AuditedFigures(n_sampled, n_dropped, n_train_patients, n_heldout_patients, measured, recall)
@@ -266,73 +265,44 @@ def write_audit(folder: Path, outcome: AuditOutcome) -> None:
     write_json(folder / "audit.json", to_dict(outcome.audit))
 
 
-@dataclass(frozen=True)
-class PlannedCopies:
-    """``n`` copies of a kind at one strength: ``drawn_by`` seeds whose images, ``changed_by`` seeds the change."""
-
-    kind: Kind
-    strength: float
-    n: int
-    drawn_by: int
-    changed_by: int
-
-
-def plan_copies(n_copies: int, seed: int, kinds: Sequence[Kind] = KINDS) -> tuple[PlannedCopies, ...]:
-    """``n_copies`` of every kind and strength; 0: none. ``seed``: of the stage."""
-    seed = derive_seed(seed, "planted copies")
-    return tuple(
-        PlannedCopies(
-            kind=kind,
-            strength=strength,
-            n=n_copies,
-            drawn_by=derive_seed(seed, "planted", kind.name, strength),
-            changed_by=derive_seed(seed, "change", kind.name, strength),
-        )
-        for kind in kinds
-        for strength in kind.strengths
-        if n_copies
-    )
-
-
 def find_planted(
     references: OwnedImages,
     others: OwnedImages,
     judge: Judge,
-    plan: Sequence[PlannedCopies],
+    n_copies: int,
+    seed: int,
+    kinds: Sequence[Kind] = KINDS,
     progress: Progress = silent,
 ) -> tuple[StrengthFound, ...]:
-    """Plant the copies and let the filter in use judge them.
+    """Plant ``n_copies`` of every kind and strength, and let the filter in use judge them.
 
     Args:
         references: what the filter compares with; originals are drawn from them, anew for every kind and strength.
         others: what blends and pastes mix with, always another patient's; the references themselves may be given.
+        seed: of the stage; every draw follows from it and a name.
     """
     owners, owners_of_others = np.asarray(references.patients), np.asarray(others.patients)
+    seed = derive_seed(seed, "planted copies")
+    conditions = [(kind, strength) for kind in kinds for strength in kind.strengths]
     found: list[StrengthFound] = []
-    at_once = max(1, COPIES_AT_ONCE // plan[0].n)
-    for start in range(0, len(plan), at_once):
-        part, copies = plan[start : start + at_once], []
-        for planned in part:
-            rng = np.random.default_rng(planned.drawn_by)
-            originals = rng.choice(len(owners), planned.n, replace=planned.n > len(owners))
+    at_once = max(1, COPIES_AT_ONCE // n_copies)
+    for start in range(0, len(conditions), at_once):
+        part, copies = conditions[start : start + at_once], []
+        for kind, strength in part:
+            rng = np.random.default_rng(derive_seed(seed, "planted", kind.name, strength))
+            originals = rng.choice(len(owners), n_copies, replace=n_copies > len(owners))
             mixed = [rng.choice(np.flatnonzero(owners_of_others != owners[original])) for original in originals]
-            pair = references.images[originals], others.images[mixed]
-            copies.append(plant(planned.kind, planned.strength, *pair, planned.changed_by))
+            changed_by = derive_seed(seed, "change", kind.name, strength)
+            copies.append(plant(kind, strength, references.images[originals], others.images[mixed], changed_by))
         dropped = judge(np.concatenate(copies)).reshape(len(part), -1).sum(axis=1)
-        for planned, n_found in zip(part, dropped, strict=True):
-            kind, n = planned.kind, planned.n
-            found.append(StrengthFound(kind.name, kind.group, planned.strength, kind.unit, n, found=int(n_found)))
-        progress(sum(one.n for one in found), sum(planned.n for planned in plan), "copies")
+        for (kind, strength), n_found in zip(part, dropped, strict=True):
+            found.append(StrengthFound(kind.name, kind.group, strength, kind.unit, n_copies, int(n_found)))
+        progress(len(found) * n_copies, len(conditions) * n_copies, "copies")
     return tuple(found)
 
 
 def to_planted_audit(
-    rule: str,
-    embedder: str,
-    level: float,
-    n_references: int,
-    found: Sequence[StrengthFound],
-    real: RealDrops | None,
+    rule: str, embedder: str, level: float, n_references: int, found: Sequence[StrengthFound], real: RealDrops | None
 ) -> PlantedAudit:
     """All figures of a filter from what it found at every strength."""
     kinds = []
@@ -368,16 +338,8 @@ def _measured(images: AuditImages, audited: np.ndarray, seed: int) -> dict[str, 
     missing = NO_HELDOUT if len(audited) else NONE_KEPT
     if len(audited) and len(images.heldout):
         try:
-            return measure_each(
-                Evidence(
-                    train=images.train,
-                    train_patients=images.train_patients,
-                    heldout=images.heldout,
-                    heldout_patients=images.heldout_patients,
-                    generated=audited,
-                    seed=seed,
-                )
-            )
+            real = (images.train, images.train_patients, images.heldout, images.heldout_patients)
+            return measure_each(Evidence(*real, audited, seed))
         except InputError as error:
             missing = Unmeasured(error.problem, error.fix)
     return {metric.name: missing for metric in METRICS}

@@ -11,25 +11,26 @@ from pipeline.config import DSL, ExperimentConfig, FederatedConfig
 from pipeline.stage_factory import ALL, StageFactory, TrainedModel
 
 
-def statistics_stages(make: StageFactory) -> Iterator[Stage]:
-    """What each site tells of its images as a whole."""
-    for site in make.sites:
-        yield make.stage("statistics", site, {}, {"plan": site})
-
-
-def common_plan_stages(make: StageFactory) -> Iterator[Stage]:
-    """One plan for all sites: from what each tells of its images as a whole, or (for parity) from pooled real data."""
-    if make.config.federated.plan_from == "real_all":
-        return
-    settings = {"plan": to_dict(make.config.plan), "dataset_name": make.dataset_name(ALL)}
-    yield make.stage("negotiate", ALL, settings, {f"statistics:{site}": ("statistics", site) for site in make.sites})
-
-
-def adopted_plan_stages(make: StageFactory) -> Iterator[Stage]:
-    """Every site's cases, preprocessed by the common plan; all strategies read them."""
-    source = "plan" if make.config.federated.plan_from == "real_all" else "negotiate"
-    for site in make.sites:
-        yield make.stage("adopt", site, {}, {"prepare": site, "common_plan": (source, ALL)})
+def federated_stages(make: StageFactory) -> Iterator[Stage]:
+    """What all strategies need of the sites, and their trainings."""
+    config = make.config
+    in_rounds = [strategy for strategy in config.federated.strategies if strategy != DSL]
+    # what each site tells of its images as a whole
+    if config.federated.strategies:
+        for site in make.sites:
+            yield make.stage("statistics", site, {}, {"plan": site})
+    # one plan for all sites, from what each tells or (for parity) from pooled real data, and their cases by it
+    if in_rounds:
+        source = "plan"
+        if config.federated.plan_from != "real_all":
+            source, settings = "negotiate", {"plan": to_dict(config.plan), "dataset_name": make.dataset_name(ALL)}
+            yield make.stage(source, ALL, settings, {f"statistics:{site}": ("statistics", site) for site in make.sites})
+        for site in make.sites:
+            yield make.stage("adopt", site, {}, {"prepare": site, "common_plan": (source, ALL)})
+    for strategy in in_rounds:
+        yield rounds_stage(make, strategy)
+    if DSL in config.federated.strategies:
+        yield from dsl_stages(make)
 
 
 def rounds_stage(make: StageFactory, strategy: str) -> Stage:
@@ -65,7 +66,9 @@ def round_settings(config: FederatedConfig, strategy: str, n_epochs: int) -> Rou
 def strategy_in_words(config: ExperimentConfig, strategy: str) -> str:
     """What a strategy will do, for the dry run."""
     if strategy == DSL:
-        return dsl_in_words(config)
+        dsl, n_images = config.federated.dsl, config.federated.dsl_images_per_mask
+        length = f"{dsl.n_iterations} iterations" if dsl.n_iterations else f"{dsl.n_epochs} epochs of the largest site"
+        return f"{length}, {dsl.batch_size} masks a site and iteration, {n_images} image(s) a mask"
     rounds = round_settings(config.federated, strategy, config.train.nnunet_epochs)
     parts = [f"{rounds.rounds} rounds, each {rounds.local_epochs} x {config.train.nnunet_iterations} iterations a site"]
     parts += [f"weights by {rounds.weighting}", f"momentum: {rounds.optimizer}"]
@@ -107,12 +110,3 @@ def dsl_stages(make: StageFactory) -> Iterator[Stage]:
     yield make.stage("dsl_dataset", ALL, dataset, {"dsl": ALL, **told})
     train = {"train": to_dict(config.train.segmentation())}
     yield make.stage("segment_dsl", ALL, train, {"plan": ("dsl_dataset", ALL)})
-
-
-def dsl_in_words(config: ExperimentConfig) -> str:
-    """What DSL will do, for the dry run."""
-    dsl = config.federated.dsl
-    length = f"{dsl.n_iterations} iterations" if dsl.n_iterations else f"{dsl.n_epochs} epochs of the largest site"
-    return (
-        f"{length}, {dsl.batch_size} masks a site and iteration, {config.federated.dsl_images_per_mask} image(s) a mask"
-    )

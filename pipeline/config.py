@@ -185,9 +185,7 @@ class GenerateConfig:
     """
 
     n_images: int | str = "auto"
-    max_sampled_factor: float = (
-        2.0  # dropped ones and replacements included, at most so many times n_images are sampled
-    )
+    max_sampled_factor: float = 2.0  # at most so many times n_images are sampled, dropped ones included
     batch_size: int | str = "auto"  # of a forward pass; auto: as many as are fast on the device
 
 
@@ -211,9 +209,7 @@ class MergeConfig:
     plan_from: str = "synthetic"  # or "real_all", the paper's: it needs pooled real data, which no deployment has
     validation_fraction: float = 0.2
     max_validation_images: int = 2500
-    cross_site_check: bool = (
-        True  # sites compare each other's packages with their own patients; what they name is dropped
-    )
+    cross_site_check: bool = True  # sites compare others' packages with their own patients; what they name is dropped
 
 
 @dataclass(frozen=True)
@@ -310,27 +306,20 @@ def check_experiment(config: ExperimentConfig) -> ExperimentConfig:
         InputError: a value out of range, or values that contradict each other.
     """
     config = replace(config, generator=config.generator.named())
-    train, generate = config.train, config.generate
+    train, generate, strategies = config.train, config.generate, config.federated.strategies
+    factor = generate.max_sampled_factor
     checks = {  # key -> its value, whether it is allowed, what is
         "data.fold": (config.data.fold, config.data.fold in (*range(N_FOLDS), "all"), '0 to 4, or "all"'),
         "merge.plan_from": _one_of(config.merge.plan_from, PLAN_SOURCES),
         "generator.train_on": _one_of(config.generator.train_on, tuple(TRAIN_SPLITS)),
-        "federated.strategies": (
-            config.federated.strategies,
-            set(config.federated.strategies) <= set(STRATEGIES),
-            f"some of {STRATEGIES}",
-        ),
+        "federated.strategies": (strategies, set(strategies) <= set(STRATEGIES), f"some of {STRATEGIES}"),
         "federated.plan_from": _one_of(config.federated.plan_from, FEDERATED_PLAN_SOURCES),
         "label.source": _one_of(config.label.source, LABEL_SOURCES),
         "cluster.kind": _one_of(config.cluster.kind, ("ray", "inline")),
         "train.gan.kimg": _auto_or_positive(train.gan.kimg),
         "generate.n_images": _auto_or_positive(generate.n_images),
         "generate.batch_size": _auto_or_positive(generate.batch_size),
-        "generate.max_sampled_factor": (
-            generate.max_sampled_factor,
-            1 <= generate.max_sampled_factor < math.inf,
-            "1 (nothing is replaced) or more",
-        ),
+        "generate.max_sampled_factor": (factor, 1 <= factor < math.inf, "1 (nothing is replaced) or more"),
         "general.n_seeds": (config.general.n_seeds, config.general.n_seeds > 0, "a number above 0"),
         "train.nnunet_epochs": (train.nnunet_epochs, train.nnunet_epochs > 0, "a number above 0"),
         "general.exp_name": (config.general.exp_name, "/" not in config.general.exp_name, "a folder name without '/'"),

@@ -13,16 +13,9 @@ from common.seeds import derive_seed
 from common.settings import to_dict
 from engine.graph import Graph, Stage
 from generators.interface import GeneratorBackend
-from pipeline.baselines import (
-    adopted_plan_stages,
-    common_plan_stages,
-    dsl_stages,
-    federated_models,
-    rounds_stage,
-    statistics_stages,
-)
+from pipeline.baselines import federated_models, federated_stages
 from pipeline.config import DSL, ExperimentConfig
-from pipeline.stage_factory import ALL, StageFactory, TrainedModel
+from pipeline.stage_factory import ALL, Source, StageFactory, TrainedModel
 from pipeline.unions import Union
 
 
@@ -31,8 +24,8 @@ def build_graph(config: ExperimentConfig, sites: Sequence[str]) -> Graph:
     found: dict[str, Stage] = {}
     for fold in config.folds:
         for repeat in range(config.general.n_seeds):
-            factory = StageFactory(config, tuple(sites), fold, repeat)
-            stages = {stage.id: stage for stage in _once(_FoldBuilder(factory).stages())}
+            builder = _FoldBuilder(config, tuple(sites), fold, repeat)
+            stages = {stage.id: stage for stage in _once(builder.stages())}
             found = stages | found  # stages that are not repeated are the same in every repeat
     return Graph(found)
 
@@ -53,17 +46,7 @@ def _once(stages: Iterable[Stage]) -> Iterator[Stage]:
 
 
 @dataclass(frozen=True)
-class _FoldBuilder:
-    make: StageFactory
-
-    @property
-    def config(self) -> ExperimentConfig:
-        return self.make.config
-
-    @property
-    def sites(self) -> tuple[str, ...]:
-        return self.make.sites
-
+class _FoldBuilder(StageFactory):
     @property
     def unions(self) -> tuple[Union, ...]:
         """Sites that share with each other: all of them, and those of the scaling study."""
@@ -84,60 +67,61 @@ class _FoldBuilder:
                 yield from self._checks()
             for union in self.unions:
                 yield from self._shared(union)
-        yield from self._federated()
+        yield from federated_stages(self)
+        tested = (*self.sites, *config.data.test_sites)
         for site in config.data.test_sites:
             yield self._prepare(site, {"is_only_tested": True})
         if config.data.subgroup_columns:
-            for site in (*self.sites, *config.data.test_sites):
-                yield self._subgroups(site)
+            for site in tested:
+                columns = {**self._source_settings, "columns": list(config.data.subgroup_columns)}
+                yield self.stage("subgroups", site, columns, {"prepare": site}, environment=self._places)
         for model in self._models():
-            for site in (*self.sites, *config.data.test_sites):
+            for site in tested:
                 yield self._evaluate(model, site)
 
-    def _prepare(self, site: str, further: Mapping[str, Any]) -> Stage:
-        config = self.config
-        return self.make.stage(
-            "prepare",
-            site,
-            {
-                "source": _portable(to_dict(config.source)),
-                "fold_seed": derive_seed(config.general.seed_base, "folds", site),
-                "dataset_name": self.make.dataset_name(site),
-                **further,
-            },
-            {},
-            environment={"root": config.source.root, "data": str(config.data_dir)},
-        )
+    @property
+    def _source_settings(self) -> dict[str, Any]:
+        # without its place on this machine, which is no part of a result's identity
+        return {"source": {key: value for key, value in to_dict(self.config.source).items() if key != "root"}}
 
-    def _subgroups(self, site: str) -> Stage:
-        source = self.config.source
-        settings = {"source": _portable(to_dict(source)), "columns": list(self.config.data.subgroup_columns)}
-        environment = {"root": source.root, "data": str(self.config.data_dir)}
-        return self.make.stage("subgroups", site, settings, {"prepare": site}, environment=environment)
+    @property
+    def _places(self) -> dict[str, Any]:
+        return {"root": self.config.source.root, "data": str(self.config.data_dir)}
+
+    def _prepare(self, site: str, further: Mapping[str, Any]) -> Stage:
+        settings = {
+            **self._source_settings,
+            "fold_seed": derive_seed(self.config.general.seed_base, "folds", site),
+            "dataset_name": self.dataset_name(site),
+            **further,
+        }
+        return self.stage("prepare", site, settings, {}, environment=self._places)
 
     def _real(self, site: str) -> Iterator[Stage]:
-        config = self.config
         yield self._prepare(site, {})
-        yield self.make.stage("plan", site, {"plan": to_dict(config.plan)}, {"prepare": site})
+        yield self.stage("plan", site, {"plan": to_dict(self.config.plan)}, {"prepare": site})
         yield from self._real_networks(site)
 
     def _real_networks(self, name: str) -> Iterator[Stage]:
         """On real images of one site or of all: of the normal length, and as long as autoshare trains in all."""
-        train = self.config.train
-        yield self.make.stage("segment_real", name, {"train": to_dict(train.segmentation())}, {"plan": name})
+        yield self.stage("segment_real", name, self._from_scratch, {"plan": name})
         if self._has_long:
-            yield self.make.stage(
-                "segment_long", name, {"train": to_dict(train.from_scratch_as_long())}, {"plan": name}
-            )
+            long = {"train": to_dict(self.config.train.from_scratch_as_long())}
+            yield self.stage("segment_long", name, long, {"plan": name})
 
     @property
     def _has_long(self) -> bool:
         """Whether there is something whose length must be matched."""
         return self.config.evaluation.real_long and self.config.evaluation.synthetic
 
+    @property
+    def _from_scratch(self) -> dict[str, Any]:
+        """Settings of a training of nnU-Net that starts from random weights."""
+        return {"train": to_dict(self.config.train.segmentation())}
+
     def _slices(self, site: str) -> Stage:
         distance = {"min_slice_distance_mm": self.config.data.min_slice_distance_mm}
-        return self.make.stage("slices", site, {**distance, **self._labels()}, {"prepare": site, "plan": site})
+        return self.stage("slices", site, {**distance, **self._labels()}, {"prepare": site, "plan": site})
 
     @cached_property
     def _generator(self) -> tuple[GeneratorBackend, Mapping[str, Any]]:
@@ -153,102 +137,70 @@ class _FoldBuilder:
         return {"labels": dict(self.config.source.labels)} if backend.makes_masks(settings) else {}
 
     def _synthetic(self, site: str) -> Iterator[Stage]:
-        config, stage = self.config, self.make.stage
+        config = self.config
         generator, settings = self._generator
         of_generator = {"name": config.generator.name}
         if not config.generator.is_built_in:
             of_generator["adapter"] = config.generator.adapter_path  # its name alone does not lead to it
-        named = {**of_generator, "settings": settings, "train_on": config.generator.train_on}
+        labels, train_on = self._labels(), {"train_on": config.generator.train_on}
+        training = {**of_generator, "settings": settings, **train_on, "kimg": config.train.gan.kimg, **labels}
         mirrored = {"auto": generator.sees_mirrored(settings), "always": True, "never": False}
         memorization = {
             "memorization": to_dict(config.memorization),
-            "train_on": config.generator.train_on,
+            **train_on,
             "mirrored": mirrored[config.memorization.mirror],
         }
-        labels = self._labels()
         sampling = {**of_generator, "batch_size": config.generate.batch_size, **labels}
-        labelling = {"batch_size": config.label.batch_size, **labels}
-        if labels:
-            labelling["shared"] = config.label.source
         replacing = {
             **sampling,
             "max_sampled_factor": config.generate.max_sampled_factor,
-            "seed": self.make.seed("sample", site),  # replacements go on where the sample stage ended
+            "seed": self.seed("sample", site),  # replacements go on where the sample stage ended
         }
-        sharing = {
-            "min_slice_distance_mm": config.data.min_slice_distance_mm,
-            "stack_size": config.label.stack_size,
-        }
-        code = (config.generator.adapter_path,)
+        labelling = {"batch_size": config.label.batch_size, **labels}
+        if labels:
+            labelling["shared"] = config.label.source
+        sharing = {"min_slice_distance_mm": config.data.min_slice_distance_mm, "stack_size": config.label.stack_size}
         yield self._slices(site)
-        yield stage("calibrate", site, memorization, {"slices": site})
-        yield stage(
-            "generator",
-            site,
-            {**named, "kimg": config.train.gan.kimg, **labels},
-            {"slices": site, "plan": site},
-            code=code,
-        )
-        yield stage(
-            "sample",
-            site,
-            {**sampling, "n_images": config.generate.n_images},
-            {"generator": site, "slices": site},
-            code=code,
-        )
-        yield stage(
-            "filter",
-            site,
-            {**memorization, "sampling": replacing},
-            {"sample": site, "slices": site, "calibrate": site, "generator": site},
-            code=code,
-        )
-        judged = {**memorization, "gates": to_dict(config.gates)}
-        yield stage("audit", site, judged, {"slices": site, "calibrate": site, "filter": site})
-        yield stage("label", site, labelling, {"filter": site, "segment_real": site})
-        roles = ("filter", "audit", "label", "plan", "prepare", "generator")
-        yield stage("share", site, sharing, dict.fromkeys(roles, site))
+        # name and settings of each stage, the stages of this site that it reads, and whether it runs the generator
+        for name, of_stage, read, generates in (
+            ("calibrate", memorization, ("slices",), False),
+            ("generator", training, ("slices", "plan"), True),
+            ("sample", {**sampling, "n_images": config.generate.n_images}, ("generator", "slices"), True),
+            ("filter", {**memorization, "sampling": replacing}, ("sample", "slices", "calibrate", "generator"), True),
+            ("audit", {**memorization, "gates": to_dict(config.gates)}, ("slices", "calibrate", "filter"), False),
+            ("label", labelling, ("filter", "segment_real"), False),
+            ("share", sharing, ("filter", "audit", "label", "plan", "prepare", "generator"), False),
+        ):
+            code = (config.generator.adapter_path,) if generates else ()
+            yield self.stage(name, site, of_stage, dict.fromkeys(read, site), code=code)
         if config.evaluation.per_site_synthetic:
             yield from self._pooled_synthetic(Union(site, (site,)))
 
     def _pooled_real(self) -> Iterator[Stage]:
         inputs = {f"prepare:{site}": ("prepare", site) for site in self.sites}
-        name = {"dataset_name": self.make.dataset_name(ALL)}
-        yield self.make.stage("prepare_all", ALL, name, inputs, name="prepare")
-        yield self.make.stage("plan", ALL, {"plan": to_dict(self.config.plan)}, {"prepare": ALL})
+        name = {"dataset_name": self.dataset_name(ALL)}
+        yield self.stage("prepare_all", ALL, name, inputs, name="prepare")
+        yield self.stage("plan", ALL, {"plan": to_dict(self.config.plan)}, {"prepare": ALL})
         yield from self._real_networks(ALL)
 
     def _shared(self, union: Union) -> Iterator[Stage]:
         """What a union's packages become, and what every site makes of it, also one that is not of the union."""
         yield from self._pooled_synthetic(union)
+        settings = {"train": to_dict(self.config.train.fine_tuning())}
         for site in self.sites:
-            yield self.make.stage(
-                "finetune",
-                site,
-                {"train": to_dict(self.config.train.fine_tuning())},
-                {"prepare": site, "segment_syn": ("segment_syn", union.name)},
-                name=_finetune_name(union),
-            )
+            inputs: dict[str, Source] = {"prepare": site, "segment_syn": ("segment_syn", union.name)}
+            yield self.stage("finetune", site, settings, inputs, name=_finetune_name(union))
 
     def _pooled_synthetic(self, union: Union) -> Iterator[Stage]:
         yield self._merge(union)
-        yield self.make.stage(
-            "segment_syn",
-            union.name,
-            {"train": to_dict(self.config.train.segmentation())},
-            {"plan": ("merge", union.name)},
-        )
+        yield self.stage("segment_syn", union.name, self._from_scratch, {"plan": ("merge", union.name)})
 
     def _checks(self) -> Iterator[Stage]:
         """Every site on every other's package, once that is there: a union's merge waits for its own sites only."""
         for site, other in permutations(self.sites, 2):
-            yield self.make.stage(
-                "check",
-                site,
-                {"memorization": to_dict(self.config.memorization), "package_of": other},
-                {"package": ("share", other), "calibrate": site, "slices": site, "plan": site},
-                part=other,
-            )
+            settings = {"memorization": to_dict(self.config.memorization), "package_of": other}
+            inputs: dict[str, Source] = {"package": ("share", other), "calibrate": site, "slices": site, "plan": site}
+            yield self.stage("check", site, settings, inputs, part=other)
 
     def _merge(self, union: Union) -> Stage:
         inputs = {f"package:{site}": ("share", site) for site in union.sites}
@@ -260,22 +212,9 @@ class _FoldBuilder:
         settings = {
             **to_dict(self.config.merge),
             "plan": to_dict(self.config.plan),
-            "dataset_name": self.make.dataset_name(f"syn_{union.name}"),
+            "dataset_name": self.dataset_name(f"syn_{union.name}"),
         }
-        return self.make.stage("merge", union.name, settings, inputs)
-
-    def _federated(self) -> Iterator[Stage]:
-        strategies = self.config.federated.strategies
-        in_rounds = [strategy for strategy in strategies if strategy != DSL]
-        if strategies:
-            yield from statistics_stages(self.make)
-        if in_rounds:
-            yield from common_plan_stages(self.make)
-            yield from adopted_plan_stages(self.make)
-        for strategy in in_rounds:
-            yield rounds_stage(self.make, strategy)
-        if DSL in strategies:
-            yield from dsl_stages(self.make)
+        return self.stage("merge", union.name, settings, inputs)
 
     def _models(self) -> Iterator[TrainedModel]:
         evaluation = self.config.evaluation
@@ -285,7 +224,7 @@ class _FoldBuilder:
                 yield TrainedModel(f"real-long-{site}", site, ("segment_long", site))
         if evaluation.synthetic:
             yield from self._synthetic_models()
-        yield from federated_models(self.make)
+        yield from federated_models(self)
 
     def _synthetic_models(self) -> Iterator[TrainedModel]:
         names = [union.name for union in self.unions]
@@ -301,16 +240,11 @@ class _FoldBuilder:
             "model": model.name,
             "trained_on": model.trained_on,
             "model_folder": model.folder,
-            "seed": self.make.repeat,
+            "seed": self.repeat,
             "nsd_tolerance": self.config.evaluation.nsd_tolerance,
         }
-        return self.make.stage("evaluate", site, settings, {"prepare": site, "model": model.stage}, part=model.name)
+        return self.stage("evaluate", site, settings, {"prepare": site, "model": model.stage}, part=model.name)
 
 
 def _finetune_name(union: Union) -> str:
     return "finetune" if union.name == ALL else f"finetune_{union.name}"
-
-
-def _portable(source: dict[str, object]) -> dict[str, object]:
-    """The source without its place on this machine, which is no part of a result's identity."""
-    return {key: value for key, value in source.items() if key != "root"}

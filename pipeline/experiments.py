@@ -43,9 +43,7 @@ class Experiment:
     read_sites: Callable[[Any], SiteData] = lambda config: SiteData(())
     describe: Callable[[Any, SiteData], list[str]] = lambda config, data: []  # lines of the dry run
     begin: Callable[[Any, Path, SiteData], None] = lambda config, run, data: None  # before the first stage
-    write_results: Callable[[Path, Mapping[str, Path]], None] = lambda fold, finished: (
-        None
-    )  # finished: stage id -> folder
+    write_results: Callable[[Path, Mapping[str, Path]], None] = lambda fold, finished: None  # stage id -> folder
 
     def configure(self, values: Mapping[str, Any]) -> Any:
         """A composed configuration as ``config_type``, checked.

@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,14 +72,8 @@ def launch(config: RunConfig, experiment: Experiment = NNUNET) -> ExitCode:
 def plan_experiment(config: RunConfig, store: Store, data: SiteData, experiment: Experiment = NNUNET) -> RunPlan:
     """All stages of the experiment, and which of them are done."""
     graph = experiment.build_graph(config, data.sites)
-    plan = plan_run(
-        graph,
-        store,
-        data.digests,
-        config.general.redo,
-        same_data=data.is_checked(store.run),
-        same_command=_is_the_last_command(config),
-    )
+    same_data, same_command = data.is_checked(store.run), _is_the_last_command(config)
+    plan = plan_run(graph, store, data.digests, config.general.redo, same_data=same_data, same_command=same_command)
     skipped = skipped_stages(config.skip, graph)
     unmade = {stage_id for stage_id in skipped if store.manifest(graph.stages[stage_id]) is None}
     for stage_id in unmade:
@@ -94,11 +88,8 @@ def _run(config: RunConfig, plan: RunPlan, store: Store) -> RunResult:
     log.info("%s: %d stages, %d to do", store.run, len(plan.graph.stages), n_to_do)
     if not n_to_do:
         return RunResult((), (), ())
-    executor = build_executor(config.cluster, config.general.ray_address)
-    try:
+    with closing(build_executor(config.cluster, config.general.ray_address)) as executor:
         return run_graph(plan, store, executor)
-    finally:
-        executor.close()
 
 
 def _command() -> str:

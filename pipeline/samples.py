@@ -9,15 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from common.image_set import (
-    LABELS,
-    ImageEntry,
-    ImageSet,
-    load_image_set,
-    load_labels,
-    save_image_set,
-    save_labels,
-)
+from common.image_set import LABELS, ImageEntry, ImageSet, load_image_set, load_labels, save_image_set, save_labels
 from common.seeds import derive_seed
 from engine.run_stage import StageContext
 from generators.interface import SampleRequest

@@ -12,6 +12,8 @@ from engine.graph import Resources, Stage, count_workers
 from pipeline.config import DSL, ExperimentConfig
 
 ALL = "all"
+Source = str | tuple[str, str]
+"""Of an input: the site of the stage that its role names, or stage and site."""
 
 # Expected durations in seconds on one slow core, for the order of stages and the time left only.
 ITERATION_S = 0.1  # of nnU-Net
@@ -24,11 +26,6 @@ class Kind:
 
     function: str  # module and function in ``pipeline.stages``
     use: str = "light"  # or embed, train: a field of ``StageResources``
-
-    @property
-    def is_training(self) -> bool:
-        """Whether it trains: it resumes from its own checkpoint, and stays when only code changed."""
-        return self.use == "train"
 
 
 KINDS = {
@@ -98,7 +95,7 @@ class StageFactory:
         kind: str,
         site: str,
         settings: Mapping[str, Any],
-        inputs: Mapping[str, str | tuple[str, str]],
+        inputs: Mapping[str, Source],
         *,
         name: str | None = None,
         part: str = "",
@@ -130,16 +127,14 @@ class StageFactory:
             inputs={role: self._source(role, source) for role, source in inputs.items()},
             part=part,
             seed=self.seed(name, site),
-            resources=Resources(
-                getattr(cluster.cpus, what.use) * n_workers, getattr(cluster.gpus, what.use) * n_workers
-            ),
+            resources=Resources(*(getattr(asked, what.use) * n_workers for asked in (cluster.cpus, cluster.gpus))),
             members=members,
             hub_works=hub_works,
             private_to=site if site in self._with_test_sites and kind not in ACROSS_SITES else None,
             code=code,
             cost=self._cost_s(kind),
             leaves_site=kind in ("share", "check"),
-            is_training=what.is_training,
+            is_training=what.use == "train",
             environment=environment or {},
         )
 
@@ -150,10 +145,6 @@ class StageFactory:
     def seed(self, name: str, site: str) -> int:
         """The seed of a stage."""
         return derive_seed(self.config.general.seed_base, "fold", self.fold, site, name)
-
-    def stage_id(self, name: str, site: str) -> str:
-        """The id of a stage without a part, of this repeat where it is repeated."""
-        return f"fold_{self.fold}/{self._numbered(name)}/{site}"
 
     def _numbered(self, name: str) -> str:
         is_repeated = name in OF_A_NETWORK or name.startswith("finetune_") or name in self.config.federated.strategies
@@ -168,8 +159,9 @@ class StageFactory:
         words = re.sub(r"\W", "_", f"{self.config.data.dataset_descriptor}_{name}")
         return f"Dataset{100 + names.index(name)}_{words}"
 
-    def _source(self, role: str, source: str | tuple[str, str]) -> str:
-        return self.stage_id(role, source) if isinstance(source, str) else self.stage_id(*source)
+    def _source(self, role: str, source: Source) -> str:
+        name, site = (role, source) if isinstance(source, str) else source
+        return f"fold_{self.fold}/{self._numbered(name)}/{site}"
 
     def _cost_s(self, kind: str) -> float:
         """Rough, but of the right order: a schedule of wrong durations is a wrong schedule."""
@@ -178,7 +170,7 @@ class StageFactory:
         settings = lengths.get(kind, train.segmentation())
         network_s = ITERATION_S * settings.n_epochs * settings.n_iterations
         if kind != "generator":
-            return OTHER_STAGE_S + (network_s if KINDS[kind].is_training else 0.0)
+            return OTHER_STAGE_S + (network_s if KINDS[kind].use == "train" else 0.0)
         if isinstance(train.gan.kimg, str):
             return OTHER_STAGE_S + network_s  # its length is not known before the data is read
         generator = self.config.generator

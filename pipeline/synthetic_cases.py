@@ -11,9 +11,7 @@ from common.image_set import ImageSet
 from common.plan import Plan
 from common.progress import Progress
 from dataset.slices import decode, restore_scale
-from sharing import (
-    SyntheticCase,
-)
+from sharing import SyntheticCase
 
 UNUSED_SPACING = 999.0  # nnU-Net's through-plane spacing of 2D images
 Normalisation = tuple[tuple[float, float], ...]

@@ -45,7 +45,7 @@ def write_fold_tables(folder: Path, finished: Mapping[str, Path]) -> None:
 def format_plan(plan: RunPlan, facts: Sequence[str], *, pins_sites: bool) -> str:
     """The dry run's table: every stage, done or to do, with what it asks for; then ``facts`` of the experiment."""
     rows = [("stage", "state", "CPUs", "GPUs", "runs on")]
-    for stage_id in plan.graph.topological_order():
+    for stage_id in plan.graph.order:
         stage = plan.graph.stages[stage_id]
         node = f"site:{stage.private_to}" if pins_sites and stage.private_to else "any node"
         asked = (f"{stage.resources.cpus:g}", f"{stage.resources.gpus:g}")

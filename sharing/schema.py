@@ -285,7 +285,7 @@ def _faults_of_figure(figure: SharedFigure, metric: Metric) -> Iterator[Fault]:
     present = [number for number in numbers if number is not None]
     if not present and figure.p is None:
         return
-    lower, upper = max(metric.lower, -MAX_FIGURE), min(metric.upper, MAX_FIGURE)
+    lower, upper = (max(-MAX_FIGURE, min(bound, MAX_FIGURE)) for bound in metric.bounds)
     if len(present) < len(numbers) or not lower <= present[0] <= present[1] <= present[2] <= upper:
         yield where, numbers, f"low, value and high in this order, from {lower:g} to {upper:g}"
     if not _is_p(figure.p):

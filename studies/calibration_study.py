@@ -24,8 +24,8 @@ from common.markdown import markdown_table
 from common.progress import shown_progress
 from common.seeds import derive_seed
 from common.settings import to_dict
-from features.embedders import EMBEDDERS, build_embedder
-from memorization.audit import EMBEDDER_BATCH, read_site_images
+from features.embedders import build_embedder
+from memorization.audit import EMBEDDER_BATCH, add_image_arguments, read_site_images
 from memorization.calibration import MemorizationConfig, calibrate, real_to_real
 from memorization.copy_score import EmbeddedFeatures, FusedIndex
 from memorization.filter import attainable_level, p_values
@@ -51,16 +51,10 @@ class Draw:
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--site-images", type=Path, required=True, help="folder of images, or an image set")
+    add_image_arguments(parser, size_px=64)
     parser.add_argument("--out", type=Path, required=True, help="JSON file of every draw")
     parser.add_argument("--n-images", type=int, nargs="+", default=[30, 100, 300], help="sizes of the sites drawn")
     parser.add_argument("--n-draws", type=int, default=5, help="sites of each size")
-    parser.add_argument("--patient", default="(.+)", help="as of memorization.audit")
-    parser.add_argument("--patients", type=Path, help="as of memorization.audit")
-    parser.add_argument("--size-px", type=int, default=64, help="images of files are resized to this square")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws")
-    parser.add_argument("--embedder", choices=EMBEDDERS, default=EMBEDDERS[0], help="what makes features of images")
-    parser.add_argument("--weights", help="a local file, for openclip")
 
 
 @command(_add_arguments)

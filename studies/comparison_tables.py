@@ -1,25 +1,23 @@
-"""Tables of studies in Markdown, and the comparison of generators: its table, its notes and its picture of samples."""
+"""Tables of studies in Markdown, and the comparison of generators: its table and its notes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from common.drawing import drawing
-from common.files import atomic_path
 from common.markdown import markdown_table
 from features.fidelity import Estimate
-from memorization.pictures import DPI, STYLE, displayed
 
 HEADER = (
     *("generator", "site", "training, min", "kimg", "Fréchet: samples", "training images", "multiple", "copies %"),
     *("nearest", "images/s", "Dice % syn-real", "real", "difference", "gates"),
 )
-N_SHOWN = 8
+FIGURES = {  # digits after the point, and factor
+    **{"frechet": (0,), "frechet_real": (0,), "multiple": (2,), "copies": (1, 100), "nearest": (2,)},
+    **{"images_per_s": (1,), "dice": (1, 100), "dice_real": (1, 100), "dice_gain": (1, 100)},
+}
 NOTES = """\
 Numbers in brackets are 95 % intervals. Row `{all}` is all sites together; its minutes and kimg are the mean of a site.
 
@@ -44,22 +42,9 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     cells = []
     for row in rows:
         refused = (f"{site} refused: {', '.join(gates)}" for site, gates in sorted(row["failed_gates"].items()))
-        cells.append(
-            [
-                row["generator"],
-                row["site"],
-                f"{row['minutes']:.1f}",
-                f"{row['kimg']:.2g}",
-                with_interval(row["frechet"], 0),
-                with_interval(row["frechet_real"], 0),
-                with_interval(row["multiple"], 2),
-                with_interval(row["copies"], 1, 100),
-                with_interval(row["nearest"], 2),
-                with_interval(row["images_per_s"], 1),
-                *(with_interval(row[name], 1, 100) for name in ("dice", "dice_real", "dice_gain")),
-                "; ".join(refused) or "passed",
-            ]
-        )
+        length = (f"{row['minutes']:.1f}", f"{row['kimg']:.2g}")
+        figures = (with_interval(row[name], *form) for name, form in FIGURES.items())
+        cells.append([row["generator"], row["site"], *length, *figures, "; ".join(refused) or "passed"])
     return markdown_table(HEADER, cells)
 
 
@@ -74,19 +59,3 @@ def with_interval(numbers: Sequence[float] | None, n_digits: int, factor: float 
         return "-"
     value, low, high = (f"{factor * number:.{n_digits}f}" for number in numbers)
     return value if np.isnan(numbers[1:]).any() else f"{value} [{low}, {high}]"
-
-
-@drawing
-@STYLE
-def draw_samples(path: Path, rows: Mapping[str, np.ndarray]) -> None:
-    """One row of up to eight images (n, channels, height, width) for each name, the name beside it."""
-    figure = Figure(figsize=(1.2 * N_SHOWN + 1.5, 1.25 * len(rows)), layout="constrained")
-    axes = figure.subplots(len(rows), N_SHOWN, squeeze=False)
-    for line, (name, images) in zip(axes, rows.items(), strict=True):
-        for axis in line:
-            axis.set_axis_off()
-        for axis, image in zip(line, images, strict=False):
-            axis.imshow(displayed(image), cmap="gray", vmin=0, vmax=1)
-        line[0].text(-0.1, 0.5, name, transform=line[0].transAxes, ha="right", va="center")
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=DPI, format="png", metadata={"Software": None})

@@ -19,8 +19,8 @@ import shlex
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,16 +37,19 @@ from engine.run_stage import set_threads
 from evaluation.report.run import RunFiles, find_folds
 from generators.interface import SampleRequest
 from generators.registry import find_generator
+from memorization.pictures import draw_rows
 from pipeline.entry import compose_experiment
 from pipeline.stage_factory import ALL
-from studies.comparison_tables import N_SHOWN, NOTES, draw_samples, format_rows
+from studies.comparison_tables import NOTES, format_rows
 from studies.generator_figures import Place, figures_of, n_samples_of, places_of, read_features
 from studies.training_speed import Speed, measure
+from training.timing import interleaved_seconds
 
 log = logging.getLogger(__name__)
 
 NAME = "comparison"
-N_TIMED = 32  # images of a round, after a warm-up
+N_SHOWN = 8  # samples of a generator and site in the picture
+N_TIMED = 32  # images of a round
 N_TIMED_ROUNDS = 3
 TOLERANCE = 0.1  # of the minutes asked for
 
@@ -54,9 +57,7 @@ TOLERANCE = 0.1  # of the minutes asked for
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config-name", required=True, help="an experiment of config/nnunet")
     parser.add_argument("--generators", type=_names, required=True, help="of config/generator, with commas between")
-    parser.add_argument(
-        "--minutes", type=float, required=True, help="that a training of a generator may take at a site"
-    )
+    parser.add_argument("--minutes", type=float, required=True, help="that a training may take at a site")
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs, the table and the picture")
     parser.add_argument("--rounds", type=int, default=3, help="of the measurement of speed")
     parser.add_argument("--round-seconds", type=float, default=20.0, help="of its longest training")
@@ -182,7 +183,7 @@ def _state(chosen: argparse.Namespace, command: str) -> list[str]:
             for row in figures_of(generator, features, results)
         ]
     write_json(chosen.out / f"{NAME}.json", {**read_json(chosen.out / f"{NAME}.json"), "rows": rows})
-    draw_samples(chosen.out / f"{NAME}.png", _shown(places, with_real=chosen.with_real))
+    draw_rows(chosen.out / f"{NAME}.png", _shown(places, with_real=chosen.with_real))
     lines = _page(rows, command, chosen.minutes)
     write_text(chosen.out / f"{NAME}.md", "\n".join(lines) + "\n")
     return lines
@@ -200,34 +201,27 @@ def _sampling_rates(path: Path, places: Mapping[str, Sequence[Place]]) -> Rates:
     if known.get("timed") != timed:
         known |= {"timed": timed, "images_per_s": _time_sampling(first)}
         write_json(path, known)
-    rates: Rates = known["images_per_s"]
-    return rates
+    return dict(known["images_per_s"])
 
 
 def _time_sampling(places: Mapping[str, Sequence[Place]]) -> Rates:
-    """In turns, after a warm-up of one image each."""
+    """In turns, after a round that warms up."""
     set_threads(1)
-    seconds: dict[tuple[str, str], list[float]] = {}
-    for number in range(N_TIMED_ROUNDS + 1):
-        for generator, found in places.items():
-            for place in found:
-                spent_s = _sampling_seconds(place, N_TIMED if number else 1)
-                seconds.setdefault((generator, place.site), []).extend([spent_s] if number else [])
+    seeds = [derive_seed("timed", number) for number in range(N_TIMED)]
+    works = {}
+    for generator, found in places.items():
+        for place in found:
+            settings = place.read("generator", "manifest.json")["settings"]
+            backend = find_generator(settings.get("adapter", settings["name"]))
+            request = SampleRequest(trained=place.folder("generator"), seeds=seeds)
+            works[generator, place.site] = partial(backend.sample, request)
+    seconds = interleaved_seconds(works, N_TIMED_ROUNDS)
     rates: Rates = {generator: {} for generator in places}
     for generator, of in rates.items():
         per_site = {site: [N_TIMED / s for s in spent] for (name, site), spent in seconds.items() if name == generator}
         per_site[ALL] = [rate for rates_of_site in per_site.values() for rate in rates_of_site]
         of |= {site: [statistics.median(found), min(found), max(found)] for site, found in per_site.items()}
     return rates
-
-
-def _sampling_seconds(place: Place, n_images: int) -> float:
-    seeds = [derive_seed("timed", number) for number in range(n_images)]
-    settings = place.read("generator", "manifest.json")["settings"]
-    generator = find_generator(settings.get("adapter", settings["name"]))
-    started_s = time.perf_counter()
-    generator.sample(SampleRequest(trained=place.folder("generator"), seeds=seeds))
-    return time.perf_counter() - started_s
 
 
 def _shown(places: Mapping[str, Sequence[Place]], *, with_real: bool) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ from generators.interface import SampleRequest, TrainRequest
 from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
 from studies.comparison_tables import numbers_of, with_interval
-from studies.study_site import StudySite
 from training.monitor import NEAREST_TRAIN
 
 log = logging.getLogger(__name__)
@@ -50,14 +50,39 @@ HEADER = (
 )
 
 
-def _add_arguments(parser: argparse.ArgumentParser) -> None:
+@dataclass(frozen=True)
+class StudySite:
+    """Images of a site and of unseen patients; no patient is in two of the parts.
+
+    ``trained_on``: what the generator sees, and what a filter compares with. ``validation``: images of the site's other
+    patients, which choose the generator's snapshot and calibrate a filter. ``unseen``: images of patients that only
+    scores and audits use.
+    """
+
+    trained_on: ImageSet
+    validation: ImageSet
+    unseen: ImageSet
+
+    @property
+    def own(self) -> ImageSet:
+        """All images of the site."""
+        images = np.concatenate([self.trained_on.images, self.validation.images])
+        return ImageSet(images, self.trained_on.entries + self.validation.entries, self.trained_on.info)
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of a study of one experiment's generator, for ``load_images``, ``train_on_half`` and ``score``."""
     parser.add_argument("--config-name", required=True, help="an experiment of config/nnunet")
     parser.add_argument("--size-px", type=int, default=64, help="side of the square images, a power of two")
-    parser.add_argument("--plan", choices=tuple(PLANS), action="append", help="may be repeated (default: all)")
-    parser.add_argument("--n-seeds", type=int, default=1, help="each with halves of its own")
     parser.add_argument("--out", type=Path, required=True, help="folder for the generators and the figures")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("overrides", nargs="*", help="of the experiment, as on the command line of run_nnunet.py")
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_study_arguments(parser)
+    parser.add_argument("--plan", choices=tuple(PLANS), action="append", help="may be repeated (default: all)")
+    parser.add_argument("--n-seeds", type=int, default=1, help="each with halves of its own")
 
 
 @command(_add_arguments)
@@ -78,13 +103,7 @@ def main(chosen: argparse.Namespace) -> None:
 def uneven_plan(size_px: int) -> Plan:
     """The same down to 8 x 8; then rows alone are halved, and the kernel there spans rows alone."""
     square = square_plan(size_px)
-    return Plan(
-        **{
-            **vars(square),
-            "strides": (*square.strides[:-1], (2, 1)),
-            "kernel_sizes": (*square.kernel_sizes[:-1], (3, 1)),
-        }
-    )
+    return replace(square, strides=(*square.strides[:-1], (2, 1)), kernel_sizes=(*square.kernel_sizes[:-1], (3, 1)))
 
 
 PLANS = {"square": square_plan, "uneven": uneven_plan}
@@ -155,12 +174,9 @@ def score(halves: StudySite, samples: np.ndarray, seed: int, device: str) -> dic
     unseen, first, features = (gauge.embed(x) for x in (halves.unseen.images, halves.own.images, samples))
     subsets = np.array_split(features, N_SUBSETS)
     real, distances = frechet_distance(first, unseen), [frechet_distance(subset, unseen) for subset in subsets]
+    sides = {"training": halves.trained_on, "choice": halves.validation, "unseen": halves.unseen}
     return {
-        "n_images": {
-            "training": len(halves.trained_on),
-            "choice": len(halves.validation),
-            "unseen": len(halves.unseen),
-        },
+        "n_images": {side: len(images) for side, images in sides.items()},
         "frechet_halves": numbers_of(frechet_interval(first, unseen, seed, owners_b=owners)),
         "frechet_samples": numbers_of(frechet_interval(subsets[0], unseen, seed, owners_b=owners)),
         "multiples": [distance / real for distance in distances],

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from common.errors import InputError
 from common.progress import Progress, silent
 from memorization.calibration import MemorizationConfig, calibrate, real_to_real, site_embedder
 from memorization.copy_score import Likeness
-from memorization.filter import FilterResult, SiteFilter, attainable_level, p_values
+from memorization.filter import FilterResult, SiteFilter
 from memorization.gates import GatesConfig
-from memorization.planted.planted_audit import Decision, recalibrated
+from memorization.planted.planted_audit import Decision, fused_rule, recalibrated
 from memorization.site_audit import AuditImages, SiteAudit, audit
-from studies.study_site import StudySite
+from studies.generator_study import StudySite
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,17 +121,13 @@ def _standardised(images: np.ndarray) -> np.ndarray:
 
 def decide_by(calibrated: CalibratedSite, positions: np.ndarray) -> Decision:
     """The fused rule calibrated on these rows alone, at the level that so many allow."""
-    rows = calibrated.calibration[positions]
-    level = attainable_level(calibrated.filter.config.percentile / 100, len(rows))
-    return lambda values: p_values(rows, values) <= level
+    return fused_rule(calibrated.calibration, calibrated.filter.config.percentile / 100)(positions)
 
 
 def decisions(calibrated: CalibratedSite, judged: Sequence[JudgedImages], seed: int) -> np.ndarray:
     """(calibrations, images) what is dropped after calibrations on other parts of the site's patients."""
     queries = np.concatenate([part.likeness.values for part in judged])
-    return recalibrated(
-        calibrated.calibration_patients, queries, lambda positions: decide_by(calibrated, positions), seed
-    )
+    return recalibrated(calibrated.calibration_patients, queries, partial(decide_by, calibrated), seed)
 
 
 def audit_images(
@@ -138,12 +135,6 @@ def audit_images(
 ) -> SiteAudit:
     """The audit stage's verdict on images with these features (m, d), of ``n_sampled``; held out are the unseen."""
     unseen, own = calibrated.site.unseen, calibrated.filter
-    heldout = own.embedder.embed(unseen.images)
-    images = AuditImages(
-        train=own.features,
-        train_patients=[str(entry.patient) for entry in own.references.entries],
-        heldout=heldout,
-        heldout_patients=[str(entry.patient) for entry in unseen.entries],
-        kept=features,
-    )
+    trained, heldout = ([str(entry.patient) for entry in of.entries] for of in (own.references, unseen))
+    images = AuditImages(own.features, trained, own.embedder.embed(unseen.images), heldout, features)
     return audit(images, n_sampled, config, seed).audit

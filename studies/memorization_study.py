@@ -23,7 +23,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ from memorization.planted.planted_audit import Recall, mean_kappa, recall_of
 from memorization.site_audit import SiteAudit
 from pipeline.config import ExperimentConfig
 from pipeline.entry import compose_experiment
-from studies.generator_study import cut_in_halves, load_images, train_on_half
+from studies.generator_study import StudySite, add_study_arguments, cut_in_halves, load_images, train_on_half
 from studies.judged_site import (
     CalibratedSite,
     JudgedImages,
@@ -67,7 +66,6 @@ from studies.memorization_tables import (
     WELL_TRAINED,
     format_study,
 )
-from studies.study_site import StudySite
 
 log = logging.getLogger(__name__)
 
@@ -89,29 +87,15 @@ PART, SHEET = "{name}.json", "{name}_beside_nearest.png"
 SHEET_COLUMNS, SHEET_PAIRS = 12, 36
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One generator's site with everything judged; ``audits`` of all samples, and of those the filter kept."""
-
-    site: CalibratedSite
-    judged: Mapping[str, JudgedImages]
-    audits: Mapping[str, SiteAudit]
-
-
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config-name", required=True, help="an experiment of config/nnunet")
-    parser.add_argument("--size-px", type=int, default=64, help="side of the square images, a power of two")
+    add_study_arguments(parser)
     parser.add_argument("--n-trained-on", type=int, default=16, help="images of as many patients, overtrained on")
-    parser.add_argument(
-        "--overtrained-size-px", type=int, help="side of the images of the overtraining (default: --size-px)"
-    )
+    size_help = "side of the images of the overtraining (default: --size-px)"
+    parser.add_argument("--overtrained-size-px", type=int, help=size_help)
     parser.add_argument("--overtrained-kimg", type=float, default=50.4, help="length of the overtraining")
     parser.add_argument("--well-trained", type=Path, help="folder of one trained by generator_study, same --seed")
     parser.add_argument("--n-samples", type=int, default=200, help="of either generator")
     parser.add_argument("--seed", type=int, default=0, help="of everything that is drawn")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the generators and the figures")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("overrides", nargs="*", help="of the experiment, as on the command line of run_nnunet.py")
 
 
 @command(_add_arguments)
@@ -130,10 +114,7 @@ def _study(chosen: argparse.Namespace, progress: Progress) -> dict[str, Any]:
         cut_in_halves(load_images(cases, square_plan(size_px)), chosen.seed)
         for size_px in (chosen.size_px, chosen.overtrained_size_px or chosen.size_px)
     )
-    sites = {
-        OVERTRAINED: site_of_few(small, chosen.n_trained_on, chosen.seed),
-        WELL_TRAINED: halves,
-    }
+    sites = {OVERTRAINED: site_of_few(small, chosen.n_trained_on, chosen.seed), WELL_TRAINED: halves}
     folders = {
         OVERTRAINED: train_overtrained(config, sites[OVERTRAINED].trained_on, chosen, progress),
         WELL_TRAINED: train_well(config, halves, chosen),
@@ -173,21 +154,19 @@ def train_overtrained(
     config: ExperimentConfig, images: ImageSet, chosen: argparse.Namespace, progress: Progress
 ) -> Path:
     """The folder of the generator without anything that keeps it from copying; trained where it is not yet."""
-    out = chosen.out / "overtrained"
-    settings = {**dict(config.generator.settings), **NOT_GENERALISING}
-    plan = square_plan(images.images.shape[-1])
+    out: Path = chosen.out / "overtrained"
     request = TrainRequest(
         images=images.images,
-        plan=plan,
+        plan=square_plan(images.images.shape[-1]),
         kimg=chosen.overtrained_kimg,
-        settings=settings,
+        settings={**config.generator.settings, **NOT_GENERALISING},
         out=out,
         seed=chosen.seed,
         device=chosen.device,
         progress=progress,
     )
     config.generator.backend.train(request)
-    return Path(out)
+    return out
 
 
 def train_well(config: ExperimentConfig, halves: StudySite, chosen: argparse.Namespace) -> Path:
@@ -262,7 +241,7 @@ def study_site(
         ALL_SAMPLES: audit_images(calibrated, features, n_sampled, config.gates, seed),
         KEPT: audit_images(calibrated, features[samples.result.kept], n_sampled, config.gates, seed),
     }
-    part = describe(Part(calibrated, judged, audits), seed) | {"digest": digest}
+    part = describe(calibrated, judged, audits, seed) | {"digest": digest}
     write_json(path, part)
     return part
 
@@ -287,20 +266,25 @@ def summarise(parts: Mapping[str, Mapping[str, Any]], config: ExperimentConfig) 
     return {"n_calibrations": len(drawn), "kappa": mean_kappa(drawn), "limits": to_dict(config.gates), "parts": parts}
 
 
-def describe(part: Part, seed: int) -> dict[str, Any]:
-    """A part as JSON holds it; ``decisions``: a row for each calibration, 1 where a generated image is dropped."""
-    site = part.site.site
+def describe(
+    calibrated: CalibratedSite, judged: Mapping[str, JudgedImages], audits: Mapping[str, SiteAudit], seed: int
+) -> dict[str, Any]:
+    """A part as JSON holds it; ``decisions``: a row for each calibration, 1 where a generated image is dropped.
+
+    ``audits``: of all samples, and of those that the filter kept.
+    """
+    site = calibrated.site
     sides = {"trained_on": site.trained_on, "beside": site.validation, "unseen": site.unseen}
-    generated = [judged for kind, judged in part.judged.items() if kind != UNSEEN]
-    agreed = decisions(part.site, generated, seed)
+    generated = [images for kind, images in judged.items() if kind != UNSEEN]
+    agreed = decisions(calibrated, generated, seed)
     return {
         "n_images": {side: len(images) for side, images in sides.items()},
         "n_patients": {side: len({entry.patient for entry in images.entries}) for side, images in sides.items()},
-        "n_calibration": len(part.site.calibration),
-        "level": part.site.filter.level,
+        "n_calibration": len(calibrated.calibration),
+        "level": calibrated.filter.level,
         "same_in_all_calibrations": float((agreed == agreed[:1]).all(axis=0).mean()),
-        "filter": {kind: _filtered(part.site, judged) for kind, judged in part.judged.items()},
-        "audits": {stage: to_dict(audit) for stage, audit in part.audits.items()},
+        "filter": {kind: _filtered(calibrated, images) for kind, images in judged.items()},
+        "audits": {stage: to_dict(audit) for stage, audit in audits.items()},
         "decisions": agreed.astype(int).tolist(),
     }
 

@@ -61,14 +61,8 @@ def _filter_row(name: str, kind: str, row: Mapping[str, Any]) -> Sequence[str]:
 
 def _gate_row(gate: Mapping[str, Any]) -> Sequence[str]:
     beyond = "at most" if gate["safer"] == "lower" else "at least"
-    return (
-        gate["name"],
-        "-" if gate["value"] is None else f"{gate['value']:.3g}",
-        f"{beyond} {gate['limit']:g}",
-        "-" if gate["p"] is None else f"{gate['p']:.3g}",
-        _yes(gate["passed"]),
-        gate["reason"],
-    )
+    value, p = ("-" if gate[key] is None else f"{gate[key]:.3g}" for key in ("value", "p"))
+    return (gate["name"], value, f"{beyond} {gate['limit']:g}", p, _yes(gate["passed"]), gate["reason"])
 
 
 def goals(study: Mapping[str, Any]) -> list[tuple[str, str, str]]:

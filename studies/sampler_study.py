@@ -106,13 +106,11 @@ def _study(chosen: argparse.Namespace, progress: Progress) -> list[str]:
     reference = features[chosen.samplers[0]]
     rows = []
     for setting in chosen.samplers:
-        compared = compare_frechet(
-            [[ComparedSets(features[setting], reference, heldout, owners)]], chosen.seed, is_paired=True
-        )
+        sides = ComparedSets(features[setting], reference, heldout, owners)
+        compared = compare_frechet([[sides]], chosen.seed, is_paired=True)
         rows.append(
             {
-                "sampler": setting.sampler,
-                "n_evaluations": setting.n_evaluations,
+                **vars(setting),
                 "frechet": numbers_of(compared.a),
                 "ratio": numbers_of(compared.ratio),
                 "images_per_s": chosen.n_images / sampled[setting][1],

@@ -14,13 +14,15 @@ import logging
 import statistics
 import string
 import sys
-import tempfile
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from common.command import command
 from common.exit_codes import ExitCode
+from common.markdown import markdown_table
 from common.seeds import derive_seed
 from engine.cluster import ClusterConfig
 from engine.executors import build_executor
@@ -38,6 +40,10 @@ from pipeline.experiment import build_graph
 SITES, GPUS, SKEWS = (2, 4, 8), (1, 2, 4, 8), (1.0, 3.0)
 CPUS_PER_GPU = 8
 GOAL = 1.10  # of the makespan over the lower bound, where there are at least two sites per GPU
+COLUMNS = (
+    *("sites", "GPUs", "skew", "LB h", "barriers", "greedy", "planned", "tight LB", "planned over tight LB"),
+    *("barriers/planned", "planned/greedy, +-30 %", "waits"),
+)
 N_PERTURBED, SPREAD = 5, 0.3  # runs whose real durations are off by up to this share
 
 TRAIN, EMBED, LIGHT = Resources(4, 1), Resources(2, 0.5), Resources(2, 0)  # as config/cluster/gpu.yaml
@@ -125,20 +131,13 @@ def run_case(n_sites: int, n_gpus: int, skew: float) -> Case:
 
 def format_cases(cases: list[Case]) -> str:
     """The table, a star where the goal counts, and a line of totals."""
-    header = (
-        f"{'sites':>5} {'GPUs':>4} {'skew':>4} | {'LB h':>6} {'barriers':>8} {'greedy':>7} {'planned':>8} | "
-        f"{'tight LB':>8} {'planned':>7} | {'barriers/planned':>16} | {'planned/greedy, +-30 %':>22} | {'waits':>5}"
-    )
-    lines = ["makespans over the lower bound LB, then over the tight one (given over LB)", header, "-" * len(header)]
+    rows = []
     for case in cases:
-        barriers, greedy, planned, tight = (
-            value / case.bound for value in (case.barriers, case.greedy, case.planned, case.tight_bound)
-        )
-        lines.append(
-            f"{case.n_sites:5d} {case.n_gpus:4d} {case.skew:4g} | {case.bound:6.1f} {barriers:8.3f} {greedy:7.3f} "
-            f"{planned:7.3f}{'*' if case.counts else ' '} | {tight:8.3f} {planned / tight:7.3f} | "
-            f"{barriers / planned:16.3f} | {case.perturbed:22.3f} | {case.n_waits:5d}"
-        )
+        over = [value / case.bound for value in (case.barriers, case.greedy, case.planned, case.tight_bound)]
+        ratios = (*over, case.planned / case.tight_bound, case.barriers / case.planned, case.perturbed)
+        barriers, greedy, planned, *others = (f"{ratio:.3f}" for ratio in ratios)
+        cluster = (case.n_sites, case.n_gpus, f"{case.skew:g}", f"{case.bound:.1f}")
+        rows.append([*cluster, barriers, greedy, planned + "*" * case.counts, *others, case.n_waits])
     within = [case for case in cases if case.planned <= GOAL * case.bound]
     n_greedy_above = sum(case.greedy > case.barriers * (1 + RELATIVE_TOLERANCE) for case in cases)
     totals = (
@@ -148,7 +147,8 @@ def format_cases(cases: list[Case]) -> str:
         f"{sum(case.is_above_barriers for case in cases)} (greedy: {n_greedy_above}); "
         f"mean gain over barriers {statistics.mean(case.barriers / case.planned for case in cases):.3f}"
     )
-    return "\n".join([*lines, "-" * len(header), totals])
+    title = "makespans over the lower bound LB, then over the tight one (given over LB)"
+    return "\n".join([title, "", *markdown_table(COLUMNS, rows), "", totals])
 
 
 def dispatch_cost(n_sites: int = 8) -> str:
@@ -174,22 +174,18 @@ def nothing(context: StageContext) -> None:
 
 def executor_cost(kind: str, n_stages: int = 40) -> float:
     """Wall seconds per empty stage, from the run loop through the executor to the manifest, workers being warm."""
-    executor = build_executor(ClusterConfig(kind=kind), None)
-    n_workers = max(1, int(executor.capacity.cpus))
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, n in (("warm_up", 4 * n_workers), ("measured", n_stages)):
-                stages = [Stage("nothing", 0, str(i), f"{__name__}:nothing", {}, {}) for i in range(n)]
-                graph = Graph({stage.id: stage for stage in stages})
-                began = time.perf_counter()
-                store = Store(Path(folder) / name)
-                result = run_graph(plan_run(graph, store, {}), store, executor)
-                seconds = time.perf_counter() - began
-                if result.failed:
-                    raise RuntimeError(f"an empty stage failed: {result.failed[0].error}")
-            return seconds / n_stages
-    finally:
-        executor.close()
+    with closing(build_executor(ClusterConfig(kind=kind), None)) as executor, TemporaryDirectory() as folder:
+        n_workers = max(1, int(executor.capacity.cpus))
+        for name, n in (("warm_up", 4 * n_workers), ("measured", n_stages)):
+            stages = [Stage("nothing", 0, str(i), f"{__name__}:nothing", {}, {}) for i in range(n)]
+            graph = Graph({stage.id: stage for stage in stages})
+            began = time.perf_counter()
+            store = Store(Path(folder) / name)
+            result = run_graph(plan_run(graph, store, {}), store, executor)
+            seconds = time.perf_counter() - began
+            if result.failed:
+                raise RuntimeError(f"an empty stage failed: {result.failed[0].error}")
+        return seconds / n_stages
 
 
 @command(lambda parser: None)
@@ -204,8 +200,6 @@ def main(chosen: argparse.Namespace) -> ExitCode:
 
 
 if __name__ == "__main__":
-    from studies.scheduler_benchmark import (
-        main as run_as_module,  # so that Ray's workers find ``nothing`` under its real name
-    )
+    from studies import scheduler_benchmark  # so that Ray's workers find ``nothing`` under its real name
 
-    sys.exit(run_as_module())
+    sys.exit(scheduler_benchmark.main())

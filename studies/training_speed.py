@@ -11,10 +11,10 @@ from __future__ import annotations
 import logging
 import os
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +26,6 @@ from common.files import read_json
 from common.image_set import load_image_set
 from common.plan import load_plan
 from dataset.training_splits import TRAIN_SPLITS
-from engine.graph import Graph
 from engine.run import run_graph
 from engine.run_stage import set_threads
 from engine.store import Store
@@ -35,6 +34,7 @@ from generators.registry import find_generator
 from pipeline.config import ExperimentConfig
 from pipeline.launch import plan_experiment
 from pipeline.site_data import read_sites
+from training.timing import seconds_of
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,6 @@ class Probe:
         settings = dict(self.settings) | ({} if n_snapshots is None else {"n_snapshots": n_snapshots})
         images = load_image_set(self.slices).of_split(*TRAIN_SPLITS[self.train_on]).images
         with TemporaryDirectory(prefix="autoshare_probe_") as folder:
-            started_s = time.perf_counter()
             request = TrainRequest(
                 images=images,
                 plan=load_plan(self.plan),
@@ -73,8 +72,7 @@ class Probe:
                 seed=SEED,
                 device=self.device,
             )
-            find_generator(self.adapter).train(request)
-            seconds = time.perf_counter() - started_s
+            seconds = seconds_of(partial(find_generator(self.adapter).train, request), self.device)
             return seconds, float(read_json(Path(folder) / "card.json")["length"]["kimg"])
 
 
@@ -95,11 +93,10 @@ class Speed:
         fixed_s = max(0.0, statistics.median(self.fixed_seconds))
         kimg = (60 * minutes - fixed_s) / (statistics.median(self.seconds_per_kimg) * (1 + self.gauge_share))
         if kimg <= 0:
-            fix = f"use more than {fixed_s / 60:.2g}"
             raise InputError(
                 f"a training takes {fixed_s:.0f} s beside its steps, more than these minutes",
                 where="--minutes",
-                fix=fix,
+                fix=f"use more than {fixed_s / 60:.2g}",
             )
         return float(f"{kimg:.2g}")
 
@@ -134,8 +131,7 @@ def slices_of_sites(config: ExperimentConfig) -> list[tuple[Path, Path]]:
     fold = config.folds[0]
     trainings = [stage for stage in plan.graph.stages.values() if stage.name == "generator" and stage.fold == fold]
     needed = set().union(*(plan.graph.ancestors(stage.id) for stage in trainings))
-    graph = Graph({stage_id: stage for stage_id, stage in plan.graph.stages.items() if stage_id in needed})
-    result = run_graph(replace(plan, graph=graph), store, InlineExecutor())
+    result = run_graph(replace(plan, graph=plan.graph.only(needed)), store, InlineExecutor())
     for outcome in result.failed:
         raise InputError(str(outcome.error), where=outcome.log, fix="mend the cause and run the same command again")
     inputs = [training.inputs for training in trainings]

@@ -7,7 +7,7 @@ from bisect import bisect_left, insort
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from engine.graph import Graph, Resources
+from engine.graph import Graph, Resources, reached
 
 Units = tuple[int, int]  # CPUs and GPUs in whole ten-thousandths, Ray's granularity: thirds of a GPU add up exactly
 UNITS = 10_000
@@ -119,18 +119,13 @@ class Dispatcher:
     def finished(self, stage_id: str) -> None:
         """The stage gave its resources back; what reads it may be ready now."""
         self._end(stage_id)
-        for dependant in self._graph.dependants(stage_id):
+        for dependant in self._graph.dependants[stage_id]:
             self._arrived(dependant)
 
     def failed(self, stage_id: str) -> list[str]:
         """The stage ended without a result; returns the stages that can no longer run, sorted."""
         self._end(stage_id)
-        blocked: set[str] = set()
-        reached = [stage_id]
-        while reached:
-            new = self._open.intersection(self._graph.dependants(reached.pop())) - blocked
-            blocked |= new
-            reached += new
+        blocked = reached(stage_id, lambda found: self._open.intersection(self._graph.dependants[found]))
         self._open -= blocked
         for gone in sorted(blocked):
             self._release_waits(gone)

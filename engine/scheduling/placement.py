@@ -36,7 +36,7 @@ def build_problem(graph: Graph, capacity: Resources, done: Collection[str]) -> P
     Raises:
         ValueError: a stage asks for more than ``capacity``.
     """
-    names = tuple(stage_id for stage_id in graph.topological_order() if stage_id not in set(done))
+    names = tuple(stage_id for stage_id in graph.order if stage_id not in set(done))
     numbers = {stage_id: number for number, stage_id in enumerate(names)}
     stages = [graph.stages[stage_id] for stage_id in names]
     asked = tuple(resource_units(stage.resources) for stage in stages)
@@ -45,7 +45,7 @@ def build_problem(graph: Graph, capacity: Resources, done: Collection[str]) -> P
         if cpus > there[0] or gpus > there[1]:
             raise ValueError(f"{stage.id} asks for {stage.resources}, and there is {capacity}")
     inputs = tuple(tuple(sorted({numbers[s] for s in stage.inputs.values() if s in numbers})) for stage in stages)
-    dependants = tuple(tuple(numbers[d] for d in graph.dependants(name) if d in numbers) for name in names)
+    dependants = tuple(tuple(numbers[d] for d in graph.dependants[name] if d in numbers) for name in names)
     return Problem(names, tuple(stage.cost for stage in stages), asked, inputs, dependants, there)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from engine.graph import Graph, Resources, reached
 from engine.scheduling.dispatcher import Dispatcher, Schedule
@@ -132,22 +132,16 @@ def barrier_starts(graph: Graph, steps: Steps, capacity: Resources, done: Collec
     starts: dict[str, float] = {}
     now = 0.0
     for names in steps:
-        inside = {i: stage for i, stage in graph.stages.items() if stage.name in names and i not in done}
-        step = Graph(
-            {
-                stage_id: replace(stage, inputs={role: i for role, i in stage.inputs.items() if i in inside})
-                for stage_id, stage in inside.items()
-            }
-        )
+        step = graph.only({i for i, stage in graph.stages.items() if stage.name in names and i not in done})
         run = simulate(step, longest_path_first(step, capacity), capacity)
         starts |= {stage_id: now + start for stage_id, start in run.starts.items()}
         now += run.makespan
     return starts
 
 
-def barrier_makespan(graph: Graph, capacity: Resources, done: Collection[str] = ()) -> float:
+def barrier_makespan(graph: Graph, capacity: Resources) -> float:
     """Duration of the best of the barrier programs."""
-    programs = (barrier_starts(graph, steps, capacity, done) for steps in barrier_programs(graph))
+    programs = (barrier_starts(graph, steps, capacity) for steps in barrier_programs(graph))
     return min(max((at + graph.stages[i].cost for i, at in starts.items()), default=0.0) for starts in programs)
 
 

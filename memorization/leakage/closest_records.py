@@ -31,17 +31,12 @@ def closest_record_figure(evidence: Evidence) -> MetricResult:
         shares.append(((to_train < to_heldout) + 0.5 * (to_train == to_heldout)).mean())
     share = float(np.mean(shares))
     # share of the generated images that lie nearest to each real one: it does not change with the labels
-    real = np.concatenate([evidence.train, evidence.heldout])
-    distances, positions = nearest(real, evidence.generated, CANDIDATES)
+    distances, positions = nearest(evidence.real, evidence.generated, CANDIDATES)
     tied = distances == distances[:, :1]
-    counts = np.bincount(positions.ravel(), (tied / tied.sum(axis=1, keepdims=True)).ravel(), len(real))
+    counts = np.bincount(positions.ravel(), (tied / tied.sum(axis=1, keepdims=True)).ravel(), len(evidence.real))
     nearest_share = counts / len(evidence.generated)
-    labels = random_patients(
-        (*evidence.train_patients, *evidence.heldout_patients),
-        len(set(evidence.train_patients)),
-        N_RESAMPLES,
-        derive_seed(evidence.seed, "closest_records", "labels"),
-    )
+    drawn_by = derive_seed(evidence.seed, "closest_records", "labels")
+    labels = random_patients(evidence.patients, len(set(evidence.train_patients)), N_RESAMPLES, drawn_by)
     relabelled = labels @ nearest_share
     observed, centre = float(nearest_share[: len(evidence.train)].sum()), float(relabelled.mean())
     low, high = percentile_interval(relabelled, share)

@@ -37,7 +37,7 @@ def copying_figure(evidence: Evidence) -> MetricResult:
         InputError: no cell holds held-out images and more than 20 generated ones.
     """
     cells = usable_cells(evidence)
-    value = c_t(cells)
+    value = c_t(cells, np.ones(len(evidence.heldout)), np.ones(len(evidence.generated)))
     low, high = percentile_interval(_resampled(evidence, cells), value)
     return MetricResult(
         value,
@@ -50,11 +50,22 @@ def copying_figure(evidence: Evidence) -> MetricResult:
     )
 
 
-def c_t(cells: Sequence[Cell]) -> float:
-    """Sum over cells of P_n(cell) Z_U(cell) / sum of P_n(cell)."""
-    weights = np.array([len(cell.heldout) for cell in cells], float)
-    scores = [z_score(cell.levels, *_weights_of(cell)) for cell in cells]
-    return float(weights @ scores / weights.sum())
+def c_t(cells: Sequence[Cell], of_heldout: np.ndarray, of_generated: np.ndarray) -> float:
+    """Sum over cells of P_n(cell) Z_U(cell) / sum of P_n(cell), where images count as often as (h,) and (m,) say.
+
+    A cell that lost one of its sides has no say in it; NaN where all did.
+    """
+    total, weight = 0.0, 0.0
+    for cell in cells:
+        generated, heldout = np.zeros(len(cell.levels)), np.zeros(len(cell.levels))
+        generated[cell.is_generated], heldout[~cell.is_generated] = (
+            of_generated[cell.generated],
+            of_heldout[cell.heldout],
+        )
+        if generated.any() and heldout.any():
+            total += heldout.sum() * z_score(cell.levels, generated, heldout)
+            weight += heldout.sum()
+    return total / weight if weight else np.nan
 
 
 def z_score(levels: np.ndarray, generated: np.ndarray, heldout: np.ndarray) -> float:
@@ -131,25 +142,10 @@ def _p_over_patients(evidence: Evidence) -> float:
     return p_over_patients(pool, statistic, derive_seed(evidence.seed, "copying"))
 
 
-def _weights_of(cell: Cell) -> tuple[np.ndarray, np.ndarray]:
-    return cell.is_generated.astype(float), (~cell.is_generated).astype(float)
-
-
 def _resampled(evidence: Evidence, cells: Sequence[Cell]) -> np.ndarray:
-    """C_T of every resample; a cell that lost one of its sides has no say in it."""
+    """C_T of every resample that has one."""
     seed, m = derive_seed(evidence.seed, "copying"), len(evidence.generated)
     of_heldout = bootstrap_weights(evidence.heldout_patients, N_RESAMPLES, derive_seed(seed, "heldout")).astype(float)
     drawn = drawn_counts(m, N_RESAMPLES, np.random.default_rng(derive_seed(seed, "generated")))
-    values = [_resample(cells, heldout, generated) for heldout, generated in zip(of_heldout, drawn, strict=True)]
+    values = [c_t(cells, heldout, generated) for heldout, generated in zip(of_heldout, drawn, strict=True)]
     return np.array([value for value in values if not np.isnan(value)])
-
-
-def _resample(cells: Sequence[Cell], heldout: np.ndarray, generated: np.ndarray) -> float:
-    total, weight = 0.0, 0.0
-    for cell in cells:
-        positive, negative = np.zeros(len(cell.levels)), np.zeros(len(cell.levels))
-        positive[cell.is_generated], negative[~cell.is_generated] = generated[cell.generated], heldout[cell.heldout]
-        if positive.any() and negative.any():
-            total += negative.sum() * z_score(cell.levels, positive, negative)
-            weight += negative.sum()
-    return total / weight if weight else np.nan

@@ -63,6 +63,16 @@ class Evidence:
             if name != "generated":
                 object.__setattr__(self, f"{name}_patients", tuple(owners[i] for i in order))
 
+    @property
+    def real(self) -> np.ndarray:
+        """(n + h, d), those trained on first."""
+        return np.concatenate([self.train, self.heldout])
+
+    @property
+    def patients(self) -> tuple[str, ...]:
+        """Of each of the real images."""
+        return (*self.train_patients, *self.heldout_patients)
+
 
 @dataclass(frozen=True)
 class MetricResult:

@@ -20,8 +20,8 @@ def frechet_gap_figure(evidence: Evidence) -> MetricResult:
     """
     seed = derive_seed(evidence.seed, "generalization")
     value = _gap(evidence, np.arange(len(evidence.train)), derive_seed(seed, "observed"), N_SUBSAMPLES)
-    patients = (*evidence.train_patients, *evidence.heldout_patients)
-    labels = random_patients(patients, len(set(evidence.train_patients)), N_RELABELLINGS, derive_seed(seed, "labels"))
+    n_trained = len(set(evidence.train_patients))
+    labels = random_patients(evidence.patients, n_trained, N_RELABELLINGS, derive_seed(seed, "labels"))
     relabelled = np.array(
         [_gap(evidence, np.flatnonzero(label), derive_seed(seed, i), 1) for i, label in enumerate(labels)]
     )
@@ -39,8 +39,7 @@ def frechet_gap_figure(evidence: Evidence) -> MetricResult:
 
 def _gap(evidence: Evidence, in_train: np.ndarray, seed: int, n_subsamples: int) -> float:
     """The gap where the images at ``in_train`` of both sets together are called training images."""
-    pool = np.concatenate([evidence.train, evidence.heldout])
-    patients = np.array((*evidence.train_patients, *evidence.heldout_patients))
+    pool, patients = evidence.real, np.array(evidence.patients)
     in_heldout = np.setdiff1d(np.arange(len(pool)), in_train)
     gaps = [
         frechet_distance(pool[in_heldout[b]], evidence.generated)

@@ -24,12 +24,16 @@ N_REFITS, REFIT_STEPS, REFIT_CENTRES = 199, 10, 500  # of p: every relabelling f
 
 def likelihood_gap_figure(evidence: Evidence) -> MetricResult:
     """100 (NLL of T - NLL of H) / d with features standardised on T; interval over resampled patients, mixture kept."""
-    train, heldout, generated = _standardised(evidence)
+    seed = derive_seed(evidence.seed, "likelihood")
+    generated = _at_most(evidence.generated, MAX_CENTRES, derive_seed(evidence.seed, "likelihood", "centres"))
+    by = np.asarray(evidence.train, np.float64)
+    train, heldout, generated = _standardised(by, by, evidence.heldout, generated)
+    if not train.shape[1]:
+        raise InputError("all training images have the same features", where="leakage, FLD", fix="check the embedder")
     log_variances = fit_log_variances(generated, train)
     of_train, of_heldout = (
         negative_log_likelihoods(side, generated, log_variances) / side.shape[1] for side in (train, heldout)
     )
-    seed = derive_seed(evidence.seed, "likelihood")
     value = 100 * float(of_train.mean() - of_heldout.mean())
     trained = bootstrap_weights(evidence.train_patients, N_RESAMPLES, derive_seed(seed, "train"))
     others = bootstrap_weights(evidence.heldout_patients, N_RESAMPLES, derive_seed(seed, "heldout"))
@@ -42,14 +46,9 @@ def likelihood_gap_figure(evidence: Evidence) -> MetricResult:
 def _p_over_patients(evidence: Evidence) -> float:
     """Of the gap with features standardised on all real images, and a short fit that every labelling has anew."""
     pool = pool_of(evidence)
-    spread = pool.real.std(axis=0, ddof=1)
-    used = spread > 0
-    real = (pool.real - pool.real.mean(axis=0))[:, used] / spread[used]
-    generated = (pool.generated - pool.real.mean(axis=0))[:, used] / spread[used]
     seed = derive_seed(evidence.seed, "likelihood")
-    if len(generated) > REFIT_CENTRES:
-        rng = np.random.default_rng(derive_seed(seed, "refitted centres"))
-        generated = generated[rng.choice(len(generated), REFIT_CENTRES, replace=False)]
+    centres = _at_most(pool.generated, REFIT_CENTRES, derive_seed(seed, "refitted centres"))
+    real, generated = _standardised(pool.real, pool.real, centres)
     squared, dimension = squared_distances(real, generated), real.shape[1]
 
     def statistic(in_train: np.ndarray) -> float:
@@ -114,19 +113,15 @@ def _log_densities(squared: np.ndarray, log_variances: np.ndarray, dimension: in
     return np.asarray(-squared / (2 * np.exp(log_variances)) - dimension / 2 * (log_variances + np.log(2 * np.pi)))
 
 
-def _standardised(evidence: Evidence) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Zero mean and unit variance over the training images; features that are constant there are left out."""
-    train = np.asarray(evidence.train, np.float64)
-    spread = train.std(axis=0, ddof=1)
+def _standardised(by: np.ndarray, *sides: np.ndarray) -> list[np.ndarray]:
+    """Zero mean and unit variance over the images of ``by``; features that are constant there are left out."""
+    centre, spread = by.mean(axis=0), by.std(axis=0, ddof=1)
     used = spread > 0
-    if not used.any():
-        raise InputError("all training images have the same features", where="leakage, FLD", fix="check the embedder")
-    generated = evidence.generated
-    if len(generated) > MAX_CENTRES:
-        rng = np.random.default_rng(derive_seed(evidence.seed, "likelihood", "centres"))
-        generated = generated[rng.choice(len(generated), MAX_CENTRES, replace=False)]
-    centre = train.mean(axis=0)
-    of_train, of_heldout, of_generated = (
-        (np.asarray(side, np.float64) - centre)[:, used] / spread[used] for side in (train, evidence.heldout, generated)
-    )
-    return of_train, of_heldout, of_generated
+    return [(np.asarray(side, np.float64) - centre)[:, used] / spread[used] for side in sides]
+
+
+def _at_most(centres: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """So many of the centres, drawn, or all of them."""
+    if len(centres) <= most:
+        return centres
+    return centres[np.random.default_rng(seed).choice(len(centres), most, replace=False)]

@@ -37,18 +37,23 @@ def calibrated(images: np.ndarray, generated: np.ndarray, reference: np.ndarray)
 
 def monte_carlo(images: np.ndarray, generated: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Share of generated images within eps, the median over the images of d1(x; G)."""
+    from scipy.spatial.distance import cdist
+
     eps = np.median(_distances(generated, images)[:, 0])
-    return _by_block(images, generated, lambda squared: (squared <= eps**2).mean(axis=1))
+    blocks = [images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
+    return np.concatenate([(cdist(block, generated, "sqeuclidean") <= eps**2).mean(axis=1) for block in blocks])
 
 
 def density_ratio(images: np.ndarray, generated: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """log p_G(x) / p_R(x) by Gaussian kernels (Scott's width) on whitened principal components of G and R."""
     from sklearn.decomposition import PCA
+    from sklearn.neighbors import KernelDensity
 
     both = np.concatenate([generated, reference]).astype(np.float64)
     components = PCA(min(N_DENSITY_COMPONENTS, *both.shape), whiten=True, svd_solver="full").fit(both)
     of_images, of_generated, of_reference = (components.transform(side) for side in (images, generated, reference))
-    return _log_density(of_images, of_generated) - _log_density(of_images, of_reference)
+    of_g, of_r = (KernelDensity(bandwidth="scott", leaf_size=len(x)).fit(x) for x in (of_generated, of_reference))
+    return np.asarray(of_g.score_samples(of_images) - of_r.score_samples(of_images))
 
 
 def neighbour_density_ratio(images: np.ndarray, generated: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -74,21 +79,3 @@ ATTACKS = (
 
 def _distances(references: np.ndarray, images: np.ndarray) -> np.ndarray:
     return np.sqrt(nearest(references, images, CANDIDATES)[0])
-
-
-def _log_density(images: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """Up to a constant that all images share for centres of one dimension."""
-    from scipy.special import logsumexp
-
-    n, dimension = centres.shape
-    width = n ** (-1 / (dimension + 4))
-    summed = _by_block(images, centres, lambda squared: logsumexp(-squared / (2 * width**2), axis=1))
-    return np.asarray(summed - np.log(n) - dimension * np.log(width))
-
-
-def _by_block(images: np.ndarray, others: np.ndarray, reduce: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """``reduce`` of the squared distances of 1024 images at a time to all others; (q,)."""
-    from scipy.spatial.distance import cdist
-
-    blocks = [images[start : start + BLOCK] for start in range(0, len(images), BLOCK)]
-    return np.concatenate([reduce(cdist(block, others, "sqeuclidean")) for block in blocks])

@@ -34,13 +34,9 @@ class Pool:
 
 def pool_of(evidence: Evidence) -> Pool:
     """The evidence without its labels, in double precision."""
-    real = np.concatenate([evidence.train, evidence.heldout]).astype(np.float64)
-    return Pool(
-        real,
-        (*evidence.train_patients, *evidence.heldout_patients),
-        np.arange(len(real)) < len(evidence.train),
-        np.asarray(evidence.generated, np.float64),
-    )
+    in_train = np.arange(len(evidence.real)) < len(evidence.train)
+    real, generated = evidence.real.astype(np.float64), np.asarray(evidence.generated, np.float64)
+    return Pool(real, evidence.patients, in_train, generated)
 
 
 def p_over_patients(pool: Pool, statistic: Statistic, seed: int, n_relabellings: int = N_RELABELLINGS) -> float:

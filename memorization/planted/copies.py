@@ -28,6 +28,16 @@ class Kind:
     change: Change
 
 
+@dataclass(frozen=True)
+class Condition:
+    """A kind at one strength."""
+
+    kind: str
+    group: str
+    strength: float
+    unit: str
+
+
 def plant(kind: Kind, strength: float, images: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
     """Copies of ``images`` (n, channels, height, width), integers, each beside an image of another patient."""
     scale = np.iinfo(images.dtype).max
@@ -45,15 +55,10 @@ def _jpeg(image: np.ndarray, quality: float, rng: np.random.Generator, other: np
     channels = []
     for channel in image:
         stream = io.BytesIO()
-        Image.fromarray(np.rint(np.clip(channel, 0, 1) * 255).astype(np.uint8)).save(
-            stream, format="JPEG", quality=int(quality)
-        )
+        pixels = Image.fromarray(np.rint(np.clip(channel, 0, 1) * 255).astype(np.uint8))
+        pixels.save(stream, format="JPEG", quality=int(quality))
         channels.append(np.asarray(Image.open(stream), np.float32) / 255)
     return np.stack(channels)
-
-
-def _grey_levels(image: np.ndarray, n_levels: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
-    return np.rint(image * (n_levels - 1)) / (n_levels - 1)
 
 
 def _coarser(image: np.ndarray, factor: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
@@ -175,9 +180,8 @@ def _rectangle(image: np.ndarray, share: float, rng: np.random.Generator) -> tup
 
 def _elastic(image: np.ndarray, largest_px: float, rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     """A smooth random displacement, at its largest ``largest_px``."""
-    fields = scipy.ndimage.gaussian_filter(
-        rng.normal(size=(2, *image.shape[1:])), (0, *(n / 10 for n in image.shape[1:]))
-    )
+    noise = rng.normal(size=(2, *image.shape[1:]))
+    fields = scipy.ndimage.gaussian_filter(noise, (0, *(n / 10 for n in image.shape[1:])))
     fields *= largest_px / np.hypot(*fields).max()
     positions = np.stack(np.meshgrid(*(np.arange(n) for n in image.shape[1:]), indexing="ij")) + fields
     return np.stack([scipy.ndimage.map_coordinates(c, positions, order=1, mode="nearest") for c in image])
@@ -226,7 +230,7 @@ ONCE = (1.0,)
 KINDS = (
     Kind("identity", "exact", "", ONCE, lambda image, *_: image),
     Kind("jpeg", "compression", "quality", (90, 50, 20), _jpeg),
-    Kind("grey levels", "compression", "levels", (32, 12), _grey_levels),
+    Kind("grey levels", "compression", "levels", (32, 12), lambda image, n, *_: np.rint(image * (n - 1)) / (n - 1)),
     Kind("coarser", "compression", "x", (1.5, 2), _coarser),
     Kind("noise", "photometric", "sd", (0.02, 0.05, 0.1), _noise),
     Kind("blur", "photometric", "px", (1, 2, 4), _blur),

@@ -25,9 +25,9 @@ from common.resampling import clopper_pearson
 from common.seeds import derive_seed
 from features.embedders import Embedder
 from memorization.calibration import MemorizationConfig, calibrate, drawn
-from memorization.copy_score import EmbeddingScorer, Learner, Likeness, Scorer, joined
+from memorization.copy_score import Learner, Likeness, Scorer, embedding_scorer, joined
 from memorization.filter import attainable_level, fused_scores, p_values
-from memorization.planted.copies import KINDS, Kind, plant
+from memorization.planted.copies import KINDS, Condition, Kind, plant
 
 FUSED, FUSED_WITH = "fused", "fused with "
 Decision = Callable[[np.ndarray], np.ndarray]
@@ -39,16 +39,6 @@ SHARE_INDEXED = 0.6  # of the patients
 SHARE_LEARNED = 0.5  # of the indexed patients, where a scorer learns
 N_RECALIBRATIONS = 5  # for the consistency: the calibration on other parts of the patients
 SHARE_RECALIBRATED = 0.8
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A kind at one strength."""
-
-    kind: str
-    group: str
-    strength: float
-    unit: str
 
 
 @dataclass(frozen=True)
@@ -143,17 +133,11 @@ def audit_scorers(
 
 
 def audit_paper_rule(
-    images: np.ndarray,
-    patients: Sequence[str],
-    embedder: Embedder,
-    n_copies: int,
-    seed: int,
-    kinds: Sequence[Kind] = KINDS,
-    progress: Progress = silent,
+    images: np.ndarray, patients: Sequence[str], embedder: Embedder, n_copies: int, seed: int
 ) -> FilterAudit:
     """Audit the rule of the paper with this embedder on the same split and the same copies."""
-    scorer = EmbeddingScorer(embedder, mirrored=False)
-    compared = compare(images, patients, [scorer], n_copies, seed, kinds, progress)
+    scorer = embedding_scorer(embedder, mirrored=False)
+    compared = compare(images, patients, [scorer], n_copies, seed)
     references = images[_indexed(np.asarray(patients), seed)]
     features = embedder.embed(references[drawn(np.arange(len(references)))])
     paper = MemorizationConfig(rule="percentile", calibration="paper_half", drop_ties=False, mirror="never")
@@ -204,15 +188,20 @@ def compare(
     return Compared(calibration, owners[indexed][calibrating], of_honest, copies, calibrates)
 
 
-def judge_fused(name: str, compared: Compared, level: float, seed: int) -> FilterAudit:
-    """The fused rule on these statistics."""
-    calibration = compared.calibration.values
+def fused_rule(calibration: np.ndarray, level: float) -> Rule:
+    """The fused rule by rows of ``calibration`` (n, s), at the level that so many rows allow."""
 
     def rule(positions: np.ndarray) -> Decision:
         used = attainable_level(level, len(positions))
         return lambda values: p_values(calibration[positions], values) <= used
 
-    return judge(name, compared, rule, attainable_level(level, len(calibration)), seed)
+    return rule
+
+
+def judge_fused(name: str, compared: Compared, level: float, seed: int) -> FilterAudit:
+    """The fused rule on these statistics."""
+    calibration = compared.calibration.values
+    return judge(name, compared, fused_rule(calibration, level), attainable_level(level, len(calibration)), seed)
 
 
 def judge(name: str, compared: Compared, rule: Rule, level: float, seed: int) -> FilterAudit:
@@ -281,8 +270,7 @@ def recalibrated(calibration_patients: np.ndarray, queries: np.ndarray, rule: Ru
 
 def mean_kappa(decisions: np.ndarray) -> float:
     """Cohen's kappa between rows of decisions (r, m), the mean over pairs of them."""
-    kappas = []
-    for a, b in combinations(decisions, 2):
-        expected = a.mean() * b.mean() + (1 - a.mean()) * (1 - b.mean())
-        kappas.append(1.0 if expected == 1 else ((a == b).mean() - expected) / (1 - expected))
-    return float(np.mean(kappas))
+    from sklearn.metrics import cohen_kappa_score
+
+    pairs = combinations(decisions, 2)
+    return float(np.mean([1.0 if (a == b).all() else cohen_kappa_score(a, b) for a, b in pairs]))

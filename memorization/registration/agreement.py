@@ -233,12 +233,7 @@ class Agreement:
         return _as_likeness(self._in_bands(seen, inside, poses, BENT_BANDS, allowed)[0], poses)
 
     def _in_bands(
-        self,
-        seen: torch.Tensor,
-        inside: torch.Tensor,
-        poses: Poses,
-        bands: tuple[Band, ...],
-        allowed: torch.Tensor,
+        self, seen: torch.Tensor, inside: torch.Tensor, poses: Poses, bands: tuple[Band, ...], allowed: torch.Tensor
     ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Correlations (n,) by place and over the frame, in every band; and those over the frame less the noise."""
         local: list[torch.Tensor] = []

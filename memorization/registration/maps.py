@@ -47,9 +47,9 @@ def _gaussian(size: int, sigma_px: float) -> torch.Tensor:
     return torch.zeros(size, size).scatter_add_(1, source, (kernel / kernel.sum()).expand(size, -1))
 
 
-def pooled(x: torch.Tensor, window: int, n_places: int) -> torch.Tensor:
-    """Means of (n, 1, s, s) over windows round n_places x n_places samples; what is outside the image is left out."""
-    matrix = _windows(x.shape[-1], window, n_places)
+def pooled(x: torch.Tensor, window: int, n_places: int | None = None) -> torch.Tensor:
+    """Means of (n, 1, s, s) over windows round n_places x n_places samples, or round all; inside the image alone."""
+    matrix = _windows(x.shape[-1], window, n_places or x.shape[-1])
     return matrix @ (x @ matrix.T)
 
 
@@ -85,29 +85,6 @@ def low_map(x: torch.Tensor) -> torch.Tensor:
 def middle_map(x: torch.Tensor) -> torch.Tensor:
     """(n, 1, 64, 64), same size: structures of 2 to 5 px, for local search and last alignment."""
     return locally_normalised(x, 0.8, 2.4, 5.0)
-
-
-def box_mean(x: torch.Tensor, window: int) -> torch.Tensor:
-    """Mean of (n, c, h, w) over windows of 2 k + 1 samples; what is outside the image is left out."""
-    half = window // 2
-    sums = _running_sum(_running_sum(F.pad(x, (half, half, half, half)), 3, window), 2, window)
-    height, width = (_running_sum(F.pad(torch.ones(n), (half, half)), 0, window) for n in x.shape[-2:])
-    return sums * (1 / (height[:, None] * width))
-
-
-def _running_sum(x: torch.Tensor, dim: int, window: int) -> torch.Tensor:
-    """Sums of ``window`` neighbours, by doubling: a few additions, whatever the window."""
-    total: torch.Tensor | None = None
-    power, width, taken = x, 1, 0
-    n_sums = x.shape[dim] - window + 1
-    while width <= window:
-        if window & width:
-            part = power.narrow(dim, taken, n_sums)
-            total, taken = part if total is None else total + part, taken + width
-        power = power.narrow(dim, 0, power.shape[dim] - width) + power.narrow(dim, width, power.shape[dim] - width)
-        width *= 2
-    assert total is not None
-    return total
 
 
 def warped(x: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor, size: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -256,14 +233,14 @@ def align(queries: torch.Tensor, references: torch.Tensor, poses: Poses, n_steps
     half = (size - 1) / 2  # pixels per unit
     descent = torch.cat([along * half * place for along in _gradients(references)], 1).flatten(2)
 
-    energy = box_mean(references * references, ALIGNMENT_WINDOW)
+    energy = pooled(references * references, ALIGNMENT_WINDOW)
     matrix, shift = poses.matrix, poses.shift
     for step in range(n_steps + 1):
         # how well the two agree near each place, with the image as it lies now
         seen, inside = warped(queries, matrix, shift, size)
         seen = seen * poses.sign[:, None, None, None]
-        own_energy = box_mean(seen * seen, ALIGNMENT_WINDOW)
-        local = box_mean(seen * references, ALIGNMENT_WINDOW) / torch.sqrt(own_energy * energy + 1e-3)
+        own_energy = pooled(seen * seen, ALIGNMENT_WINDOW)
+        local = pooled(seen * references, ALIGNMENT_WINDOW) / torch.sqrt(own_energy * energy + 1e-3)
         weight = local.clamp_min(LEAST_WEIGHT) ** 2 * inside
         if step == n_steps:
             break

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
 
 import numpy as np
+import torch
 
 from common.progress import Progress, silent
-from memorization.copy_score import Likeness
-
-if TYPE_CHECKING:
-    import torch
-
-    from memorization.site_descriptor.network import CopyNetwork
+from memorization.copy_score import Learner, Likeness, Scorer
+from memorization.registration.maps import grey
+from memorization.site_descriptor.augmentations import N_SYMMETRIES, symmetry
+from memorization.site_descriptor.network import CopyNetwork
+from memorization.site_descriptor.training import train
 
 NAME = "site descriptor"
 SHARES = (0.06, 0.12, 0.25, 0.5, 0.8)  # of the image's cells: what fits best in a part, or nearly everywhere
@@ -22,42 +22,23 @@ CEILING = 1e-3  # -log(1 - cosine) ends here
 BLOCK = 256  # images described at once
 
 
-class SiteDescriptorLearner:
-    """Trains the descriptor; about 2 minutes on one core, whatever the size of the site."""
+def train_descriptor(images: np.ndarray, seed: int, progress: Progress = silent) -> Scorer:
+    """Copies by a descriptor trained on (n, channels, height, width), one image or more; not to be calibrated on them.
 
-    name: str = NAME
-    statistics: tuple[str, ...] = STATISTICS
+    About 2 minutes on one core, whatever the size of the site; the same to the last bit on one machine.
+    """
 
-    def train(self, images: np.ndarray, seed: int, progress: Progress = silent) -> SiteDescriptorScorer:
-        """From (n, channels, height, width), one image or more; the same to the last bit on one machine."""
-        from memorization.registration.maps import grey
-        from memorization.site_descriptor.training import train
-
-        return SiteDescriptorScorer(train(grey(images), seed, progress))
+    network = train(grey(images), seed, progress)
+    return Scorer(NAME, STATISTICS, partial(DescribedReferences, network))
 
 
-class SiteDescriptorScorer:
-    """Copies by a trained descriptor; not to be calibrated on the images that it was trained on."""
-
-    name: str = NAME
-    statistics: tuple[str, ...] = STATISTICS
-
-    def __init__(self, network: CopyNetwork) -> None:
-        self._network = network
-
-    def index(self, references: np.ndarray) -> DescribedReferences:
-        """Describe (n, channels, height, width) under all symmetries: 400 kB an image."""
-        return DescribedReferences(self._network, references)
+SITE_DESCRIPTOR = Learner(NAME, STATISTICS, train_descriptor)
 
 
 class DescribedReferences:
-    """References by their cells and as a whole."""
+    """References by their cells and as a whole, under all symmetries: 400 kB an image."""
 
     def __init__(self, network: CopyNetwork, references: np.ndarray) -> None:
-        import torch
-
-        from memorization.registration.maps import grey
-        from memorization.site_descriptor.augmentations import N_SYMMETRIES, symmetry
 
         self._network = network
         pixels = grey(references)
@@ -69,9 +50,6 @@ class DescribedReferences:
 
     def compare(self, images: np.ndarray, excluded: np.ndarray | None = None, progress: Progress = silent) -> Likeness:
         """The best of every statistic over the references, and the reference it belongs to."""
-        import torch
-
-        from memorization.registration.maps import grey
 
         best = torch.zeros(len(images), len(STATISTICS))
         nearest = torch.zeros(len(images), len(STATISTICS), dtype=torch.int64)
@@ -92,14 +70,12 @@ class DescribedReferences:
 
     def _alike(self, looked_for: torch.Tensor, wholes: torch.Tensor) -> torch.Tensor:
         """(n, statistics) cosines of cells (2, q, size) and wholes (2, size): an image as it is, and as a negative."""
-        import torch
 
         signs = zip(looked_for, wholes, strict=True)
         return torch.stack([torch.cat([self._of_cells(q), self._of_image(whole)], 1) for q, whole in signs]).amax(0)
 
     def _of_cells(self, looked_for: torch.Tensor) -> torch.Tensor:
         """(n, shares): mean cosine of the cells (q, size) that fit best, each with its best cell in one view."""
-        import torch
 
         n_references, n_looked_for = len(self._cells), len(looked_for)
         n_symmetries = self._images.shape[1]
@@ -118,7 +94,6 @@ class DescribedReferences:
 
 def _described(network: CopyNetwork, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Cells (n, size, 16, 16) and images (n, size) of (n, 1, 64, 64)."""
-    import torch
 
     parts = [network(block) for block in pixels.split(BLOCK)]
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

@@ -25,14 +25,8 @@ def audit_site(context: StageContext) -> None:
     # The filter of the site, set as the filter stage sets it, where copies are planted for it.
     own = None
     if settings["gates"]["n_planted_copies"]:
-        own = load_site_filter(
-            context.inputs["calibrate"],
-            context.inputs["slices"],
-            settings,
-            TRAIN_SPLITS[train_on],
-            context.device,
-            context.embeddings,
-        )
+        places = context.inputs["calibrate"], context.inputs["slices"]
+        own = load_site_filter(*places, settings, TRAIN_SPLITS[train_on], context.device, context.embeddings)
     # Real images: those trained on, and those of patients held out; synthetic ones: those that the filter kept.
     config = from_dict(GatesConfig, settings["gates"], "gates")
     n_sampled = read_json(context.inputs["filter"] / "filter.json")["n_sampled"]
@@ -43,13 +37,8 @@ def audit_site(context: StageContext) -> None:
         for splits in (TRAIN_SPLITS, HELD_OUT_SPLITS)
     )
     train_patients, heldout_patients = ([str(real.entries[i].patient) for i in rows] for rows in (in_train, in_heldout))
-    images = AuditImages(
-        train=features[in_train],
-        train_patients=train_patients,
-        heldout=features[in_heldout],
-        heldout_patients=heldout_patients,
-        kept=np.load(context.inputs["filter"] / "features.npy"),
-    )
+    kept = np.load(context.inputs["filter"] / "features.npy")
+    images = AuditImages(features[in_train], train_patients, features[in_heldout], heldout_patients, kept)
     others = OwnedImages(real.subset(in_heldout).images, heldout_patients)
     outcome = audit(images, n_sampled, config, context.seed, own, others, context.progress)
     write_audit(context.out, outcome)

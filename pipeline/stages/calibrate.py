@@ -36,8 +36,6 @@ def calibrate_threshold(context: StageContext) -> None:
         mirrored = embedder.embed(slices.images[..., ::-1], context.progress)
 
     # How similar images of different patients are.
-    if config.rule == "fused":
-        found = real_to_real(slices.images, features, mirrored, np.array(patients), indexed, context.progress)
     result = calibrate(features, patients, int(indexed.sum()), config, context.seed, mirrored)
 
     write_json(context.out / "calibration.json", to_dict(result))
@@ -45,6 +43,7 @@ def calibrate_threshold(context: StageContext) -> None:
     if mirrored is not None:
         np.save(context.out / "features_mirrored.npy", mirrored)
     if config.rule == "fused":
+        found = real_to_real(slices.images, features, mirrored, np.array(patients), indexed, context.progress)
         np.save(context.out / "likeness.npy", found.values)
         np.save(context.out / "likeness_images.npy", found.images)
         pairs = [[names[image], names[other]] for image, other in found.duplicates]

@@ -29,11 +29,8 @@ def check_package(context: StageContext) -> None:
         log.info("nothing to check: %s", refusal)
         return
     package = verify_package(folder)
-    own = load_site_filter(
-        *(context.inputs["calibrate"], context.inputs["slices"], context.stage.settings, OWN_PATIENTS),
-        context.device,
-        context.embeddings,
-    )
+    places = context.inputs["calibrate"], context.inputs["slices"]
+    own = load_site_filter(*places, context.stage.settings, OWN_PATIENTS, context.device, context.embeddings)
     hounsfield = ct_normalisation(load_plan(context.inputs["plan"] / "plans.json"))
     named: set[str] = set()
     n_done = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from engine.run_stage import StageContext
 from engine.workers import WorkerSpec
 from federated.dsl.hub import train_dsl
@@ -10,18 +12,9 @@ from federated.dsl.settings import DslSettings
 
 def train(context: StageContext) -> None:
     """Train the generator; a worker a site, alive through all iterations."""
-    workers = context.workers({site: _site(context, site) for site in context.stage.members})
-    try:
-        train_dsl(
-            workers,
-            context.out,
-            context.settings(DslSettings, "dsl"),
-            context.seed,
-            context.device,
-            context.progress,
-        )
-    finally:
-        workers.close()
+    settings = context.settings(DslSettings, "dsl")
+    with closing(context.workers({site: _site(context, site) for site in context.stage.members})) as workers:
+        train_dsl(workers, context.out, settings, context.seed, context.device, context.progress)
 
 
 def _site(context: StageContext, site: str) -> WorkerSpec:

@@ -19,18 +19,12 @@ from sharing import PackageFacts, write_raw_cases
 def make_dataset(context: StageContext) -> None:
     """One image for every mask that the sites gave away, planned as one dataset: what the hub can train on."""
     settings = context.stage.settings
-    synthesise(
-        context.inputs["dsl"],
-        context.out / "images",
-        context.seed,
-        settings["images_per_mask"],
-        context.device,
-        context.progress,
-    )
+    folder, n_images = context.out / "images", settings["images_per_mask"]
+    synthesise(context.inputs["dsl"], folder, context.seed, n_images, context.device, context.progress)
     target = context.out / "raw" / settings["dataset_name"]
     pooled: dict[str, tuple[Sequence[str], int]] = {}
     for site in settings["sites"]:
-        images, labels = load_image_set(context.out / "images" / site), context.out / "images" / site / "labels.npy"
+        images, labels = load_image_set(folder / site), np.load(folder / site / "labels.npy", mmap_mode="r")
         told = from_dict(SiteStatistics, read_json(context.inputs[f"statistics:{site}"] / "statistics.json"))
         hounsfield = _ct_normalisation(told)
         facts = PackageFacts(
@@ -39,9 +33,7 @@ def make_dataset(context: StageContext) -> None:
             generator={"name": "dsl"},
             privacy={},
         )
-        cases = synthetic_cases(
-            site, images, np.load(labels, mmap_mode="r"), hounsfield, settings["stack_size"], context.progress
-        )
+        cases = synthetic_cases(site, images, labels, hounsfield, settings["stack_size"], context.progress)
         written = write_raw_cases(target, cases, facts, images.info.volumetric)
         pooled[site] = (written.names, written.n_images)
     splits = split_synthetic(pooled, settings, context.seed)

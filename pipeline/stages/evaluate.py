@@ -40,19 +40,7 @@ def evaluate(context: StageContext) -> None:
         reference = read_raw_image(model, [truth])[0][0]
         predictions[case] = predicted.astype(np.uint8)
         for score in score_case(reference, predicted, spacing, labels, settings["nsd_tolerance"]):
-            rows.append(
-                {
-                    **named,
-                    "tested_on": stage.site,
-                    "patient": patients[case],
-                    "case": case,
-                    "label": score.label,
-                    "dice": score.dice,
-                    "iou": score.iou,
-                    "hd95": score.hd95,
-                    "nsd": score.nsd,
-                }
-            )
+            rows.append({**named, "tested_on": stage.site, "patient": patients[case], "case": case, **vars(score)})
         context.progress(n_done, len(truths), "cases")
     np.savez_compressed(context.out / "predictions.npz", allow_pickle=False, **predictions)
     write_json(context.out / "network.json", named | describe_network(read_curves(curve)))

@@ -23,20 +23,16 @@ def filter_copies(context: StageContext) -> None:
     The record of every image, also of the dropped ones, stays at the site. Where none passes, the audit refuses.
     """
     settings = context.stage.settings
-    own = load_site_filter(
-        *(context.inputs["calibrate"], context.inputs["slices"], settings, TRAIN_SPLITS[settings["train_on"]]),
-        context.device,
-        context.embeddings,
-    )
+    places, splits = (context.inputs["calibrate"], context.inputs["slices"]), TRAIN_SPLITS[settings["train_on"]]
+    own = load_site_filter(*places, settings, splits, context.device, context.embeddings)
     samples, result = _replace_dropped(context, load_samples(context.inputs["sample"]), own)
     kept = np.flatnonzero(result.kept)
-    write_scores(
-        context.out / "scores.csv",
-        [entry.name for entry in samples.images.entries],
-        result,
-        [entry.name for entry in own.references.entries],
-    )
-    _draw_histogram(context, own, result)
+    names, of_references = ([entry.name for entry in of.entries] for of in (samples.images, own.references))
+    write_scores(context.out / "scores.csv", names, result, of_references)
+    if own.real_to_real is None:
+        draw_histogram(context.out / "histogram.png", own.calibration, result.distances[:, 0])
+    else:
+        draw_p_values(context.out / "histogram.png", result, own.level)
     draw_nearest_pairs(context.out / "nearest_pairs.png", samples.images, own.references, result)
     write_json(context.out / "filter.json", _figures(own, len(samples), len(kept)))
     np.save(context.out / "features.npy", result.features[kept])  # the audit looks at them again
@@ -66,14 +62,6 @@ def _replace_dropped(context: StageContext, samples: Samples, own: SiteFilter) -
             *(n_asked - n_missing, n_asked, len(samples), sampling["max_sampled_factor"]),
         )
     return samples, result
-
-
-def _draw_histogram(context: StageContext, own: SiteFilter, result: FilterResult) -> None:
-    path = context.out / "histogram.png"
-    if own.real_to_real is None:
-        draw_histogram(path, own.calibration, result.distances[:, 0])
-    else:
-        draw_p_values(path, result, own.level)
 
 
 def _figures(own: SiteFilter, n_sampled: int, n_kept: int) -> dict[str, Any]:

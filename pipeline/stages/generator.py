@@ -23,14 +23,9 @@ def train_generator(context: StageContext) -> None:
     if "labels" in settings:
         in_train = [i for i, entry in enumerate(slices.entries) if entry.split in seen]
         masks, n_mask_labels = load_labels(context.inputs["slices"])[in_train], len(settings["labels"])
-    monitor = FidelityMonitor(
-        images,
-        slices.of_split(*HELD_OUT_SPLITS[settings["train_on"]]),
-        context.seed,
-        context.device,
-        generator.sees_mirrored(settings["settings"]),
-        embeddings=context.embeddings,
-    )
+    others = slices.of_split(*HELD_OUT_SPLITS[settings["train_on"]])
+    mirrored = generator.sees_mirrored(settings["settings"])
+    monitor = FidelityMonitor(images, others, context.seed, context.device, mirrored, embeddings=context.embeddings)
     request = TrainRequest(
         images=images.images,
         plan=load_plan(context.inputs["plan"] / "plans.json"),

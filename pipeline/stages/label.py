@@ -13,12 +13,7 @@ from dataset.slices import restore_labels
 from engine.run_stage import StageContext
 from evaluation.label_agreement import compare_labels
 from evaluation.report.label_pictures import draw_least_alike
-from nnunetv2_mod import (
-    SegmentationModel,
-    load_model,
-    predict_arrays,
-    predict_normalised,
-)
+from nnunetv2_mod import SegmentationModel, load_model, predict_arrays, predict_normalised
 from pipeline.synthetic_cases import UNUSED_SPACING, shared_images
 
 log = logging.getLogger(__name__)
@@ -62,13 +57,8 @@ def _compare(context: StageContext, kept: ImageSet, generated: np.ndarray, predi
     write_json(context.out / "agreement.json", {"shared": settings["shared"], **to_dict(agreement)})
     if agreement.least_alike:
         indices = [names.index(pair.image) for pair in agreement.least_alike]
-        picture = draw_least_alike(
-            agreement.least_alike,
-            shared_images(kept.subset(indices)),
-            generated[indices],
-            predicted[indices],
-            settings["labels"],
-        )
+        images, label_maps = shared_images(kept.subset(indices)), (generated[indices], predicted[indices])
+        picture = draw_least_alike(agreement.least_alike, images, *label_maps, settings["labels"])
         with atomic_path(context.out / "least_alike.png") as temporary:
             temporary.write_bytes(picture)
 

@@ -13,13 +13,7 @@ from engine.run_stage import StageContext
 from nnunetv2_mod import PlanSettings, adopt_plan, plan_dataset
 from nnunetv2_mod.raw_dataset import dataset_json
 from pipeline.synthetic_cases import split_synthetic
-from sharing import (
-    Package,
-    Refusal,
-    read_drop_list,
-    read_refusal,
-    verify_package,
-)
+from sharing import Package, Refusal, read_drop_list, read_refusal, verify_package
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +50,8 @@ def merge(context: StageContext) -> None:
         if kept[site]
     }
     splits = split_synthetic(pooled, settings, context.seed)
-    _write_pooled_json(target, list(packages.values()), sum(len(cases) for cases in kept.values()))
+    first, n_cases = next(iter(packages.values())).manifest, sum(len(cases) for cases in kept.values())
+    write_json(target / "dataset.json", dataset_json(first.channel_names, first.labels, n_cases, first.file_ending))
     write_json(target.parent / "splits.json", splits)
     if settings["plan_from"] == "real_all":
         plans = read_json(context.inputs["plan_all"] / "plans.json")
@@ -71,8 +66,7 @@ def _cases_kept(context: StageContext, package: Package) -> list[str]:
     for role, folder in context.inputs.items():
         if role.startswith(CHECK) and role.endswith(f":{package.manifest.site}"):
             checked_by = role.removeprefix(CHECK).removesuffix(f":{package.manifest.site}")
-            named = read_drop_list(folder, checked_by, package)
-            manifest = package.manifest
+            named, manifest = read_drop_list(folder, checked_by, package), package.manifest
             log.info("site %s names %d of %d cases of %s", checked_by, len(named), manifest.n_cases, manifest.site)
             dropped |= named
     return [case for case in package.manifest.cases if case not in dropped]
@@ -117,8 +111,3 @@ def _check_agreement(packages: Mapping[str, Package], target: Path) -> None:
                     where=target,
                     fix="let all sites use the same channel names, label ids and file type",
                 )
-
-
-def _write_pooled_json(target: Path, packages: Sequence[Package], n_cases: int) -> None:
-    first = packages[0].manifest
-    write_json(target / "dataset.json", dataset_json(first.channel_names, first.labels, n_cases, first.file_ending))

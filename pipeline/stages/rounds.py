@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import closing
 
 from common.files import write_json
 from engine.run_stage import StageContext
@@ -14,22 +14,17 @@ from federated.settings import RoundSettings
 def train_in_rounds(context: StageContext) -> None:
     """FedAvg or a relative of it: a worker a site, alive through all rounds."""
     settings = context.stage.settings
-    workers = context.workers(
-        {site: _client(context, site, context.inputs[f"adopt:{site}"]) for site in context.stage.members}
-    )
-    try:
+    with closing(context.workers({site: _client(context, site) for site in context.stage.members})) as workers:
         run_rounds(workers, context.out, context.settings(RoundSettings, "rounds"), context.progress)
-    finally:
-        workers.close()
     write_json(context.out / "settings.json", {"strategy": context.stage.name, **settings["rounds"]})
 
 
-def _client(context: StageContext, site: str, planned: Path) -> WorkerSpec:
+def _client(context: StageContext, site: str) -> WorkerSpec:
     settings = context.stage.settings
     return WorkerSpec(
         "federated.client:Client",
         {
-            "planned": str(planned),
+            "planned": str(context.inputs[f"adopt:{site}"]),
             "folder": str(context.out / "sites" / site),
             "train": settings["train"],
             "rounds": settings["rounds"],

@@ -15,7 +15,7 @@ from common.roc import area_under_curve, levels_of, true_positive_rate
 from memorization.leakage.adversarial_accuracy import adversarial_accuracy
 from memorization.leakage.authenticity import authentic, authenticity_figure
 from memorization.leakage.closest_records import closest_record_figure
-from memorization.leakage.copying import c_t, usable_cells
+from memorization.leakage.copying import copying_figure, usable_cells
 from memorization.leakage.evidence import Evidence
 from memorization.leakage.exposure import PatientExposure, exposure_figure, exposures, summarise_exposure
 from memorization.leakage.generalization import frechet_gap_figure
@@ -209,8 +209,8 @@ def test_cells_without_enough_generated_images_have_no_say():
     centres = np.array([[0, 0], [9, 0], [0, 9]])
     train, heldout = (np.repeat(centres, 30, axis=0) + rng.normal(size=(90, 2)) for _ in range(2))
     honest = np.repeat(centres[:2], 40, axis=0) + rng.normal(size=(80, 2))
-    cells = usable_cells(evidence_of(train, heldout, np.concatenate([honest, train[60:80]])))
-    assert len(cells) == 2 and abs(c_t(cells)) < 3
+    evidence = evidence_of(train, heldout, np.concatenate([honest, train[60:80]]))
+    assert len(usable_cells(evidence)) == 2 and abs(copying_figure(evidence).value) < 3
 
 
 def test_c_t_authpct_and_fld_are_the_published_ones():
@@ -229,7 +229,7 @@ def test_c_t_authpct_and_fld_are_the_published_ones():
         100 * (nlls[0] - nlls[1])                               # -112.42135485955893
     """
     evidence = three_clusters()
-    assert c_t(usable_cells(evidence)) == pytest.approx(-2.6370637442536027, abs=1e-6)
+    assert copying_figure(evidence).value == pytest.approx(-2.6370637442536027, abs=1e-6)
     assert authenticity_figure(evidence).value == pytest.approx(100 * 53 / 120, abs=1e-6)  # 44.1666...
     assert likelihood_gap_figure(evidence).value == pytest.approx(-112.42135485955893, abs=1e-6)
 

@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 from support.image_makers import textures
 
-from memorization.copy_score import RegistrationScorer
+from memorization.copy_score import REGISTRATION
 from memorization.filter import p_values
 from memorization.planted.copies import KINDS, plant
 from memorization.registration.agreement import (
@@ -26,7 +26,6 @@ from memorization.registration.maps import (
     Poses,
     align,
     bend,
-    box_mean,
     displaced,
     grey,
     middle_map,
@@ -50,7 +49,7 @@ def in_place() -> Poses:
 def site():
     """References, their index, honest images, and the honest likeness between references."""
     references = textures(N_REFERENCES, seed=1)
-    index = RegistrationScorer().index(references)
+    index = REGISTRATION.index(references)
     honest = index.compare(references, np.eye(N_REFERENCES, dtype=bool)).values
     return references, index, textures(N_HONEST, seed=2), honest
 
@@ -104,7 +103,7 @@ def test_images_of_the_same_patient_are_left_out(site) -> None:
 def test_images_of_the_same_patient_are_left_out_where_nothing_agrees_at_all() -> None:
     """All scores are equal then, and the first of equals is the image itself."""
     flat = np.full((3, 1, SIZE_PX, SIZE_PX), 90, np.uint8)
-    found = RegistrationScorer().index(flat).compare(flat, np.eye(3, dtype=bool))
+    found = REGISTRATION.index(flat).compare(flat, np.eye(3, dtype=bool))
     assert (found.nearest != np.arange(3)[:, None]).all()
 
 
@@ -131,7 +130,7 @@ def test_a_pasted_part_is_found_though_all_images_have_a_frame_and_burnt_in_text
 ) -> None:
     """Places that many share are exactly alike: were they counted, no part could be more alike than honest images."""
     references, others = mark(textures(24, seed=11)), mark(textures(24, seed=12))
-    index = RegistrationScorer().index(references)
+    index = REGISTRATION.index(references)
     honest = index.compare(others).values
     part = BY_NAME["paste elsewhere"]
     copies = index.compare(plant(part, 0.125, references, others, seed=0))
@@ -172,8 +171,8 @@ def test_a_place_with_one_straight_edge_tells_nothing_though_any_other_edge_is_l
 def test_an_image_that_calibrates_is_as_alike_as_if_the_index_had_never_held_it() -> None:
     """Else it would have a say in what is shared, as a new patient's image has not, and look less alike than that."""
     images = framed(textures(7, seed=13))
-    inside = RegistrationScorer().index(images).compare(images[:2], np.eye(7, dtype=bool)[:2] | (np.arange(7) < 2))
-    outside = RegistrationScorer().index(images[2:]).compare(images[:2])
+    inside = REGISTRATION.index(images).compare(images[:2], np.eye(7, dtype=bool)[:2] | (np.arange(7) < 2))
+    outside = REGISTRATION.index(images[2:]).compare(images[:2])
     np.testing.assert_allclose(inside.values, outside.values, atol=2e-3)
 
 
@@ -188,7 +187,7 @@ def test_means_over_windows_and_gaussians_are_scipys() -> None:
     for window in (3, 9):
         inside = ndimage.uniform_filter(np.ones((32, 32)), window, mode="constant")
         expected = ndimage.uniform_filter(x.double().numpy(), (0, 0, window, window), mode="constant") / inside
-        np.testing.assert_allclose(box_mean(x, window).numpy(), expected, atol=1e-6)
+        np.testing.assert_allclose(pooled(x, window).numpy(), expected, atol=1e-6)
         np.testing.assert_allclose(pooled(x, window, 16).numpy(), expected[:, :, ::2, ::2], atol=1e-6)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -9,14 +12,14 @@ from scipy import ndimage
 from scipy.stats import betabinom
 
 from common.progress import Progress, silent
-from memorization.copy_score import Likeness
+from memorization.copy_score import Likeness, Scorer
 from memorization.filter import p_values
 from memorization.planted.copies import KINDS
 from memorization.planted.planted_audit import audit_scorers, compare
 from memorization.registration.maps import grey
 from memorization.site_descriptor import training
 from memorization.site_descriptor.network import CopyNetwork
-from memorization.site_descriptor.scorer import STATISTICS, SiteDescriptorLearner, SiteDescriptorScorer
+from memorization.site_descriptor.scorer import SITE_DESCRIPTOR, STATISTICS, DescribedReferences
 
 
 def anatomies(n: int, seed: int) -> np.ndarray:
@@ -46,10 +49,10 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def trained() -> SiteDescriptorScorer:
+def trained() -> Scorer:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(training, "N_STEPS", 30)
-        return SiteDescriptorLearner().train(anatomies(24, seed=1), seed=3)
+        return SITE_DESCRIPTOR.train(anatomies(24, seed=1), seed=3)
 
 
 def test_two_trainings_are_equal_to_the_bit(short: None) -> None:
@@ -62,11 +65,11 @@ def test_two_trainings_are_equal_to_the_bit(short: None) -> None:
     assert not torch.equal(first["image.weight"], other["image.weight"])
 
 
-def test_a_copys_original_is_ranked_first_by_what_was_learned(trained: SiteDescriptorScorer) -> None:
+def test_a_copys_original_is_ranked_first_by_what_was_learned(trained: Scorer) -> None:
     """By the cells that fit best; an untrained network's cells say less, though over the whole frame they suffice."""
     images = anatomies(24, seed=2)  # of patients that it was not trained on
     torch.manual_seed(0)
-    untrained = SiteDescriptorScorer(CopyNetwork().eval())
+    untrained = replace(trained, index=partial(DescribedReferences, CopyNetwork().eval()))
     first = [
         (scorer.index(images).compare(altered(images)).nearest[:, :3] == np.arange(24)[:, None]).mean()
         for scorer in (trained, untrained)
@@ -78,12 +81,12 @@ def test_a_copys_original_is_ranked_first_by_what_was_learned(trained: SiteDescr
 def test_a_handful_of_images_of_any_type_trains_and_finds_itself(short: None, dtype, n_channels, n_images) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, np.iinfo(dtype).max, (n_images, n_channels, 40, 24), dtype=dtype)
-    likeness = SiteDescriptorLearner().train(images, seed=1).index(images).compare(images)
+    likeness = SITE_DESCRIPTOR.train(images, seed=1).index(images).compare(images)
     assert likeness.values.shape == (n_images, len(STATISTICS)) and np.isfinite(likeness.values).all()
     assert (likeness.nearest == np.arange(n_images)[:, None]).all()
 
 
-def test_honest_images_are_dropped_at_the_level_it_is_calibrated_to(trained: SiteDescriptorScorer) -> None:
+def test_honest_images_are_dropped_at_the_level_it_is_calibrated_to(trained: Scorer) -> None:
     """At 10 %, calibrated on images that it was not trained on; its training images are references and no more."""
     references = np.concatenate([anatomies(10, seed=1), anatomies(39, seed=4)])
     index = trained.index(references)

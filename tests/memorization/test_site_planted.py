@@ -22,7 +22,7 @@ from memorization.calibration import MemorizationConfig
 from memorization.filter import attainable_level, dropped_of_calibration, p_values
 from memorization.gates import PLANTED_RECALL, GatesConfig
 from memorization.planted.copies import KINDS
-from memorization.site_audit import OwnedImages, PlantedAudit, find_planted, plan_copies, to_planted_audit
+from memorization.site_audit import OwnedImages, PlantedAudit, find_planted, to_planted_audit
 from pipeline.stages.audit import audit_site
 from pipeline.stages.calibrate import calibrate_threshold
 from pipeline.stages.share import share
@@ -43,7 +43,7 @@ def owned(images: np.ndarray, name: str = "p") -> OwnedImages:
 
 def audited(judge: Callable[[np.ndarray], np.ndarray], n_copies: int = 20) -> PlantedAudit:
     kinds = [kind for kind in KINDS if kind.name in ("identity", "mirror", "blend")]
-    found = find_planted(owned(noise(12)), owned(noise(5, seed=1), "h"), judge, plan_copies(n_copies, 3, kinds))
+    found = find_planted(owned(noise(12)), owned(noise(5, seed=1), "h"), judge, n_copies, 3, kinds)
     return to_planted_audit("fused", "none", 0.05, 12, found, None)
 
 
@@ -71,7 +71,7 @@ def test_a_copy_is_mixed_with_another_patients_image_only_also_where_nobody_is_h
     """Two patients of two equal images each: a blend with a patient's own would be an exact copy."""
     images = OwnedImages(np.repeat(noise(2), 2, axis=0), ["p0", "p0", "p1", "p1"])
     (blend,) = (kind for kind in KINDS if kind.name == "blend")
-    found = find_planted(images, images, sees(images.images), plan_copies(12, 0, [blend]))
+    found = find_planted(images, images, sees(images.images), 12, 0, [blend])
     assert [one.found for one in found] == [0, 0]
 
 
@@ -100,7 +100,7 @@ def stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dic
     monkeypatch.setattr("memorization.calibration.build_embedder", lambda *_, **__: CoarsePixels())
 
     def run(config: MemorizationConfig, gates: GatesConfig, train_on: str = "train", kinds: tuple = KINDS) -> dict:
-        monkeypatch.setattr("memorization.site_audit.plan_copies", partial(plan_copies, kinds=kinds))
+        monkeypatch.setattr("memorization.site_audit.find_planted", partial(find_planted, kinds=kinds))
         images = textures(N_TRAIN + N_HELD_OUT, seed=1, size=32)
         entries = tuple(
             ImageEntry(f"r{i}", patient=f"p{i}", split="train" if i < N_TRAIN else "val") for i in range(len(images))

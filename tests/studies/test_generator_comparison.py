@@ -29,9 +29,10 @@ from evaluation.results import COLUMNS
 from features.fidelity import frechet_distance
 from features.fidelity_comparison import ComparedSets, compare_frechet
 from features.fidelity_monitor import FidelityMonitor
+from memorization.pictures import draw_rows
 from pipeline.stages.slices import slices
 from studies import generator_comparison, sampler_study
-from studies.comparison_tables import HEADER, draw_samples, format_rows
+from studies.comparison_tables import HEADER, format_rows
 from studies.generator_comparison import NAME, main
 from studies.generator_figures import Features, Place, figures_of, n_samples_of, nearest_ratio, places_of
 from studies.heldout_images import images_of_split
@@ -213,7 +214,7 @@ def test_what_a_run_says_of_its_generator(run: Path) -> None:
 
 def test_the_picture_takes_sites_of_several_sizes_and_few_images(tmp_path: Path) -> None:
     rows = {"a": np.zeros((8, 1, 16, 12), np.uint8), "b": np.zeros((2, 3, 8, 8), np.uint16)}
-    draw_samples(tmp_path / "rows.png", rows)
+    draw_rows(tmp_path / "rows.png", rows)
     with Image.open(tmp_path / "rows.png") as picture:
         assert picture.width > 600
 

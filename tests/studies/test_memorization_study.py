@@ -15,10 +15,10 @@ from common.files import write_json
 from common.image_set import ImageEntry, ImageSet
 from dataset.phantom import PhantomConfig, write_phantom
 from pipeline.entry import compose_experiment
+from studies.generator_study import StudySite
 from studies.judged_site import calibrate_site, pixel_correlation
 from studies.memorization_study import site_of_few, study_site, summarise, train_well
 from studies.memorization_tables import KEPT, OVERTRAINED, SAMPLES, WELL_TRAINED, format_study, goals
-from studies.study_site import StudySite
 
 N_TRAINED_ON, N_BESIDE, N_UNSEEN, N_SAMPLES = 12, 4, 8, 12
 CONFIG = compose_experiment("demo", [])

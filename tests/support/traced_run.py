@@ -58,7 +58,7 @@ def main() -> None:
     common.drawing.drawing = marks
     import engine.run_stage as run_stage
 
-    find = run_stage._function
+    find = run_stage.resolve_name
 
     def traced(dotted: str):
         function = find(dotted)
@@ -73,7 +73,7 @@ def main() -> None:
 
         return call
 
-    run_stage._function = traced
+    run_stage.resolve_name = traced
     threading.setprofile(profile)
     sys.setprofile(profile)
     try:

@@ -14,42 +14,47 @@ from typing import Any
 
 import torch
 
-from common.checkpoints import save_tensors
 from engine.workers import InlineWorkers, WorkerSpec
 from federated.average import average_updates
 from federated.rounds import run_rounds
 from federated.settings import RoundSettings
-from federated.update import layout_of, read_into, read_update
-from training.timing import interleaved_seconds
+from federated.update import open_update, overwrite_update, read_into, write_update
 
 MIB = 2**20
 
 
 def measure_aggregation(folder: Path, n_floats: int, n_sites: int, repeats: int) -> dict[str, float]:
-    """Median times of the ways to aggregate, in turns, and the peak memory of ours."""
+    """Median times of the ways to aggregate, interleaved, and the peak memory of ours."""
     shapes = layer_shapes(n_floats)
-    models, paths = [], {str(site): folder / f"{site}.safetensors" for site in range(n_sites)}
-    for site, path in enumerate(paths.values()):
+    models = []
+    for site in range(n_sites):
         generator = torch.Generator().manual_seed(site)
         models.append({f"layer{i}": torch.randn(shape, generator=generator) for i, shape in enumerate(shapes)})
-        save_tensors(path, models[-1], {})
-    layout, weights = layout_of(models[0]), {site: 10.0 + int(site) for site in paths}
+        write_update(folder / f"{site}.safetensors", models[-1], {})
+    paths = {str(site): folder / f"{site}.safetensors" for site in range(n_sites)}
+    layout = open_update(paths["0"]).layout
     vectors = [torch.cat([tensor.flatten() for tensor in model.values()]) for model in models]
+    weights = {site: 10.0 + int(site) for site in paths}
     out = torch.empty_like(vectors[0])
-    ways: dict[str, Callable[[], object]] = {
+    ways: dict[str, Callable[[], Any]] = {
         "limit": lambda: _read_all_write_one(vectors, out),
         "files": lambda: average_updates(paths, weights, layout),
         "per_key_fresh": lambda: _per_key(models, list(weights.values()), torch.float32),
         "per_key_double": lambda: _per_key(models, list(weights.values()), torch.float64),
     }
-    medians = {name: statistics.median(times) for name, times in interleaved_seconds(ways, repeats).items()}
-    with multiprocessing.get_context("spawn").Pool(1) as pool:  # memory that this process has freed would hide some
-        peak_models = pool.apply(_peak_models, (paths, weights, out.nbytes))
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - started)
+    n_bytes = 4 * out.numel()
+    limit_s = statistics.median(times["limit"])
     return {
-        **{f"{name}_s": seconds for name, seconds in medians.items()},
-        "model_mib": out.nbytes / MIB,
-        "bandwidth_gib_s": (n_sites + 1) * out.nbytes / medians["limit"] / 2**30,
-        "peak_models": peak_models,
+        **{f"{name}_s": statistics.median(values) for name, values in times.items()},
+        "model_mib": n_bytes / MIB,
+        "bandwidth_gib_s": (n_sites + 1) * n_bytes / limit_s / 2**30,
+        "peak_models": _in_a_fresh_process(_peak_models, paths, weights, n_bytes),
     }
 
 
@@ -78,7 +83,7 @@ def measure_rounds(folder: Path, n_floats: int, n_sites: int, n_rounds: int, epo
         RoundSettings(rounds=1 + n_rounds),
         lambda done, total, unit: ends.append(time.perf_counter()),
     )
-    # the median: a busy machine makes some rounds longer
+    # the median, as the hub's three files of the model are made in the first rounds and written over in all others
     overhead_s = statistics.median(end - start for start, end in itertools.pairwise(ends)) - epoch_s
     return {"round_overhead_s": overhead_s, "round_overhead_share": overhead_s / epoch_s, "epoch_s": epoch_s}
 
@@ -104,7 +109,7 @@ class WaitingSite:
 
     def describe(self, initial: str) -> dict[str, Any]:
         """See ``Client``."""
-        save_tensors(Path(initial), self._tensors, {})
+        write_update(Path(initial), self._tensors, {})
         return {"n_cases": 10}
 
     def train(self, round_index: int, model: str, update: str, keep_rounds: list[int]) -> dict[str, Any]:
@@ -112,7 +117,7 @@ class WaitingSite:
         time.sleep(self._epoch_s)
         for tensor in self._tensors.values():
             tensor.view(-1)[0] += torch.rand(())
-        save_tensors(Path(update), self._tensors, {})
+        overwrite_update(Path(update), self._tensors, {})
         return {"train_loss": 0.0, "train_s": self._epoch_s}
 
     def validate(self, round_index: int, model: str) -> dict[str, Any]:
@@ -145,7 +150,7 @@ def _per_key(
 
 def _peak_models(paths: Mapping[str, Path], weights: Mapping[str, float], n_bytes: int) -> float:
     """Highest anonymous memory during an aggregation over what it was before it, in models; mapped files are not it."""
-    layout = layout_of(read_update(paths["0"]))
+    layout = open_update(paths["0"]).layout
     before, peak, ended = _anonymous_bytes(), 0, threading.Event()
 
     def watch() -> None:
@@ -162,6 +167,12 @@ def _peak_models(paths: Mapping[str, Path], weights: Mapping[str, float], n_byte
     watcher.join()
     del result
     return (peak - before) / n_bytes
+
+
+def _in_a_fresh_process(function: Callable[..., float], *arguments: Any) -> float:
+    """Memory that this process has freed and kept would hide what an aggregation takes."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def _anonymous_bytes() -> int:

@@ -9,10 +9,9 @@ from typing import Any
 
 import torch
 
-from common.checkpoints import save_tensors
 from common.settings import from_dict
 from federated.settings import RoundSettings
-from federated.update import MOMENTUM, read_into
+from federated.update import MOMENTUM, overwrite_update, read_into, write_update
 from nnunetv2_mod import RoundTrainer, TrainSettings, export_model
 
 
@@ -51,7 +50,7 @@ class Client:
 
     def describe(self, initial: str) -> dict[str, Any]:
         """The number of training cases; the first weights, which every site draws alike, go to ``initial``."""
-        save_tensors(Path(initial), self._outgoing(), {"round": 0})
+        write_update(Path(initial), self._outgoing(), {"round": 0})
         return {"n_cases": self._trainer.n_cases}
 
     def train(self, round_index: int, model: str, update: str, keep_rounds: Sequence[int]) -> dict[str, Any]:
@@ -64,7 +63,7 @@ class Client:
         loss = self._trainer.train_epochs(round_index * epochs, epochs)
         trained_s = time.monotonic() - started
         self._held = ("", -1)
-        save_tensors(Path(update), self._outgoing(), {"round": round_index + 1})
+        overwrite_update(Path(update), self._outgoing(), {"round": round_index + 1})
         self._save_local(round_index + 1, keep_rounds)
         return {"train_loss": loss, "train_s": trained_s}
 
@@ -118,7 +117,7 @@ class Client:
         staying = self._staying()
         if not staying:
             return
-        save_tensors(self._folder / f"local_{round_index}.safetensors", staying, {"round": round_index})
+        write_update(self._folder / f"local_{round_index}.safetensors", staying, {"round": round_index})
         kept = {f"local_{kept_round}.safetensors" for kept_round in (*keep_rounds, round_index)}
         for file in self._folder.glob("local_*.safetensors"):
             if file.name not in kept:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import time
@@ -10,15 +11,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from common.checkpoints import save_tensors
-from common.files import read_json, write_json
+import torch
+
+from common.files import read_json, write_json, write_text
 from common.progress import Progress, silent
 from common.settings import from_dict, to_dict
 from engine.workers import Failure, Workers
 from federated.average import average_updates
 from federated.settings import RoundSettings, weights_of
-from federated.update import Layout, layout_of, read_update
-from training.curves import write_curves
+from federated.update import Layout, open_update, overwrite_update
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +60,15 @@ def run_rounds(workers: Workers, out: Path, settings: RoundSettings, progress: P
     state = from_dict(HubState, read_json(hub / STATE)) if (hub / STATE).is_file() else HubState()
     if state.round_index == 0:
         state = _begin(workers, hub)
-    model = read_update(_model(hub, state.slot))
-    layout, n_bytes = layout_of(model), sum(tensor.nbytes for tensor in model.values())
+    layout = open_update(_model(hub, state.slot)).layout
+    floats = torch.empty(layout.n_floats)  # one result for all rounds
     while state.round_index < settings.rounds:
-        state = _one_round(workers, hub, settings, layout, state)
+        state = _one_round(workers, hub, settings, layout, state, floats)
         write_json(hub / STATE, to_dict(state))
         progress(state.round_index, settings.rounds, "rounds")
     _export(workers, out, settings, state)
-    write_curves(out, state.curves)
-    write_json(out / "summary.json", summary(state, settings, n_bytes))
+    write_text(out / "curves.jsonl", "".join(_curve_line(point) for point in state.curves))
+    write_json(out / "summary.json", summary(state, settings, layout))
     for site in workers.sites:
         _update(hub, site).unlink(missing_ok=True)
     waited = f"{state.overhead_s:.1f} s of it neither training nor validation"
@@ -75,8 +76,8 @@ def run_rounds(workers: Workers, out: Path, settings: RoundSettings, progress: P
     return state
 
 
-def summary(state: HubState, settings: RoundSettings, n_bytes: int) -> dict[str, Any]:
-    """What is worth knowing of a finished training; ``n_bytes`` of a model travel per site and round."""
+def summary(state: HubState, settings: RoundSettings, layout: Layout) -> dict[str, Any]:
+    """What is worth knowing of a finished training; bytes per site and round."""
     weights = weights_of(state.n_cases, settings.weighting)
     total = sum(weights.values())
     return {
@@ -88,9 +89,14 @@ def summary(state: HubState, settings: RoundSettings, n_bytes: int) -> dict[str,
         "best_round": state.best_round,
         "weights": {site: weight / total for site, weight in weights.items()},
         "left_out": list(state.left_out),
-        "bytes_up": n_bytes,
-        "bytes_down": n_bytes,
+        "bytes_up": layout.n_bytes,
+        "bytes_down": layout.n_bytes,
     }
+
+
+def _curve_line(point: Mapping[str, Any]) -> str:
+    first = {key: point[key] for key in ("step", "unit")}
+    return json.dumps(first | {key: point[key] for key in sorted(set(point) - set(first))}) + "\n"
 
 
 def _model(hub: Path, slot: int) -> Path:
@@ -119,7 +125,9 @@ def _update(hub: Path, site: str) -> Path:
     return hub / f"update_{site}.safetensors"
 
 
-def _one_round(workers: Workers, hub: Path, settings: RoundSettings, layout: Layout, state: HubState) -> HubState:
+def _one_round(
+    workers: Workers, hub: Path, settings: RoundSettings, layout: Layout, state: HubState, floats: torch.Tensor
+) -> HubState:
     """One round of FedAvg (McMahan et al. 2017, algorithm 1); only file names and plain numbers pass between them."""
     started = time.monotonic()
     index, model = state.round_index, str(_model(hub, state.slot))
@@ -135,9 +143,9 @@ def _one_round(workers: Workers, hub: Path, settings: RoundSettings, layout: Lay
         raise RuntimeError(f"no site could train in round {index + 1}: {reasons}")
 
     # the hub averages the files, weighted by cases, over a file that the state does not name: a cut-off loses nothing
-    average = average_updates(paths, weights_of(state.n_cases, settings.weighting), layout)
+    average = average_updates(paths, weights_of(state.n_cases, settings.weighting), layout, floats)
     left_out |= average.left_out
-    save_tensors(_model(hub, slot), average.tensors, {})
+    overwrite_update(_model(hub, slot), layout.named(average.integers, average.floats), {})
 
     # every site validates the average
     asked = {"round_index": index + 1, "model": str(_model(hub, slot))}

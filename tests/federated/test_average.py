@@ -20,7 +20,7 @@ from torch import nn
 from common.checkpoints import save_tensors
 from common.errors import InputError
 from federated.average import average_updates
-from federated.update import Layout, layout_of, read_update
+from federated.update import Layout, open_update, write_update
 
 
 def average_tensors(models: list[dict], weights: list[float]) -> dict[str, torch.Tensor]:
@@ -28,11 +28,11 @@ def average_tensors(models: list[dict], weights: list[float]) -> dict[str, torch
     with tempfile.TemporaryDirectory() as folder:
         paths = {str(site): Path(folder) / f"{site}.safetensors" for site in range(len(models))}
         for path, model in zip(paths.values(), models):
-            save_tensors(path, model, {})
-        layout = layout_of(read_update(paths["0"]))
+            write_update(path, model, {})
+        layout = open_update(paths["0"]).layout
         average = average_updates(paths, {str(site): float(weight) for site, weight in enumerate(weights)}, layout)
     assert average.left_out == {}
-    return average.tensors
+    return layout.named(average.integers, average.floats)
 
 
 FLOATS = hnp.arrays(np.float32, (4, 33), elements=st.floats(-1e6, 1e6, width=32))
@@ -132,49 +132,46 @@ def updates(tmp_path):
             "conv.bias": torch.randn(3, generator=rng),
             "n": torch.tensor([index]),
         }
-        save_tensors(tmp_path / f"{site}.safetensors", tensors[site], {"round": 1})
+        write_update(tmp_path / f"{site}.safetensors", tensors[site], {"round": 1})
     return {site: tmp_path / f"{site}.safetensors" for site in tensors}, tensors
 
 
 N_CASES = {"A": 10.0, "B": 30.0, "C": 20.0}
 
 
-def layout_of_files(paths) -> Layout:
-    return layout_of(read_update(paths["A"]))
-
-
-def equal(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+def layout_of(paths) -> Layout:
+    return open_update(paths["A"]).layout
 
 
 def test_files_average_to_what_their_tensors_do(updates):
     paths, tensors = updates
-    result = average_updates(paths, N_CASES, layout_of_files(paths))
+    result = average_updates(paths, N_CASES, layout_of(paths))
     expected = average_tensors(list(tensors.values()), list(N_CASES.values()))
     assert result.used == ("A", "B", "C")
-    assert result.tensors["n"].tolist() == [2]
-    torch.testing.assert_close(result.tensors, expected, rtol=1e-6, atol=1e-7)
+    assert result.integers.tolist() == [2]
+    flat = torch.cat([expected[name].flatten() for name, dtype, _ in layout_of(paths).entries if dtype == "F32"])
+    torch.testing.assert_close(result.floats, flat, rtol=1e-6, atol=1e-7)
 
 
 def test_what_the_sites_are_called_changes_no_bit(updates):
     paths, _ = updates
-    reference = average_updates(paths, N_CASES, layout_of_files(paths)).tensors
+    reference = average_updates(paths, N_CASES, layout_of(paths)).floats
     for renamed in itertools.permutations("ABC"):
         names = dict(zip("ABC", renamed, strict=True))
         again = {names[site]: path for site, path in paths.items()}
         n_cases = {names[site]: n for site, n in N_CASES.items()}
-        assert equal(average_updates(again, n_cases, layout_of_files(paths)).tensors, reference)
+        assert torch.equal(average_updates(again, n_cases, layout_of(paths)).floats, reference)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_site_that_sends_no_number_is_left_out_and_named(updates, value):
     paths, tensors = updates
     tensors["B"]["conv.bias"][1] = value
-    save_tensors(paths["B"], tensors["B"], {})
-    result = average_updates(paths, N_CASES, layout_of_files(paths))
-    without = average_updates({site: paths[site] for site in "AC"}, N_CASES, layout_of_files(paths))
+    write_update(paths["B"], tensors["B"], {})
+    result = average_updates(paths, N_CASES, layout_of(paths))
+    without = average_updates({site: paths[site] for site in "AC"}, N_CASES, layout_of(paths))
     assert result.left_out == {"B": "tensor 'conv.bias' holds NaN or infinity"}
-    assert equal(result.tensors, without.tensors)
+    assert torch.equal(result.floats, without.floats)
 
 
 def test_a_site_whose_numbers_overflow_is_left_out(updates):
@@ -182,26 +179,23 @@ def test_a_site_whose_numbers_overflow_is_left_out(updates):
     tensors["B"]["conv.bias"][:] = 3e38
     tensors["A"]["conv.bias"][:] = -3e38
     for site in "AB":
-        save_tensors(paths[site], tensors[site], {})
-    result = average_updates(paths, N_CASES, layout_of_files(paths))
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in result.tensors.values())
+        write_update(paths[site], tensors[site], {})
+    result = average_updates(paths, N_CASES, layout_of(paths))
+    assert bool(torch.isfinite(result.floats).all())
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (
-            lambda t: t | {"conv.weight": torch.zeros(5, 3)},
-            "tensor 'conv.weight' is float32 [5, 3], not float32 [3, 5]",
-        ),
-        (lambda t: t | {"conv.weight": torch.zeros(3, 5, dtype=torch.float16)}, "is float16, not float32 or int64"),
+        (lambda t: t | {"conv.weight": torch.zeros(5, 3)}, "tensor 'conv.weight' is F32 [5, 3], not F32 [3, 5]"),
+        (lambda t: t | {"conv.weight": torch.zeros(3, 5, dtype=torch.float16)}, "is F16, not F32 or I64"),
         (lambda t: t | {"spy": torch.zeros(1)}, "tensor 'spy' is not expected"),
         (lambda t: {name: value for name, value in t.items() if name != "conv.bias"}, "tensor 'conv.bias' is missing"),
     ],
 )
 def test_a_site_that_sends_another_network_is_left_out_and_told_why(updates, change, reason):
     paths, tensors = updates
-    expected = layout_of_files(paths)
+    expected = layout_of(paths)
     save_tensors(paths["C"], change(tensors["C"]), {})
     result = average_updates(paths, N_CASES, expected)
     assert result.used == ("A", "B")
@@ -215,7 +209,7 @@ def test_a_site_that_sends_another_network_is_left_out_and_told_why(updates, cha
 )
 def test_a_broken_file_is_left_out(updates, content):
     paths, _ = updates
-    expected = layout_of_files(paths)
+    expected = layout_of(paths)
     whole = paths["C"].read_bytes()
     paths["C"].write_bytes(whole[:-5] if content is None else content)
     assert "not a readable update" in average_updates(paths, N_CASES, expected).left_out["C"]
@@ -226,13 +220,13 @@ def test_overlapping_tensors_are_refused(updates, tmp_path):
     header = {name: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for name in ("a", "b")}
     text = json.dumps(header).encode()
     (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(8))
-    with pytest.raises(InputError, match="not a readable update"):
-        read_update(tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match="lies at"):
+        open_update(tmp_path / "x.safetensors")
 
 
 def test_no_usable_site_is_an_error_that_names_them_all(updates):
     paths, _ = updates
-    expected = layout_of_files(paths)
+    expected = layout_of(paths)
     for path in paths.values():
         path.write_bytes(b"")
     with pytest.raises(InputError, match=r"A: .*B: .*C: "):

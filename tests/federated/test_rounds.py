@@ -12,12 +12,13 @@ import pytest
 import torch
 from support.blobs import SPLITS, write_blobs
 
-from common.checkpoints import load_tensors, save_tensors
+from common.checkpoints import load_tensors
 from common.settings import to_dict
 from engine.workers import InlineWorkers, WorkerSpec
 from federated.client import Client
 from federated.rounds import run_rounds
 from federated.settings import RoundSettings
+from federated.update import write_update
 from nnunetv2_mod import PlanSettings, TrainSettings, plan_dataset, train
 
 ROUNDS = 3
@@ -164,7 +165,7 @@ class SendsNaN(Client):
         if round_index == 1 and "planned_B" in str(self._planned):
             tensors, metadata = load_tensors(Path(update))
             tensors[sorted(tensors)[0]][..., 0] = float("nan")
-            save_tensors(Path(update), tensors, metadata)
+            write_update(Path(update), tensors, metadata)
         return answer
 
 
@@ -176,7 +177,7 @@ class SendsAnotherShape(SendsNaN):
         if round_index == 1 and "planned_B" in str(self._planned):
             tensors, metadata = load_tensors(Path(update))
             name = sorted(tensors)[0]
-            save_tensors(Path(update), {**tensors, name: tensors[name][None]}, metadata)
+            write_update(Path(update), {**tensors, name: tensors[name][None]}, metadata)
         return answer
 
 
@@ -190,7 +191,7 @@ class Fails(Client):
 
 
 @pytest.mark.parametrize(
-    ("factory", "why"), [("SendsNaN", "NaN"), ("SendsAnotherShape", "not float32"), ("Fails", "lost its power")]
+    ("factory", "why"), [("SendsNaN", "NaN"), ("SendsAnotherShape", "not F32"), ("Fails", "lost its power")]
 )
 def test_a_round_goes_on_without_a_site_that_cannot_be_used_and_says_so(planned, tmp_path, caplog, factory, why):
     """And the site is back in the next round."""

@@ -34,7 +34,6 @@ from sharing.schema import (
     FIGURES,
     MANIFEST,
     SCHEMA_VERSION,
-    Fault,
     Manifest,
     PrivacyFigures,
     faults_of_figures,
@@ -42,6 +41,7 @@ from sharing.schema import (
     is_case_name,
     telling_texts,
 )
+from sharing.shared_audit import Fault, SharedAudit
 from sharing.strict_json import MAX_JSON_BYTES
 
 NAMES_OF_MANY = ("root", "localhost")  # of users and machines; an anatomical label may be a root as well
@@ -55,6 +55,7 @@ class Package:
     folder: Path
     manifest: Manifest
     n_bytes: int
+    audit: SharedAudit
 
 
 def verify_package(folder: Path, *, written_here: bool = False) -> Package:
@@ -112,7 +113,7 @@ def verify_package(folder: Path, *, written_here: bool = False) -> Package:
 
     if list_package(folder) != stamps:
         raise PackageError.of(folder, "", "changed while it was checked", SEND_AGAIN)
-    return Package(folder, manifest, sum(stamp.n_bytes for stamp in stamps.values()))
+    return Package(folder, manifest, sum(stamp.n_bytes for stamp in stamps.values()), typed_figures.audit)
 
 
 def _wrong_names(manifest: Manifest, present: Mapping[str, Stamp]) -> Iterator[Reason]:

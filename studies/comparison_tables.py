@@ -57,7 +57,7 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 with_interval(row["nearest"], 2),
                 with_interval(row["images_per_s"], 1),
                 *(with_interval(row[name], 1, 100) for name in ("dice", "dice_real", "dice_gain")),
-                "; ".join(refused) or "passed",
+                "; ".join(refused) or "none refused",
             ]
         )
     return markdown_table(HEADER, cells)

@@ -33,6 +33,7 @@ class Metric:
     name: str
     says: str
     direction: str  # of the safer values: "higher" or "lower"
+    unit: str
     source: str
     cannot_say: str
     measure: Callable[[Evidence], MetricResult]
@@ -46,6 +47,7 @@ METRICS = (
         "largest exposure",
         "Share of generated images whose nearest training image is of one and the same patient, the largest of all.",
         "lower",
+        "share of images",
         "count; without copies about the patient's share of the training images",
         "Images in the middle of the data are near to many others without being copied.",
         exposure_figure,
@@ -57,6 +59,7 @@ METRICS = (
         "closest-record share",
         "Share of generated images nearer to a training image than to as many images of other patients.",
         "lower",
+        "share of images",
         "SDMetrics, DCROverfittingProtection",
         "A few copies among thousands of images hardly change it.",
         closest_record_figure,
@@ -65,20 +68,22 @@ METRICS = (
         ideal=0.5,
     ),
     Metric(
-        "AuthPct",
-        "Percentage of generated images farther from their nearest training image than that is from any other.",
+        "AuthPct over held-out",
+        "Percentage of generated images farther from their nearest training image than that is from any other, minus "
+        "the same percentage of the held-out images.",
         "higher",
-        "Alaa et al. 2022, eq. 7",
-        "50 holds in many dimensions, fewer give less; patients with near-duplicate images hide copies.",
+        "percentage points",
+        "Alaa et al. 2022, eq. 7, generated minus held-out",
+        "Patients with near-duplicate images hide copies, and so do copies that are noisy.",
         authenticity_figure,
-        lower=0.0,
+        lower=-100.0,
         upper=100.0,
-        ideal=50.0,
     ),
     Metric(
         "C_T",
         "Standard errors by which generated images are farther from the training images than held-out ones are.",
         "higher",
+        "standard errors",
         "Meehan et al. 2020, as in dgm-eval",
         "Poor images raise it and can hide copies; it grows with the number of images.",
         copying_figure,
@@ -87,6 +92,7 @@ METRICS = (
         "Fréchet gap",
         "How much nearer the generated distribution is to the training images than to held-out ones.",
         "lower",
+        "squared feature distance",
         "Heusel et al. 2017, held-out minus training",
         "Means and covariances only: copies of a diverse half go unseen.",
         frechet_gap_figure,
@@ -95,6 +101,7 @@ METRICS = (
         "FLD gap",
         "How much less likely held-out images are than training images under a mixture centred at generated images.",
         "higher",
+        "nats per 100 features",
         "Jiralerspong et al. 2023, 100 (NLL train - NLL held-out) / dimension",
         "Its variances are fitted to the training images, so that a generator without copies is a little below 0.",
         likelihood_gap_figure,
@@ -103,6 +110,7 @@ METRICS = (
         "NNAA privacy loss",
         "How much better generated images are told from held-out images than from training images.",
         "lower",
+        "difference of accuracies",
         "Yale et al. 2020, NNAA(H, G) - NNAA(T, G)",
         "An image and its near-duplicate of the same patient look like a copy each.",
         privacy_loss_figure,
@@ -113,6 +121,7 @@ METRICS = (
         "membership AUC",
         "Area under the curve of the best membership attack, minus that between two parts of the members.",
         "lower",
+        "area over the control",
         "GAN-Leaks, Monte Carlo, DOMIAS; control: member against member",
         "A stronger attack may exist; an average over patients hides the few who are exposed.",
         membership_figure,
@@ -123,6 +132,7 @@ METRICS = (
         "membership TPR",
         "Share of members the best attack finds at 1 % false alarms, minus that between two parts of the members.",
         "lower",
+        "rate over the control",
         "Carlini et al. 2022, same attacks and control",
         "Below 100 held-out images 1 % means not one false alarm, and the interval is wide.",
         true_positive_figure,

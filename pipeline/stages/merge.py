@@ -18,6 +18,7 @@ from sharing import (
     Refusal,
     read_drop_list,
     read_refusal,
+    statements,
     verify_package,
 )
 
@@ -40,6 +41,8 @@ def merge(context: StageContext) -> None:
     roles = sorted(role for role in context.inputs if role.startswith(PACKAGE))
     folders = _without_refused({role.removeprefix(PACKAGE): context.inputs[role] for role in roles}, target)
     packages = {site: verify_package(folder) for site, folder in folders.items()}
+    for site, package in packages.items():
+        log.info("package of site %s: %s", site, " ".join(statements(package.audit)))
     _check_agreement(packages, target)
     kept = {site: _cases_kept(context, package) for site, package in packages.items()}
     if not any(kept.values()):

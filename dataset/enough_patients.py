@@ -53,12 +53,12 @@ class RelabellingTest:
         return float(bdtr(most, self.n_drawn, 1 / self.n_labellings(n_train, n_heldout))) if most >= 0 else 0.0
 
 
-TESTS = (  # in the order in which they are taken where patients are few; tests/dataset/test_enough_patients.py: numbers
+TESTS = (  # those that found most copies at small simulated sites first (python -m studies.gate_level)
     RelabellingTest("closest-record share", 1000),
-    RelabellingTest("AuthPct over held-out", 999),
-    RelabellingTest("C_T", 999),
     RelabellingTest("FLD gap", 199),
+    RelabellingTest("AuthPct over held-out", 999),
     RelabellingTest("Fréchet gap", 199),
+    RelabellingTest("C_T", 999),
     RelabellingTest("membership AUC", 1000, halves_heldout=True, min_heldout=4),
 )
 

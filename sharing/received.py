@@ -23,6 +23,7 @@ from sharing.errors import (
     PackageError,
     Reason,
     RefusedFileError,
+    said,
     shown,
 )
 from sharing.folder import MANIFEST_BYTES_PER_FILE, Blocks, Stamp, examine, list_package, read_document, typed
@@ -182,7 +183,7 @@ def _check_finite(values: np.ndarray) -> None:
 
 
 def _reasons(name: str, faults: Iterable[Fault]) -> Iterator[Reason]:
-    return (Reason(name, f"has {key} {shown(value)}; it must be {wanted}", ASK) for key, value, wanted in faults)
+    return (Reason(name, said(fault), ASK) for fault in faults)
 
 
 def _telling(name: str, content: Mapping[str, Any], here: Sequence[str]) -> Iterator[Reason]:

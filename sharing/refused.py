@@ -11,7 +11,7 @@ from common.files import write_json, write_text
 from common.settings import to_dict
 from memorization.gates import FAILED
 from sharing.card import gate_table
-from sharing.errors import SAME_RELEASE, PackageError, Reason, shown
+from sharing.errors import SAME_RELEASE, PackageError, Reason, said, shown
 from sharing.folder import read_document, stamp_of, typed
 from sharing.schema import MANIFEST, SCHEMA_VERSION, is_site_name
 from sharing.shared_audit import SharedAudit, faults_of_audit
@@ -88,7 +88,7 @@ def read_refusal(folder: Path) -> Refusal | None:
         problem = f"has schema_version {shown(content.get('schema_version'))}, not {SCHEMA_VERSION}"
         raise PackageError.of(folder, REFUSED, problem, SAME_RELEASE)
     refusal = typed(Refusal, content, folder, REFUSED)
-    faults = [f"has {key} {shown(value)}; it must be {wanted}" for key, value, wanted in faults_of_audit(refusal.audit)]
+    faults = [said(fault) for fault in faults_of_audit(refusal.audit)]
     failed = [gate.name for gate in refusal.audit.gates if gate.decision == FAILED]
     if refusal.audit.n_audited and not refusal.audit.enforced:
         faults.append("refuses, although it says that gates were not enforced")

@@ -133,7 +133,8 @@ def faults_of_audit(audit: SharedAudit, n_sampled: int | None = None, n_dropped:
         ("gates", tuple((one.name, one.unit, one.comparison) for one in audit.gates), wanted_gates),
     ):
         if given != wanted:
-            yield f"audit.{key}", given, "those of this release, in their order"
+            other = next((one for one, right in zip(given, wanted, strict=False) if one != right), len(given))
+            yield f"audit.{key}", other, f"the {len(wanted)} names and units of this release, in their order"
             return
 
     # 2. Bounds of every number.

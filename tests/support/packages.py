@@ -57,6 +57,11 @@ def gate_of(kind: GateKind, fails: bool, is_unmeasured: bool) -> dict[str, Any]:
     return gate
 
 
+def gate_named(audit: dict[str, Any], name: str) -> dict[str, Any]:
+    """One gate of an audit, to be changed."""
+    return next(gate for gate in audit["gates"] if gate["name"] == name)
+
+
 PRIVACY = {
     "rule": "percentile",
     "embedder": "efficientnet_lite0",

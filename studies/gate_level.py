@@ -62,7 +62,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 @command(_add_arguments)
 def main(chosen: argparse.Namespace) -> None:
     """Simulate, judge, print a row for each cell and generator."""
-    cells = [tuple(int(number) for number in cell.split(",")) for cell in chosen.cells]
+    cells = [_numbers(cell) for cell in chosen.cells]
     rows = []
     with shown_progress() as progress:
         for n_train, n_heldout in cells:
@@ -70,6 +70,15 @@ def main(chosen: argparse.Namespace) -> None:
                 rows.append(_row(simulate(n_train, n_heldout, copies, chosen.n_sites, chosen.seed)))
                 progress(len(rows), 2 * len(cells), "cells")
     sys.stdout.write("\n".join(markdown_table(COLUMNS, rows)) + "\n")
+
+
+def _numbers(cell: str) -> tuple[int, int]:
+    numbers = cell.split(",")
+    if len(numbers) != 2 or not all(number.isdigit() and int(number) > 1 for number in numbers):
+        raise InputError(
+            f"{cell!r} is no pair of numbers", where="--cells", fix="write two or more patients each: 12,4"
+        )
+    return int(numbers[0]), int(numbers[1])
 
 
 def simulate(n_train: int, n_heldout: int, copies: bool, n_sites: int, seed: int) -> Refusals:

@@ -5,7 +5,7 @@
 Sites are simulated: unit vectors stand for the features of images, each patient has a centre of its own and up to three
 images around it. An honest generator draws new patients; a copying one draws its training images with a little noise.
 The figures and the gates are those of a run. Beside the rule in use stands the rule before it: six tests, each at a
-sixth of the level, whatever the number of patients.
+sixth of the level, whatever the number of patients (with --used-only, of the gates in use alone).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from common.markdown import markdown_table
 from common.progress import shown_progress
 from common.resampling import clopper_pearson
 from common.seeds import derive_seed
+from dataset.enough_patients import levels_of_tests
 from memorization.gates import FAILED, LEAKAGE_GATES, TEST_OF, AuditedFigures, GatesConfig, is_beyond, judge
 from memorization.leakage.evidence import Evidence, MetricResult
 from memorization.leakage.metrics import METRICS, Unmeasured
@@ -56,6 +57,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     cells = ["6,2", "7,3", "9,3", "12,4", "18,6"]
     parser.add_argument("--cells", nargs="+", default=cells, help="patients trained on and held out, as 12,4")
     parser.add_argument("--n-sites", type=int, default=200, help="sites of each cell and generator")
+    parser.add_argument("--used-only", action="store_true", help="measure only the gates in use: faster, more sites")
     parser.add_argument("--seed", type=int, default=0, help="of the sites")
 
 
@@ -67,7 +69,7 @@ def main(chosen: argparse.Namespace) -> None:
     with shown_progress() as progress:
         for n_train, n_heldout in cells:
             for copies in (False, True):
-                rows.append(_row(simulate(n_train, n_heldout, copies, chosen.n_sites, chosen.seed)))
+                rows.append(_row(simulate(n_train, n_heldout, copies, chosen.n_sites, chosen.seed, chosen.used_only)))
                 progress(len(rows), 2 * len(cells), "cells")
     sys.stdout.write("\n".join(markdown_table(COLUMNS, rows)) + "\n")
 
@@ -81,13 +83,14 @@ def _numbers(cell: str) -> tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
 
 
-def simulate(n_train: int, n_heldout: int, copies: bool, n_sites: int, seed: int) -> Refusals:
+def simulate(n_train: int, n_heldout: int, copies: bool, n_sites: int, seed: int, used_only: bool) -> Refusals:
     """Draw ``n_sites`` sites, measure every figure of leakage, judge each by both rules."""
+    names = [*levels_of_tests(n_train, n_heldout, GatesConfig().familywise_level)] if used_only else NAMES
     refused = refused_by_six = n_measured = 0
     small_p = np.zeros(len(NAMES), int)
     for number in range(n_sites):
         evidence = draw_site(n_train, n_heldout, copies, derive_seed(seed, "gate level", n_train, n_heldout, number))
-        figures = measured_of(evidence)
+        figures = measured_of(evidence, names)
         gates = judge(AuditedFigures(100, 0, n_train, n_heldout, figures), GatesConfig())
         leakage = [gate for gate in gates if gate.name in NAMES]
         n_measured = sum(gate.is_measured for gate in leakage)
@@ -110,11 +113,11 @@ def draw_site(n_train: int, n_heldout: int, copies: bool, seed: int) -> Evidence
     return Evidence(train[0], names[0], heldout[0], names[1], generated, seed=seed)
 
 
-def measured_of(evidence: Evidence) -> dict[str, MetricResult | Unmeasured]:
-    """The figures that are gates."""
-    measured: dict[str, MetricResult | Unmeasured] = {}
+def measured_of(evidence: Evidence, names: Sequence[str]) -> dict[str, MetricResult | Unmeasured]:
+    """The figures of these gates; the others as not measured."""
+    measured: dict[str, MetricResult | Unmeasured] = {name: Unmeasured("not asked for", "") for name in NAMES}
     for metric in METRICS:
-        if metric.name in NAMES:
+        if metric.name in names:
             try:
                 measured[metric.name] = metric.measure(evidence)
             except InputError as error:

@@ -17,8 +17,6 @@ from dataset.folds import assign_folds, patients_of_folds
 from dataset.source import Case
 from memorization.gates import LEAKAGE_GATES, GatesConfig
 from memorization.leakage import generalization, likelihood, membership, relabelled
-from memorization.leakage.evidence import Evidence
-from memorization.leakage.membership import membership_scores
 from pipeline.site_data import SiteData
 from pipeline.tables import experiment_in_words
 
@@ -29,18 +27,6 @@ def test_the_tests_are_those_of_the_gates_with_their_numbers_of_labellings():
     assert drawn["closest-record share"] == drawn["membership AUC"] == membership.N_RESAMPLES
     assert drawn["AuthPct over held-out"] == drawn["C_T"] == relabelled.N_RELABELLINGS
     assert (drawn["FLD gap"], drawn["Fréchet gap"]) == (likelihood.N_REFITS, generalization.N_RELABELLINGS)
-
-
-def test_membership_exchanges_the_patients_that_its_attack_sees():
-    """One half of the held-out patients is the attacker's reference."""
-    (test,) = (test for test in TESTS if test.halves_heldout)
-    for n_heldout in (4, 5):
-        rng = np.random.default_rng(0)
-        sides = [rng.normal(size=(n, 4)) for n in (6, n_heldout, 9)]
-        names = [[f"{side}{i}" for i in range(n)] for side, n in (("t", 6), ("h", n_heldout))]
-        scores = membership_scores(Evidence(sides[0], names[0], sides[1], names[1], sides[2]))
-        n_others = len({patient for patient, member in zip(scores.patients, scores.is_member) if not member})
-        assert test.n_labellings(6, n_heldout) == math.comb(6 + n_others, n_others)
 
 
 @pytest.mark.parametrize("n_patients", [5, 8, 9, 10, 13, 16, 24])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import math
 
 import numpy as np
 import pytest
 from support.image_makers import evidence_of
 
+from dataset.enough_patients import TESTS
 from memorization.gates import (
     EVIDENCE,
     FAILED,
@@ -24,6 +26,8 @@ from memorization.gates import (
     judge,
     planted_recall,
 )
+from memorization.leakage.evidence import Evidence
+from memorization.leakage.membership import membership_scores
 from memorization.leakage.metrics import METRICS, measure_each
 from memorization.site_audit import AuditImages, audit, write_audit
 
@@ -165,11 +169,20 @@ def test_a_gate_and_its_figure_say_the_same_number_in_the_same_unit():
             of = figures[gate.name]
             assert (gate.value, gate.p, gate.unit) == (of.value, of.p, of.unit), gate.name
             assert gate.comparison == ("<=" if of.safer == "lower" else ">=")
-
-
-def test_a_site_with_a_gate_that_is_not_measurable_has_not_simply_passed():
-    result = audit(small_site(4), 120, GatesConfig(), seed=0).audit
+    assert not all(gate.is_measured for gate in result.gates)  # and so the site has not simply passed
     assert not result.failed and result.verdict == PASSED_IN_PART
+
+
+def test_membership_exchanges_the_patients_that_its_attack_sees():
+    """One half of the held-out patients is the attacker's reference."""
+    (test,) = (test for test in TESTS if test.halves_heldout)
+    for n_heldout in (4, 5):
+        rng = np.random.default_rng(0)
+        sides = [rng.normal(size=(n, 4)) for n in (6, n_heldout, 9)]
+        names = [[f"{side}{i}" for i in range(n)] for side, n in (("t", 6), ("h", n_heldout))]
+        scores = membership_scores(Evidence(sides[0], names[0], sides[1], names[1], sides[2]))
+        n_others = len({patient for patient, member in zip(scores.patients, scores.is_member) if not member})
+        assert test.n_labellings(6, n_heldout) == math.comb(6 + n_others, n_others)
 
 
 @pytest.mark.slow  # a minute

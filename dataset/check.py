@@ -22,6 +22,7 @@ from common.command import command
 from common.errors import InputError, raise_all
 from common.files import sha256_of_file
 from dataset.convert import channel_names, read_pair
+from dataset.enough_patients import gate_lines
 from dataset.folds import too_few_patients
 from dataset.images import write_array
 from dataset.key_values import add_settings, option, read_settings
@@ -65,6 +66,7 @@ class CheckReport:
         more = f" and {len(shapes) - 3} other sizes" if len(shapes) > 3 else ""
         sizes = ", ".join(f"{' x '.join(map(str, shape))} ({n_images})" for shape, n_images in shapes[:3])
         lines.append(f"pixels: {self.dtype}, channels {', '.join(self.channels)}, size {sizes}{more}")
+        lines += gate_lines({site: count.n_patients for site, count in self.sites.items()})
         lines += [f"label {name}: {fraction:.2%} of all pixels" for name, fraction in self.label_fractions.items()]
         return "\n".join([*lines, *(f"warning: {warning}" for warning in self.warnings)]) + "\n"
 

@@ -24,6 +24,22 @@ class Split:
     test: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class FoldPatients:
+    """Numbers of patients of one outer fold."""
+
+    train: int
+    val: int
+    test: int
+
+
+def patients_of_folds(n_patients: int) -> tuple[FoldPatients, ...]:
+    """How many patients of a site each outer fold trains on, validates on and tests on."""
+    sizes = [len(part) for part in np.array_split(np.arange(n_patients), N_FOLDS)]
+    pairs = [(sizes[(fold + 1) % N_FOLDS], sizes[fold]) for fold in range(N_FOLDS)]
+    return tuple(FoldPatients(n_patients - val - test, val, test) for val, test in pairs)
+
+
 def assign_folds(cases: Iterable[Case], seed: int) -> tuple[Split, ...]:
     """The five outer folds of one site; the same for any order of ``cases``.
 

@@ -1,41 +1,92 @@
 """What a site's figures must be before its synthetic images may leave.
 
-A leakage gate refuses where its figure lies beyond its limit *and* chance does not explain it: p over relabelled
-patients is at most ``familywise_level`` over the number of leakage gates (Bonferroni, since all figures come from the
-same images). So the leakage gates together refuse a site whose generator copies nothing with a probability of at most
-``familywise_level``.
+A gate has a figure, a limit and a decision: ``passed``, ``failed`` or ``not measurable``. A leakage gate fails where
+its figure lies beyond its limit *and* chance does not explain it: p over relabelled patients is at most its level. The
+familywise level is shared by the tests that the site's numbers of patients can carry (``dataset.enough_patients``), so
+the leakage gates together refuse a site whose generator copies nothing with a probability of at most that level
+(Bonferroni, since all figures come from the same images).
 
 The gates before them judge the filter: how much it dropped, and what it finds of copies planted for it.
+
+The rule of ``gates.enforce=true``: a gate that failed refuses the package. A gate that is not measurable does not
+refuse by itself, and nowhere counts as passed; but at least ``min_measured`` leakage gates must have been measured,
+which is a gate of its own. ``gates.enforce=false`` writes the package all the same, and every text about it
+says so first.
+
+Gates decide on figures of four digits, as they leave the site: whoever has the package can decide again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from common.errors import InputError
 from common.resampling import clopper_pearson
+from dataset.enough_patients import TESTS, levels_of_tests
 from memorization.leakage.evidence import MetricResult
-from memorization.leakage.metrics import Unmeasured
+from memorization.leakage.metrics import METRICS, Unmeasured
 
-MORE_PATIENTS = "give the site more patients"
+MORE_PATIENTS = "give the site more patients (docs/leakage.md says how many), or choose another fold"
 LESS_COPYING = (
     "train the generator on more patients or for fewer kimg (train.gan.kimg), or drop more (memorization.percentile)"
 )
 BETTER_FILTER = "use memorization=offline (the fused rule), or give more patients for the calibration of the filter"
+PLANT_COPIES = "plant copies (gates.n_planted_copies=1)"
 DROPPED_SHARE = "dropped share"
 PLANTED_RECALL = "planted-copy recall"
-EVIDENCE = "leakage tests measured"
+EVIDENCE = "leakage gates measured"
 MAX_PLANTED_COPIES = 1000  # of each kind and strength: 65,000 images to judge
 N_NAMED = 4  # kinds of copies in a reason
+WITHIN = "within its limit"
+FIGURE_DIGITS = 4
+PASSED, FAILED, NOT_MEASURABLE = "passed", "failed", "not measurable"
+DECISIONS = (PASSED, FAILED, NOT_MEASURABLE)
+PASSED_IN_PART = "no gate failed, not all were measurable"  # verdicts, besides PASSED
+REFUSED, NOT_ENFORCED = "refused", "failed, not enforced"
+
+
+@dataclass(frozen=True)
+class GateKind:
+    """What is always so of a gate: the unit of its figure, how the figure is compared with its limit, its setting."""
+
+    name: str
+    unit: str
+    comparison: str  # "<=" or ">=": figure, comparison, limit
+    limit: str  # a field of ``GatesConfig``
+
+
+def _of_figure(name: str, limit: str) -> GateKind:
+    """A gate on a figure of leakage has the unit and the direction of its figure."""
+    metric = next(metric for metric in METRICS if metric.name == name)
+    return GateKind(name, metric.unit, "<=" if metric.direction == "lower" else ">=", limit)
+
+
+LEAKAGE_GATES = (
+    _of_figure("closest-record share", "max_closest_record_share"),
+    _of_figure("AuthPct over held-out", "min_auth_pct_over_heldout"),
+    _of_figure("C_T", "min_c_t"),
+    _of_figure("Fréchet gap", "max_frechet_gap"),
+    _of_figure("FLD gap", "min_fld_gap"),
+    _of_figure("membership AUC", "max_membership_auc"),
+)
+N_LEAKAGE_GATES = len(LEAKAGE_GATES)
+GATES = (  # what a package may name, in this order (sharing/schema.py)
+    GateKind(DROPPED_SHARE, "share of sampled images", "<=", "max_dropped_share"),
+    GateKind(PLANTED_RECALL, "share of copies, mean over kinds", ">=", "min_planted_recall"),
+    *LEAKAGE_GATES,
+    GateKind(EVIDENCE, "gates", ">=", "min_measured"),
+)
+KINDS = {kind.name: kind for kind in GATES}
+TEST_OF = {test.name: test for test in TESTS}
 
 
 @dataclass(frozen=True)
 class GatesConfig:
     """The limits (``config/gates/*.yaml``). Figures and their units: docs/leakage.md."""
 
-    enforce: bool = True  # false: the package is written all the same, and says which gates failed
+    enforce: bool = True  # false: the package is written all the same, and says which gates failed or were not measured
     familywise_level: float = 0.05  # probability that the leakage gates together refuse where nothing is copied
     min_measured: int = 1  # leakage gates that must be measurable; a site with fewer has no evidence
     max_dropped_share: float = 0.5  # of the sampled images: a generator of which more are copies is not trusted
@@ -96,29 +147,72 @@ class AuditedFigures:
 
 @dataclass(frozen=True)
 class Gate:
-    """One decision. ``value`` is None where it could not be measured, ``p`` and ``level`` where there is no test."""
+    """One decision. ``value`` is None where it was not measured, ``p`` and ``level`` where there is no test."""
 
     name: str
+    unit: str
     value: float | None
-    safer: str  # "lower" or "higher" values
+    comparison: str  # "<=" or ">="
     limit: float
-    passed: bool
+    decision: str  # one of ``DECISIONS``
     reason: str
     what_would_help: str = ""
     p: float | None = None
-    level: float | None = None
+    level: float | None = None  # of p
+
+    @property
+    def failed(self) -> bool:
+        """Whether it refuses, where gates are enforced."""
+        return self.decision == FAILED
 
     @property
     def is_measured(self) -> bool:
         """Whether it had anything to decide on."""
-        return self.value is not None
+        return self.decision != NOT_MEASURABLE
 
 
 def judge(figures: AuditedFigures, config: GatesConfig) -> tuple[Gate, ...]:
-    """Every gate, and last whether there was evidence enough to judge by."""
-    of_leakage = (_leakage_gate(gate, figures, config) for gate in LEAKAGE_GATES)
-    gates = (dropped_share(figures, config), planted_recall(figures, config), *of_leakage)
-    return (*gates, _evidence_gate(gates, config))
+    """Every gate, and last whether enough leakage gates were measured."""
+    levels = levels_of_tests(figures.n_train_patients, figures.n_heldout_patients, config.familywise_level)
+    leakage = tuple(_leakage_gate(kind, figures, config, levels) for kind in LEAKAGE_GATES)
+    return (
+        dropped_share(figures, config),
+        planted_recall(figures, config),
+        *leakage,
+        _evidence_gate(leakage, config),
+    )
+
+
+def verdict_of(gates: Sequence[Gate], is_enforced: bool) -> str:
+    """One word for the site: only where every gate was measured and passed is it ``PASSED``."""
+    if any(gate.failed for gate in gates):
+        return REFUSED if is_enforced else NOT_ENFORCED
+    return PASSED if all(gate.is_measured for gate in gates) else PASSED_IN_PART
+
+
+def rounded(value: float | None) -> float | None:
+    """To the digits on which gates decide, and which leave a site."""
+    return None if value is None else float(f"{value:.{FIGURE_DIGITS}g}")
+
+
+def is_beyond(kind: GateKind, value: float, limit: float) -> bool:
+    """Whether a figure does not keep its limit."""
+    return value > limit if kind.comparison == "<=" else value < limit
+
+
+def decision_of_test(kind: GateKind, value: float, limit: float, p: float, level: float) -> str:
+    """Of a leakage gate that was measured: failed where it is beyond its limit and chance does not explain it."""
+    return FAILED if is_beyond(kind, value, limit) and p <= level else PASSED
+
+
+def decision_of_dropped(share: float, limit: float, n_kept: int) -> str:
+    """Of the share dropped; where nothing was kept, no limit lets it pass."""
+    return FAILED if share > limit or not n_kept else PASSED
+
+
+def decision_of_recall(mean_recall: float, n: int, found: int, limit: float) -> str:
+    """Of planted copies: failed where the mean and the upper end of the interval of the share found are below."""
+    return FAILED if mean_recall < limit and clopper_pearson(found, n)[1] < limit else PASSED
 
 
 def dropped_share(figures: AuditedFigures, config: GatesConfig) -> Gate:
@@ -126,97 +220,83 @@ def dropped_share(figures: AuditedFigures, config: GatesConfig) -> Gate:
 
     Where it dropped all, no limit lets them pass.
     """
-    share, limit = figures.n_dropped / figures.n_sampled, config.max_dropped_share
+    share = rounded(figures.n_dropped / figures.n_sampled) or 0.0
+    decision = decision_of_dropped(share, config.max_dropped_share, figures.n_sampled - figures.n_dropped)
     reason = f"{figures.n_dropped} of {figures.n_sampled} synthetic images were too close to real ones"
-    passed = share <= limit and figures.n_dropped < figures.n_sampled
-    return Gate(DROPPED_SHARE, share, "lower", limit, passed, reason, "" if passed else LESS_COPYING)
+    return _gate(KINDS[DROPPED_SHARE], share, config, decision, reason, LESS_COPYING)
 
 
 def planted_recall(figures: AuditedFigures, config: GatesConfig) -> Gate:
     """Copies of the site's own images, altered in known ways, pass the filter in use.
 
-    It refuses where the mean recall over kinds is below its limit and so is the upper end of the 95 % Clopper-Pearson
+    It fails where the mean recall over kinds is below its limit and so is the upper end of the 95 % Clopper-Pearson
     interval of the share found of all copies. A filter that finds at least the limit's share of such copies is refused
     with a probability of at most 2.5 %, also where kinds are found unequally often: the number found then spreads less
     than a binomial (Hoeffding 1956). At one copy of each of 65 strengths and a limit of 0.9 it refuses at 52 found or
     fewer; a filter between 0.8 and 0.9 is told from a better one by more copies.
     """
-    planted, limit = figures.planted, config.min_planted_recall
+    planted, kind = figures.planted, KINDS[PLANTED_RECALL]
     if planted is None:
-        reason = "not measured: no copies were planted (gates.n_planted_copies=0)"
-        return Gate(PLANTED_RECALL, None, "higher", limit, True, reason)
-    passed = planted.mean_recall >= limit or planted.interval[1] >= limit
+        reason = "no copies were planted (gates.n_planted_copies=0)"
+        return _gate(kind, None, config, NOT_MEASURABLE, reason, PLANT_COPIES)
+    recall = rounded(planted.mean_recall) or 0.0
+    decision = decision_of_recall(recall, planted.n, planted.found, config.min_planted_recall)
     low, high = planted.interval
     reason = f"{planted.found} of {planted.n} planted copies found ({low:.2f} to {high:.2f})"
     if planted.missed:
         reason += f"; missed most: {'; '.join(planted.missed[:N_NAMED])}"
-    help_ = "" if passed else BETTER_FILTER
-    return Gate(PLANTED_RECALL, planted.mean_recall, "higher", limit, passed, reason, help_)
+    return _gate(kind, recall, config, decision, reason, BETTER_FILTER)
 
 
-@dataclass(frozen=True)
-class LeakageGate:
-    """A figure of leakage that is a gate, and the setting with its limit."""
-
-    name: str
-    safer: str
-    limit: str  # a field of ``GatesConfig``
-    over_baseline: bool = False  # the limit is of the value minus the baseline
-    halves_heldout: bool = False  # one half of the held-out patients is the attacker's reference
-
-
-LEAKAGE_GATES = (
-    LeakageGate("closest-record share", "lower", "max_closest_record_share"),
-    LeakageGate("AuthPct", "higher", "min_auth_pct_over_heldout", over_baseline=True),
-    LeakageGate("C_T", "higher", "min_c_t"),
-    LeakageGate("Fréchet gap", "lower", "max_frechet_gap"),
-    LeakageGate("FLD gap", "higher", "min_fld_gap"),
-    LeakageGate("membership AUC", "lower", "max_membership_auc", halves_heldout=True),
-)
-N_LEAKAGE_GATES = len(LEAKAGE_GATES)
-# what a package may name (sharing/schema.py)
-GATE_NAMES = (DROPPED_SHARE, PLANTED_RECALL, *(gate.name for gate in LEAKAGE_GATES), EVIDENCE)
-
-
-def _leakage_gate(gate: LeakageGate, figures: AuditedFigures, config: GatesConfig) -> Gate:
-    """Refuse a figure that is beyond its limit where chance does not explain it."""
-    level, limit = config.familywise_level / N_LEAKAGE_GATES, float(getattr(config, gate.limit))
-    n_others = figures.n_heldout_patients
-    n_others -= n_others // 2 if gate.halves_heldout else 0
-    n_labellings = math.comb(figures.n_train_patients + n_others, n_others)
-    figure = _testable(figures.leakage[gate.name], level, n_labellings)
+def _leakage_gate(kind: GateKind, figures: AuditedFigures, config: GatesConfig, levels: Mapping[str, float]) -> Gate:
+    """Of a figure of leakage; ``levels`` names the tests for which the site has enough patients."""
+    figure = _testable(kind, figures, levels)
     if isinstance(figure, Unmeasured):
-        reason = f"not measurable: {figure.reason}"
-        return Gate(gate.name, None, gate.safer, limit, True, reason, figure.what_would_help, None, level)
-    value = figure.value - (figure.baseline if gate.over_baseline else 0.0)
-    is_beyond, is_chance = value > limit if gate.safer == "lower" else value < limit, figure.p > level
-    passed = not is_beyond or is_chance
-    tested = f"p = {figure.p:.2g}, {'above' if is_chance else 'at most'} {level:.2g}"
-    reason = f"{value:.3g} is beyond its limit {limit:g}; {tested}" if is_beyond else "within its limit"
-    help_ = "" if passed else LESS_COPYING
-    return Gate(gate.name, value, gate.safer, limit, passed, reason, help_, figure.p, level)
+        level = levels.get(kind.name)
+        return _gate(kind, None, config, NOT_MEASURABLE, figure.reason, figure.what_would_help, level=level)
+    value, p, level = rounded(figure.value) or 0.0, rounded(figure.p) or 0.0, levels[kind.name]
+    limit = float(getattr(config, kind.limit))
+    decision = decision_of_test(kind, value, limit, p, level)
+    tested = f"p = {p:.2g}, {'at most' if p <= level else 'above'} {level:.2g}"
+    reason = f"{value:.4g} is beyond its limit {limit:g}; {tested}" if is_beyond(kind, value, limit) else WITHIN
+    return _gate(kind, value, config, decision, reason, LESS_COPYING, p, level)
 
 
-def _testable(figure: MetricResult | Unmeasured, level: float, n_labellings: int) -> MetricResult | Unmeasured:
-    """The figure, unless no p of it could ever be small enough: a gate that cannot refuse says nothing."""
+def _testable(kind: GateKind, figures: AuditedFigures, levels: Mapping[str, float]) -> MetricResult | Unmeasured:
+    """The figure, unless no p of it could be small enough: a gate that cannot refuse says nothing."""
+    figure = figures.leakage[kind.name]
     if isinstance(figure, Unmeasured):
         return figure
     if math.isnan(figure.p):
         return Unmeasured("too few images in every cell", "generate more images (generate.n_images)")
-    if n_labellings * level < 1:
-        return Unmeasured(f"with so few patients no p is below {1 / n_labellings:.2g}", MORE_PATIENTS)
+    if kind.name not in levels:
+        p = TEST_OF[kind.name].smallest_p(figures.n_train_patients, figures.n_heldout_patients)
+        return Unmeasured(f"with so few patients p is about {p:.2g} at best", MORE_PATIENTS)
     return figure
 
 
-def _evidence_gate(gates: tuple[Gate, ...], config: GatesConfig) -> Gate:
+def _evidence_gate(leakage: Sequence[Gate], config: GatesConfig) -> Gate:
     """Without a single test that could have refused, nothing speaks for the site."""
-    of_leakage = [gate for gate in gates if gate.level is not None]
-    n_measured = sum(gate.is_measured for gate in of_leakage)
-    passed = n_measured >= config.min_measured
-    reason = f"{n_measured} of {N_LEAKAGE_GATES} leakage figures can be tested"
-    help_ = ""
-    if not passed:
-        missing = next(gate for gate in of_leakage if not gate.is_measured)
-        help_ = f"{missing.what_would_help}; or, knowing that nothing was tested, gates.enforce=false"
-        reason += f" ({missing.reason.removeprefix('not measurable: ')})"
-    return Gate(EVIDENCE, float(n_measured), "higher", float(config.min_measured), passed, reason, help_)
+    n_measured = sum(gate.is_measured for gate in leakage)
+    decision = PASSED if n_measured >= config.min_measured else FAILED
+    reason, help_ = f"{n_measured} of {N_LEAKAGE_GATES} leakage gates are measurable", ""
+    if decision == FAILED:
+        missing = next(gate for gate in leakage if not gate.is_measured)
+        help_ = f"{missing.what_would_help}; or, knowing that too little was tested, gates.enforce=false"
+        reason += f" ({missing.reason})"
+    return _gate(KINDS[EVIDENCE], float(n_measured), config, decision, reason, help_)
+
+
+def _gate(
+    kind: GateKind,
+    value: float | None,
+    config: GatesConfig,
+    decision: str,
+    reason: str,
+    help_: str,
+    p: float | None = None,
+    level: float | None = None,
+) -> Gate:
+    """With what would help only where something would."""
+    limit, help_ = float(getattr(config, kind.limit)), "" if decision == PASSED else help_
+    return Gate(kind.name, kind.unit, value, kind.comparison, limit, decision, reason, help_, p, level)

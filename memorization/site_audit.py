@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +16,9 @@ from common.progress import Progress, silent
 from common.resampling import clopper_pearson
 from common.seeds import derive_seed
 from common.settings import to_dict
+from memorization.audited_figures import AuditedFigure, recorded
 from memorization.filter import SiteFilter
-from memorization.gates import LESS_COPYING, AuditedFigures, Gate, GatesConfig, PlantedRecall, judge
+from memorization.gates import LESS_COPYING, AuditedFigures, Gate, GatesConfig, PlantedRecall, judge, verdict_of
 from memorization.leakage.evidence import Evidence, MetricResult
 from memorization.leakage.exposure import (
     ExposureSummary,
@@ -38,7 +38,6 @@ COPIES_AT_ONCE = 16  # judged together, as registration does; progress is report
 EXPOSURE = METRICS[0].name  # the only figure that needs no held-out images
 NO_HELDOUT = Unmeasured("no held-out patients", "set generator.train_on=train")
 NONE_KEPT = Unmeasured("the filter dropped every image", LESS_COPYING)
-PASSED, REFUSED, NOT_ENFORCED = "passed", "refused", "failed, not enforced"
 
 Judge = Callable[[np.ndarray], np.ndarray]
 """From images (m, channels, height, width) to what the filter drops of them (m,)."""
@@ -119,24 +118,6 @@ class PlantedAudit:
 
 
 @dataclass(frozen=True)
-class AuditedFigure:
-    """A figure of the table as JSON holds it; numbers that are not there are None, and ``reason`` says why."""
-
-    name: str
-    says: str
-    safer: str
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    baseline: float | None = None
-    p: float | None = None
-    interval: str = ""
-    test: str = ""
-    reason: str = ""
-    what_would_help: str = ""
-
-
-@dataclass(frozen=True)
 class SiteAudit:
     """``audit.json``. It holds the numbers of real images and patients and stays at the site."""
 
@@ -159,7 +140,7 @@ class SiteAudit:
     @property
     def failed(self) -> tuple[Gate, ...]:
         """The gates that the site did not pass, enforced or not."""
-        return tuple(gate for gate in self.gates if not gate.passed)
+        return tuple(gate for gate in self.gates if gate.failed)
 
 
 @dataclass(frozen=True)
@@ -222,11 +203,11 @@ def audit(
     recall, n_dropped = planted.recall if planted else None, n_sampled - n_kept
     figures = AuditedFigures(n_sampled, n_dropped, n_train_patients, n_heldout_patients, measured, recall)
     gates = judge(figures, config)
-    failed = [gate for gate in gates if not gate.passed]
-    for gate in failed:
-        log.warning("%s: %s", gate.name, gate.reason)
+    for gate in gates:
+        if gate.failed or not gate.is_measured:
+            log.warning("%s: %s: %s", gate.name, gate.decision, gate.reason)
     result = SiteAudit(
-        verdict=PASSED if not failed else REFUSED if config.enforce or not n_kept else NOT_ENFORCED,
+        verdict=verdict_of(gates, config.enforce or not n_kept),
         enforced=config.enforce,
         familywise_level=config.familywise_level,
         n_train_images=len(images.train),
@@ -237,7 +218,7 @@ def audit(
         n_kept=n_kept,
         n_dropped=n_dropped,
         n_audited=len(audited),
-        figures=_recorded(measured),
+        figures=recorded(measured),
         exposure=summarise_exposure(of_patients) if n_kept else None,
         planted=recall,
         gates=gates,
@@ -343,18 +324,3 @@ def _measured(images: AuditImages, audited: np.ndarray, seed: int) -> dict[str, 
         except InputError as error:
             missing = Unmeasured(error.problem, error.fix)
     return {metric.name: missing for metric in METRICS}
-
-
-def _recorded(measured: Mapping[str, MetricResult | Unmeasured]) -> tuple[AuditedFigure, ...]:
-    """The table as JSON holds it; what is no finite number becomes None."""
-    figures = []
-    for metric in METRICS:
-        result = measured[metric.name]
-        if isinstance(result, Unmeasured):
-            values: dict[str, object] = {"reason": result.reason, "what_would_help": result.what_would_help}
-        else:
-            numbers = {key: getattr(result, key) for key in ("value", "low", "high", "baseline", "p")}
-            values = {key: number if math.isfinite(number) else None for key, number in numbers.items()}
-            values |= {"interval": result.interval, "test": result.test}
-        figures.append(AuditedFigure(name=metric.name, says=metric.says, safer=metric.direction, **values))  # type: ignore[arg-type]
-    return tuple(figures)

@@ -6,6 +6,7 @@ function that builds its stage graph, and an ``Experiment``; see docs/architectu
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +24,10 @@ from pipeline.config import ExperimentConfig, RunConfig, check_experiment, read_
 from pipeline.experiment import build_graph
 from pipeline.site_data import SiteData, check_data, read_sites
 from pipeline.stage_factory import ALL
-from pipeline.tables import experiment_in_words, write_fold_tables
+from pipeline.tables import experiment_in_words, gate_prospects, write_fold_tables
 from pipeline.unions import Union
+
+log = logging.getLogger(__name__)
 
 CONFIG = Path(__file__).resolve().parent.parent / "config"
 
@@ -59,6 +62,9 @@ def _begin(config: ExperimentConfig, run: Path, data: SiteData) -> None:
     if config.evaluation.synthetic:
         check_embedder(config.memorization.embedder, config.memorization.weights)
     check_data(config, run, data)
+    if config.evaluation.synthetic:
+        for line in gate_prospects(config, data.cases):
+            log.info("%s", line)
     unions = config.scaling.named_unions(data.sites)
     for fold in config.folds if unions else ():
         named = [to_dict(union) for union in (*unions, Union(ALL, data.sites))]

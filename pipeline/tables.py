@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from common.files import read_json, write_text
 from common.seeds import derive_seed
+from dataset.enough_patients import gate_lines
 from dataset.folds import assign_folds
 from dataset.images import VOLUME_ENDINGS, file_ending
 from dataset.source import Case
@@ -85,12 +87,28 @@ def experiment_in_words(config: ExperimentConfig, data: SiteData) -> list[str]:
             f"filter      {config.memorization.rule}, {config.memorization.embedder}, "
             f"percentile {config.memorization.percentile:g} ({config.memorization.calibration})"
         )
+        lines += gate_prospects(config, cases)
     for strategy in config.federated.strategies:
         lines.append(f"federated   {strategy}: {strategy_in_words(config, strategy)}")
     if config.scaling.unions:
         unions = (*config.scaling.named_unions(sites), Union(ALL, tuple(sites)))
         lines.append("scaling     " + "; ".join(f"{union.name}: {' '.join(union.sites)}" for union in unions))
     return lines
+
+
+def gate_prospects(config: ExperimentConfig, cases: Sequence[Case]) -> list[str]:
+    """Whether each site has enough patients for its leakage gates, from the data alone; empty without data."""
+    patients: dict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        patients[case.site].add(case.patient)
+    gates = config.gates
+    return gate_lines(
+        {site: len(names) for site, names in sorted(patients.items())},
+        config.folds,
+        config.generator.train_on,
+        gates.familywise_level,
+        gates.min_measured,
+    )
 
 
 def _generator_lengths(config: ExperimentConfig, sites: Sequence[str], cases: Sequence[Case]) -> list[str]:

@@ -5,7 +5,7 @@ from sharing.errors import PackageError
 from sharing.package import PackageFacts, SyntheticCase, read_case, write_package, write_raw_cases
 from sharing.received import Package, verify_package
 from sharing.refused import FailedGate, Refusal, read_refusal, write_refusal
-from sharing.schema import SharedAudit, SharedFigure, SharedGate, SharedPlanted, rounded, rounded_share
+from sharing.shared_audit import SharedAudit, SharedFigure, SharedGate, SharedPlanted, rounded_share, statements
 
 __all__ = [
     "FailedGate",
@@ -21,8 +21,8 @@ __all__ = [
     "read_case",
     "read_drop_list",
     "read_refusal",
-    "rounded",
     "rounded_share",
+    "statements",
     "verify_package",
     "write_drop_list",
     "write_package",

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from common.markdown import markdown_table
 from common.settings import from_dict
-from memorization.gates import N_LEAKAGE_GATES
-from sharing.schema import Manifest, SharedAudit, SharedGate, SharedPlanted
+from memorization.gates import KINDS, PASSED, is_beyond
+from sharing.schema import Manifest
+from sharing.shared_audit import NOTHING_KNOWN, SharedAudit, SharedGate, SharedPlanted, statements
 
+BY_CHANCE = "passed, as chance explains the value"
+GATE_COLUMNS = ("gate", "value", "unit", "limit", "p", "fails at p", "decision")
 CARD = """# Synthetic images of site {site}
 
 {n_images} synthetic images in {n_cases} cases, made by a generator ({generator}) that was trained on the images of
@@ -44,12 +48,14 @@ The folder is an nnU-Net raw dataset: put it under `nnUNet_raw` as `DatasetXXX_N
 
 ## Why it was allowed to leave
 
-{n_audited} of the kept images were compared with the images trained on and with those of patients the generator never
-saw. A leakage gate refuses where its value is beyond its limit and a random exchange of these two groups of patients
-gives a value as bad with a probability p of at most {level:.2g}. {verdict}
+{statements}
 
-| gate | value | limit | p | |
-| --- | --- | --- | --- | --- |
+{n_audited} of the kept images were compared with the images trained on and with those of patients the generator never
+saw. A gate with a level fails where its value does not keep its limit and a random exchange of these two groups of
+patients gives a value as bad with a probability p of at most its level. The other gates fail where their value does not
+keep their limit; of the planted copies, where chance does not explain it. A gate that was not measurable has neither
+passed nor failed: {nothing_known}.
+
 {gates}
 
 Filter and gates are evidence, not a guarantee: a copy that the features do not recognise would pass. {guarantee}
@@ -70,8 +76,6 @@ NO_HONEST = "The site had no real images of other patients, so it could not meas
 NOT_PLANTED = "Whether this filter finds copies was **not measured**: the site planted none."
 NETWORK = "a segmentation network that was trained there"
 NETWORK_OR_GENERATOR = f"{NETWORK}, or by the generator itself"
-ENFORCED = "Every gate had to pass, and did."
-NOT_ENFORCED = "**The site did not enforce its gates; {failed}.**"
 WITHOUT_PRIVACY = "The generator was trained without differential privacy."
 EXTERNAL = "The generator is not part of autoshare, which promises no differential privacy of its training."
 WITH_PRIVACY = """
@@ -102,9 +106,9 @@ def render_card(manifest: Manifest, figures: Mapping[str, Any]) -> str:
         guarantee=_guarantee(manifest.generator),
         planted=_planted(audit.planted),
         n_audited=audit.n_audited,
-        level=audit.familywise_level / N_LEAKAGE_GATES,
-        verdict=_verdict(audit),
-        gates=gate_rows(audit.gates),
+        statements=" ".join(f"**{said}**" for said in statements(audit)),
+        nothing_known=NOTHING_KNOWN,
+        gates=gate_table(audit.gates),
         rule={"fused": FUSED, "percentile": PERCENTILE}[figures["rule"]].format(
             embedder=figures["embedder"], kept_percent=100 - figures["percentile"]
         ),
@@ -121,29 +125,22 @@ def _planted(planted: SharedPlanted | None) -> str:
     return PLANTED.format(n=planted.n, found=planted.found, recall=planted.mean_recall, honest=honest)
 
 
-def gate_rows(gates: Sequence[SharedGate]) -> str:
-    """Rows of a Markdown table, one a gate."""
-    return "\n".join(
-        f"| {gate.name} | {_shown(gate.value)} | {gate.limit:g} | {_shown(gate.p)} | {_decision(gate)} |"
-        for gate in gates
-    )
+def gate_table(gates: Sequence[SharedGate]) -> str:
+    """A Markdown table, one row a gate; every figure with its unit, every limit with its direction."""
+    return "\n".join(markdown_table(GATE_COLUMNS, [gate_row(gate) for gate in gates]))
 
 
-def _decision(gate: SharedGate) -> str:
-    if gate.value is None:
-        return "not measurable"
-    return "passed" if gate.passed else "**failed**"
+def gate_row(gate: SharedGate) -> tuple[str, ...]:
+    """The cells of one gate, in the order of ``GATE_COLUMNS``."""
+    decision = f"**{gate.decision}**" if gate.decision != PASSED else gate.decision
+    if gate.decision == PASSED and gate.value is not None and is_beyond(KINDS[gate.name], gate.value, gate.limit):
+        decision = BY_CHANCE
+    limit, level = f"{gate.comparison} {gate.limit:g}", "" if gate.level is None else f"<= {gate.level:.2g}"
+    return gate.name, _shown(gate.value), gate.unit, limit, _shown(gate.p), level, decision
 
 
 def _shown(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
-
-
-def _verdict(audit: SharedAudit) -> str:
-    if audit.enforced:
-        return ENFORCED
-    failed = ", ".join(gate.name for gate in audit.gates if not gate.passed)
-    return NOT_ENFORCED.format(failed=f"these failed: {failed}" if failed else "all passed")
 
 
 def _labelled_by(generator: Mapping[str, Any]) -> str:

@@ -27,6 +27,12 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN_CHARS else f"{text[:MAX_SHOWN_CHARS]}..."
 
 
+def said(fault: tuple[str, object, str]) -> str:
+    """A key, its value and what the value must be, in ASCII: a terminal may have no other letters."""
+    key, value, wanted = fault
+    return f"has {key} {shown(value)}; it must be {wanted}".encode("ascii", "backslashreplace").decode()
+
+
 @dataclass(frozen=True)
 class Reason:
     """One thing that is wrong with one file of a package."""

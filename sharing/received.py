@@ -23,6 +23,7 @@ from sharing.errors import (
     PackageError,
     Reason,
     RefusedFileError,
+    said,
     shown,
 )
 from sharing.folder import MANIFEST_BYTES_PER_FILE, Blocks, Stamp, examine, list_package, read_document, typed
@@ -34,7 +35,6 @@ from sharing.schema import (
     FIGURES,
     MANIFEST,
     SCHEMA_VERSION,
-    Fault,
     Manifest,
     PrivacyFigures,
     faults_of_figures,
@@ -42,6 +42,7 @@ from sharing.schema import (
     is_case_name,
     telling_texts,
 )
+from sharing.shared_audit import Fault, SharedAudit
 from sharing.strict_json import MAX_JSON_BYTES
 
 NAMES_OF_MANY = ("root", "localhost")  # of users and machines; an anatomical label may be a root as well
@@ -55,6 +56,7 @@ class Package:
     folder: Path
     manifest: Manifest
     n_bytes: int
+    audit: SharedAudit
 
 
 def verify_package(folder: Path, *, written_here: bool = False) -> Package:
@@ -112,7 +114,7 @@ def verify_package(folder: Path, *, written_here: bool = False) -> Package:
 
     if list_package(folder) != stamps:
         raise PackageError.of(folder, "", "changed while it was checked", SEND_AGAIN)
-    return Package(folder, manifest, sum(stamp.n_bytes for stamp in stamps.values()))
+    return Package(folder, manifest, sum(stamp.n_bytes for stamp in stamps.values()), typed_figures.audit)
 
 
 def _wrong_names(manifest: Manifest, present: Mapping[str, Stamp]) -> Iterator[Reason]:
@@ -181,7 +183,7 @@ def _check_finite(values: np.ndarray) -> None:
 
 
 def _reasons(name: str, faults: Iterable[Fault]) -> Iterator[Reason]:
-    return (Reason(name, f"has {key} {shown(value)}; it must be {wanted}", ASK) for key, value, wanted in faults)
+    return (Reason(name, said(fault), ASK) for fault in faults)
 
 
 def _telling(name: str, content: Mapping[str, Any], here: Sequence[str]) -> Iterator[Reason]:

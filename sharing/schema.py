@@ -7,17 +7,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.resampling import clopper_pearson
 from common.settings import from_dict
 from generators.bounded_settings import MAX_LIST_LENGTH, NAME, faults_of_bounded
 from generators.registry import built_in_adapters, find_generator
 from memorization.calibration import RULES
-from memorization.gates import DROPPED_SHARE, GATE_NAMES, PLANTED_RECALL
-from memorization.leakage.metrics import METRICS, Metric
+from memorization.gates import FAILED
 from nnunetv2_mod.raw_dataset import DATASET_JSON, IMAGES, LABELS, NIFTI, PNG, image_name
+from sharing.shared_audit import Fault, SharedAudit, failing, faults_of_audit
 from sharing.strict_json import strings_of
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 MANIFEST, DATASET, FIGURES, CARD = "manifest.json", DATASET_JSON, "privacy.json", "CARD.md"
 DROP_LIST, DROP_LIST_VERSION = "drop.json", 1  # what a site answers about another's package
 DOCUMENTS = (DATASET, FIGURES, CARD)  # what the manifest lists besides images and labels
@@ -31,9 +30,6 @@ MAX_CHANNELS = 16
 MAX_LABEL_ID = 255  # labels are uint8
 MAX_SPACING_MM = 10_000.0  # nnU-Net writes 999 for images without a third axis
 MAX_DISTANCE_L2 = 4.001  # squared, between unit vectors, with rounding
-MAX_FIGURE = 1e9  # of a measure of leakage
-MAX_PLANTED = 10**6  # copies; ours are 65,000 at most
-FIGURE_DIGITS = 4  # figures leave a site rounded
 MAX_CASE_NAME_CHARS = 64 + 5 + 9  # a site, "_syn_", a number
 
 _SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -43,9 +39,6 @@ _CHECKSUM = re.compile(r"[0-9a-f]{64}")
 _LABEL = re.compile(r"[^<>|`\[\]\\]{1,64}")  # of people's words, those that no Markdown reader takes for more
 _HASH = re.compile(r"[0-9A-Fa-f]{16}")
 _PATH = re.compile(r"""(?:^|[\s"'=(:,;])(?:/[\w.]|[A-Za-z]:[\\/]|\\\\\w|~\w*/|file:/)""")
-
-Fault = tuple[str, object, str]
-"""A key, its value, and what the value must be."""
 
 
 @dataclass(frozen=True)
@@ -89,54 +82,6 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class SharedFigure:
-    """A figure of leakage; all numbers are None where the site could not measure it."""
-
-    name: str
-    value: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-
-
-@dataclass(frozen=True)
-class SharedGate:
-    """A gate's decision; ``value`` is None where there was nothing to decide on, ``p`` where there is no test."""
-
-    name: str
-    value: float | None
-    limit: float
-    p: float | None
-    passed: bool
-
-
-@dataclass(frozen=True)
-class SharedPlanted:
-    """What the filter in use found of copies planted for it.
-
-    ``honest_dropped_share`` is of real images that are no copies, in whole per cent: their number is the site's own.
-    None: the site had none to judge.
-    """
-
-    n: int
-    found: int
-    mean_recall: float  # over kinds of copies
-    honest_dropped_share: float | None
-
-
-@dataclass(frozen=True)
-class SharedAudit:
-    """The site's audit without what tells how many images and patients it has."""
-
-    n_audited: int  # kept images that the figures look at
-    enforced: bool
-    familywise_level: float
-    figures: tuple[SharedFigure, ...]
-    planted: SharedPlanted | None  # None: no copies were planted
-    gates: tuple[SharedGate, ...]
-
-
-@dataclass(frozen=True)
 class PrivacyFigures:
     """``privacy.json``: totals of the filter against copies, and the audit that let the package out."""
 
@@ -161,17 +106,12 @@ def is_case_name(name: str, site: str) -> bool:
     return re.fullmatch(rf"{re.escape(site)}_syn_[0-9]{{1,9}}", name) is not None
 
 
-def _failing(*checks: tuple[str, object, bool, str]) -> Iterator[Fault]:
-    """Of checks (key, its value, whether it holds, what the value must be) those that do not hold."""
-    return ((key, value, wanted) for key, value, holds, wanted in checks if not holds)
-
-
 def faults_of_manifest(manifest: Manifest) -> Iterator[Fault]:
     """Values that no package of ours has."""
     m, (height, width), n_channels = manifest, manifest.image_size_px, len(manifest.channel_names)
     n_px = m.n_images * height * width * (n_channels + 1)
     names, ids = [*m.channel_names, *m.labels], list(m.labels.values())
-    yield from _failing(
+    yield from failing(
         ("written_by", m.written_by, bool(_PROGRAM.fullmatch(m.written_by)), "autoshare and its version"),
         ("site", m.site, is_site_name(m.site), "1 to 64 letters, digits, and _ . -"),
         ("n_cases", m.n_cases, 1 <= m.n_cases <= m.n_images, "1 to the number of images"),
@@ -205,7 +145,7 @@ def _is_threshold(figures: PrivacyFigures) -> bool:
 def faults_of_figures(figures: PrivacyFigures, n_images: int) -> Iterator[Fault]:
     """Values that no filter and no audit writes, or that contradict the number of images shared."""
     f, n_made = figures, figures.n_kept + figures.n_dropped
-    yield from _failing(
+    yield from failing(
         ("embedder", f.embedder, bool(_WORD.fullmatch(f.embedder)), "a name"),
         ("calibration", f.calibration, bool(_WORD.fullmatch(f.calibration)), "a name"),
         ("percentile", f.percentile, 0 <= f.percentile <= 100, "0 to 100"),
@@ -218,98 +158,10 @@ def faults_of_figures(figures: PrivacyFigures, n_images: int) -> Iterator[Fault]
     audit = figures.audit
     if not 1 <= audit.n_audited <= figures.n_kept:
         yield "audit.n_audited", audit.n_audited, "1 to n_kept"
-    yield from faults_of_audit(audit)
+    yield from faults_of_audit(audit, figures.n_sampled, figures.n_dropped)
     if audit.enforced:
-        failed = (gate.name for gate in audit.gates if not gate.passed)
-        yield from (("audit.gates", name, "passed, where gates are enforced") for name in failed)
-    share = next((gate for gate in audit.gates if gate.name == DROPPED_SHARE), None)
-    if share is not None and not _is_share(share, figures):
-        yield "audit.gates", share.value, "n_dropped / n_sampled, and passed as its limit says"
-
-
-def faults_of_audit(audit: SharedAudit) -> Iterator[Fault]:
-    """Names and numbers that no audit writes."""
-    if not 0 < audit.familywise_level < 1:
-        yield "audit.familywise_level", audit.familywise_level, "between 0 and 1"
-    expected = tuple(metric.name for metric in METRICS)
-    for key, found, names in (("figures", audit.figures, expected), ("gates", audit.gates, GATE_NAMES)):
-        given = tuple(one.name for one in found)
-        if given != names:
-            yield f"audit.{key}", given, "those of this release, in their order"
-            return
-    yield from _faults_of_planted(audit)
-    for figure, metric in zip(audit.figures, METRICS, strict=True):
-        yield from _faults_of_figure(figure, metric)
-    for gate in audit.gates:
-        numbers = [gate.limit] if gate.value is None else [gate.limit, gate.value]
-        if not all(abs(number) <= MAX_FIGURE for number in numbers) or not _is_p(gate.p):
-            yield f"audit.gates, {gate.name}", (*numbers, gate.p), f"numbers within {MAX_FIGURE:g} and p from 0 to 1"
-
-
-def _faults_of_planted(audit: SharedAudit) -> Iterator[Fault]:
-    """Numbers that no filter finds, and a gate that contradicts them."""
-    planted, where = audit.planted, "audit.planted"
-    gate = next(gate for gate in audit.gates if gate.name == PLANTED_RECALL)
-    if planted is None:
-        if gate.value is not None:
-            yield f"audit.gates, {gate.name}", gate.value, "null, as no copies were planted"
-        return
-    recall, share = planted.mean_recall, planted.honest_dropped_share
-    is_rounded = share in (None, rounded_share(share))
-    faults = list(
-        _failing(
-            (f"{where}.n", planted.n, 1 <= planted.n <= MAX_PLANTED, f"1 to {MAX_PLANTED}"),
-            (f"{where}.found", planted.found, 0 <= planted.found <= planted.n, "0 to n"),
-            (f"{where}.mean_recall", recall, _is_mean_recall(planted), "0 to 1, as found says"),
-            (f"{where}.honest_dropped_share", share, is_rounded, "0 to 1 in whole per cent, or null"),
-        )
-    )
-    yield from faults
-    if not faults and (gate.value != planted.mean_recall or (gate.passed and _is_refused(planted, gate.limit))):
-        yield f"audit.gates, {gate.name}", gate.value, f"{where}.mean_recall, and passed as its limit says"
-
-
-def _is_mean_recall(planted: SharedPlanted) -> bool:
-    """A mean of shares over kinds is 0 or 1 where nothing or everything was found, and else between."""
-    if planted.found in (0, planted.n):
-        return planted.mean_recall == (0.0 if planted.found == 0 else 1.0)
-    return 0 < planted.mean_recall <= 1
-
-
-def _is_refused(planted: SharedPlanted, limit: float) -> bool:
-    return planted.mean_recall < limit and clopper_pearson(planted.found, planted.n)[1] < limit
-
-
-def _faults_of_figure(figure: SharedFigure, metric: Metric) -> Iterator[Fault]:
-    where, numbers = f"audit.figures, {figure.name}", (figure.low, figure.value, figure.high)
-    present = [number for number in numbers if number is not None]
-    if not present and figure.p is None:
-        return
-    lower, upper = (max(-MAX_FIGURE, min(bound, MAX_FIGURE)) for bound in metric.bounds)
-    if len(present) < len(numbers) or not lower <= present[0] <= present[1] <= present[2] <= upper:
-        yield where, numbers, f"low, value and high in this order, from {lower:g} to {upper:g}"
-    if not _is_p(figure.p):
-        yield where, figure.p, "a p from 0 to 1"
-
-
-def _is_p(p: float | None) -> bool:
-    return p is None or 0 <= p <= 1
-
-
-def _is_share(gate: SharedGate, figures: PrivacyFigures) -> bool:
-    """Whether the gate says what the filter's totals say."""
-    share = figures.n_dropped / max(1, figures.n_sampled)
-    return rounded(share) == gate.value and gate.passed == (share <= gate.limit)
-
-
-def rounded(value: float | None) -> float | None:
-    """To the digits that leave a site."""
-    return None if value is None else float(f"{value:.{FIGURE_DIGITS}g}")
-
-
-def rounded_share(share: float | None) -> float | None:
-    """In whole per cent from 0 to 1: of more digits the number of images follows."""
-    return None if share is None else round(min(1.0, max(0.0, share)), 2)
+        failed = (gate.name for gate in audit.gates if gate.decision == FAILED)
+        yield from (("audit.gates", name, "not failed, where gates are enforced") for name in failed)
 
 
 def telling_texts(content: Any, names_of_here: Sequence[str]) -> Iterator[tuple[str, str]]:

@@ -44,7 +44,7 @@ def format_rows(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         refused = (f"{site} refused: {', '.join(gates)}" for site, gates in sorted(row["failed_gates"].items()))
         length = (f"{row['minutes']:.1f}", f"{row['kimg']:.2g}")
         figures = (with_interval(row[name], *form) for name, form in FIGURES.items())
-        cells.append([row["generator"], row["site"], *length, *figures, "; ".join(refused) or "passed"])
+        cells.append([row["generator"], row["site"], *length, *figures, "; ".join(refused) or "none refused"])
     return markdown_table(HEADER, cells)
 
 

@@ -13,7 +13,7 @@ KINDS = (SAMPLES, TRUNCATED, BETWEEN, UNSEEN)
 LIMITS = ("0.95", "0.9", "0.85")  # of the pixels' correlation, as JSON names them
 ALL_SAMPLES, KEPT = "all samples", "kept by the filter"
 CLOSEST, C_T, MEMBERSHIP = "closest-record share", "C_T", "membership AUC"
-REFUSED, PASSED = "refused", "passed"
+REFUSED = "refused"
 WANTED_RECALL, WANTED_FALSE_DROPS, WANTED_KAPPA = 0.95, 0.05, 0.95
 WANTED_C_T, WANTED_EXCESS_AUC = -3.0, 0.02
 DEVIATIONS_IN_INTERVAL = 3.92  # standard deviations that a normal 95 % interval is wide
@@ -23,7 +23,7 @@ FILTER_COLUMNS = (
     *("generator", "images", "dropped [95 %]", *(f"dropped of copies by pixels, {limit}" for limit in LIMITS)),
     *("dropped, calibrated on the trained-on alone", "pixel correlation: quartiles, largest"),
 )
-GATE_COLUMNS = ("gate", "figure", "limit", "p", "passed", "reason")
+GATE_COLUMNS = ("gate", "figure", "unit", "limit", "p", "decision", "reason")
 GOAL_COLUMNS = ("goal", "measured", "met")
 NO_COPIES = "no copies among the samples"
 
@@ -60,9 +60,15 @@ def _filter_row(name: str, kind: str, row: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _gate_row(gate: Mapping[str, Any]) -> Sequence[str]:
-    beyond = "at most" if gate["safer"] == "lower" else "at least"
-    value, p = ("-" if gate[key] is None else f"{gate[key]:.3g}" for key in ("value", "p"))
-    return (gate["name"], value, f"{beyond} {gate['limit']:g}", p, _yes(gate["passed"]), gate["reason"])
+    return (
+        gate["name"],
+        "-" if gate["value"] is None else f"{gate['value']:.3g}",
+        gate["unit"],
+        f"{gate['comparison']} {gate['limit']:g}",
+        "-" if gate["p"] is None else f"{gate['p']:.3g}",
+        gate["decision"],
+        gate["reason"],
+    )
 
 
 def goals(study: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -82,7 +88,7 @@ def goals(study: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     dropped, audit = honest["filter"][SAMPLES]["dropped"], honest["audits"][KEPT]
     most = f"of the well-trained generator's samples at most {WANTED_FALSE_DROPS:.0%} dropped, within the interval"
     rows.append((most, _share(dropped), _yes(dropped[2] <= WANTED_FALSE_DROPS)))
-    rows.append(("its export passes", audit["verdict"], _yes(audit["verdict"] == PASSED)))
+    rows.append(("its export passes", audit["verdict"], _yes(audit["verdict"] != REFUSED)))
     figures = {figure["name"]: figure for figure in audit["figures"]}
     for goal, name, holds in FIGURE_GOALS:
         figure = figures[name]

@@ -16,6 +16,7 @@ from evaluation.report.pictures import exposure_figure
 from evaluation.report.planted import planted_part
 from evaluation.report.run import RunFiles, StageFolder, read_mapping
 
+EARLIER_RELEASE = "this audit was written by an earlier release; the same run command makes it again"
 N_EXPOSED = 5  # patients that the table names
 COUNTS = {
     "real images trained on": ("n_train_images", "n_train_patients"),
@@ -25,12 +26,13 @@ COUNTS = {
     "kept": ("n_kept",),
     "of these audited": ("n_audited",),
 }
-HEADER = ("figure", "value", "95 % interval", "safer if", "baseline", "p", "limit", "gate")
+HEADER = ("figure", "value", "unit", "95 % interval", "safer if", "baseline", "p", "limit", "fails at p", "gate")
 STAYS = (
     "This section must stay at the site: it holds numbers of real images and names patients. A package contains only "
-    "the figures and the decisions of the gates. A leakage gate refuses the package if its value is beyond its limit "
-    "and its p, from patients relabelled at random, is at most {level:.2g}. If nothing leaks, the gates together "
-    "refuse with a probability of at most {family:g}. The baseline is the value that is expected if nothing leaks."
+    "the figures and the decisions of the gates. A leakage gate fails if its value does not keep its limit and its p "
+    "over relabelled patients is at most its level. If nothing leaks, the leakage gates together fail with a "
+    "probability of at most {family:g}. The baseline is the value that is expected if nothing leaks. A gate that is "
+    "not measurable has neither passed nor failed: nothing is known of what it looks for."
 )
 
 
@@ -45,15 +47,15 @@ def privacy_section(files: RunFiles) -> page.Html | None:
 
 def _site(folder: StageFolder, audit: Mapping[str, Any]) -> page.Html:
     gates = {gate["name"]: gate for gate in audit["gates"]}
-    failed = [gate for gate in gates.values() if not gate["passed"]]
-    tested = [gate["level"] for gate in gates.values() if gate["level"] is not None]
+    if not all("decision" in gate for gate in gates.values()):
+        return page.paragraph(f"Site {folder.site}, fold {folder.fold}: {EARLIER_RELEASE}")
     family = audit["familywise_level"]
     of_patients = _exposures(folder.path / "exposure.csv")
     caption = f"Site {folder.site}, fold {folder.fold}: synthetic images whose nearest training image is a patient's"
     return page.join(
         page.heading(f"Site {folder.site}, fold {folder.fold}"),
-        _verdict(audit["verdict"], failed),
-        page.note(STAYS.format(level=tested[0] if tested else family, family=family)),
+        _verdict(audit["verdict"], list(gates.values())),
+        page.note(STAYS.format(family=family)),
         page.table(["What", "Number"], [[name, _count(audit, keys)] for name, keys in COUNTS.items()]),
         page.table(HEADER, _rows(audit["figures"], gates), text=True),
         page.details(
@@ -64,16 +66,26 @@ def _site(folder: StageFolder, audit: Mapping[str, Any]) -> page.Html:
     )
 
 
-def _verdict(verdict: str, failed: Sequence[Mapping[str, Any]]) -> page.Html:
-    if not failed:
-        return page.paragraph("Every gate passed; the package was written.")
-    reasons = "; ".join(
-        f"{gate['name']}: {gate['reason']} (what would help: {gate['what_would_help']})" for gate in failed
+def _verdict(verdict: str, gates: Sequence[Mapping[str, Any]]) -> page.Html:
+    """What became of the package; then the gates that failed, and those that say nothing."""
+    failed, unmeasured = (
+        [gate for gate in gates if gate["decision"] == decision] for decision in ("failed", "not measurable")
     )
-    said = (
-        "Refused: nothing leaves this site. " if verdict == "refused" else "Gates failed, but they are not enforced. "
-    )
-    return page.element("div", said + reasons, "refused")
+    if failed:
+        refused = "Refused: nothing leaves this site. Gates that failed: "
+        said = refused if verdict == "refused" else "Gates failed, but the site does not enforce its gates: "
+        said = page.element("div", said + _reasons(failed), "refused")
+    else:
+        every = "Every gate" if not unmeasured else "Every gate that could be measured"
+        said = page.paragraph(f"{every} passed; the package was written.")
+    if not unmeasured:
+        return said
+    nothing = f"Not measurable, so that nothing is known of what they look for: {_reasons(unmeasured)}"
+    return page.join(said, page.element("div", nothing, "refused"))
+
+
+def _reasons(gates: Sequence[Mapping[str, Any]]) -> str:
+    return "; ".join(f"{gate['name']}: {gate['reason']} (what would help: {gate['what_would_help']})" for gate in gates)
 
 
 def _count(audit: Mapping[str, Any], keys: Sequence[str]) -> str:
@@ -86,8 +98,8 @@ def _rows(figures: Sequence[Mapping[str, Any]], gates: Mapping[str, Mapping[str,
     rows = [_figure_row(figure, gates.get(figure["name"])) for figure in figures]
     for gate in gates.values():
         if gate["name"] not in named:
-            value = _number(gate["value"])
-            rows.append([gate["name"], value, "", gate["safer"], "", "", *_decision(gate)])
+            safer = {"<=": "lower", ">=": "higher"}[gate["comparison"]]
+            rows.append([gate["name"], _number(gate["value"]), gate["unit"], "", safer, "", "", *_decision(gate)])
     return rows
 
 
@@ -95,28 +107,31 @@ def _meanings(figures: Sequence[Mapping[str, Any]], gates: Mapping[str, Mapping[
     """What each figure says, and why it or its gate could not be measured."""
     says = {figure["name"]: figure["says"] for figure in figures}
     reasons = {
-        gate["name"]: gate["reason"] for gate in gates.values() if gate["value"] is None or gate["name"] not in says
+        gate["name"]: gate["reason"]
+        for gate in gates.values()
+        if gate["decision"] == "not measurable" or gate["name"] not in says
     }
     return [[name, " ".join(filter(None, (says.get(name), reasons.get(name))))] for name in {**says, **reasons}]
 
 
 def _figure_row(figure: Mapping[str, Any], gate: Mapping[str, Any] | None) -> list[str]:
-    decision = _decision(gate, figure["value"]) if gate else ["", "no gate"]
+    decision = _decision(gate) if gate else ["", "", "no gate"]
     if figure["value"] is None:
-        return [figure["name"], "not measurable", "", figure["safer"], "", "", *decision]
+        return [figure["name"], "not measurable", figure["unit"], "", figure["safer"], "", "", *decision]
     interval = f"{_number(figure['low'])} to {_number(figure['high'])}"
-    measured = [_number(figure["value"]), interval, figure["safer"], _number(figure["baseline"]), _number(figure["p"])]
-    return [figure["name"], *measured, *decision]
+    measured = [interval, figure["safer"], _number(figure["baseline"]), _number(figure["p"])]
+    return [figure["name"], _number(figure["value"]), figure["unit"], *measured, *decision]
 
 
-def _decision(gate: Mapping[str, Any], value: float | None = None) -> list[str]:
-    """Its limit and its decision; a gate may judge the difference from the baseline, not the figure's ``value``."""
-    limit = f"{'≤' if gate['safer'] == 'lower' else '≥'} {gate['limit']:g}"
-    if gate["value"] is None:
-        return [limit, "not measurable"]
-    if value is not None and gate["value"] != value:
-        limit += " over the baseline"
-    return [limit, "passed" if gate["passed"] else page.element("span", "FAILED", "failed")]
+def _decision(gate: Mapping[str, Any]) -> list[str]:
+    """Its limit, the level of its p, and its decision."""
+    limit = f"{gate['comparison']} {gate['limit']:g}"
+    level = "" if gate["level"] is None else f"<= {gate['level']:.2g}"
+    decision, value = gate["decision"], gate["value"]
+    if decision == "passed" and value is not None:
+        is_kept = value <= gate["limit"] if gate["comparison"] == "<=" else value >= gate["limit"]
+        return [limit, level, decision if is_kept else "passed, as chance explains the value"]
+    return [limit, level, page.element("span", decision, "failed")]
 
 
 def _number(value: float | None) -> str:

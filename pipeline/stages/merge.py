@@ -13,7 +13,14 @@ from engine.run_stage import StageContext
 from nnunetv2_mod import PlanSettings, adopt_plan, plan_dataset
 from nnunetv2_mod.raw_dataset import dataset_json
 from pipeline.synthetic_cases import split_synthetic
-from sharing import Package, Refusal, read_drop_list, read_refusal, verify_package
+from sharing import (
+    Package,
+    Refusal,
+    read_drop_list,
+    read_refusal,
+    statements,
+    verify_package,
+)
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +41,8 @@ def merge(context: StageContext) -> None:
     roles = sorted(role for role in context.inputs if role.startswith(PACKAGE))
     folders = _without_refused({role.removeprefix(PACKAGE): context.inputs[role] for role in roles}, target)
     packages = {site: verify_package(folder) for site, folder in folders.items()}
+    for site, package in packages.items():
+        log.info("package of site %s: %s", site, " ".join(statements(package.audit)))
     _check_agreement(packages, target)
     kept = {site: _cases_kept(context, package) for site, package in packages.items()}
     if not any(kept.values()):

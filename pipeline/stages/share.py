@@ -12,8 +12,8 @@ from common.image_set import load_image_set
 from common.plan import load_plan
 from common.settings import from_dict, to_dict
 from engine.run_stage import StageContext
-from memorization.gates import PlantedRecall
-from memorization.site_audit import REFUSED, SiteAudit
+from memorization.gates import REFUSED, PlantedRecall, rounded
+from memorization.site_audit import SiteAudit
 from nnunetv2_mod.raw_dataset import raw_dataset
 from pipeline.synthetic_cases import ct_normalisation, synthetic_cases, what_images_are
 from sharing import (
@@ -24,7 +24,6 @@ from sharing import (
     SharedFigure,
     SharedGate,
     SharedPlanted,
-    rounded,
     rounded_share,
     write_package,
     write_refusal,
@@ -70,18 +69,25 @@ def _privacy(figures: dict[str, Any], audit: SiteAudit) -> dict[str, Any]:
 
 
 def shared_audit(audit: SiteAudit) -> SharedAudit:
-    """What of an audit may leave: no number of real images or patients, no baseline (it holds both), few digits."""
+    """What of an audit may leave: no number of real images or patients, no reason and no baseline (they hold both)."""
     return SharedAudit(
         n_audited=audit.n_audited,
         enforced=audit.enforced,
         familywise_level=audit.familywise_level,
-        figures=tuple(
-            SharedFigure(one.name, rounded(one.value), rounded(one.low), rounded(one.high), rounded(one.p))
-            for one in audit.figures
-        ),
+        figures=tuple(SharedFigure(one.name, one.unit, one.value, one.low, one.high, one.p) for one in audit.figures),
         planted=_shared_planted(audit.planted),
         gates=tuple(
-            SharedGate(gate.name, rounded(gate.value), gate.limit, rounded(gate.p), gate.passed) for gate in audit.gates
+            SharedGate(
+                name=gate.name,
+                unit=gate.unit,
+                value=gate.value,
+                comparison=gate.comparison,
+                limit=gate.limit,
+                p=gate.p,
+                level=gate.level,
+                decision=gate.decision,
+            )
+            for gate in audit.gates
         ),
     )
 

@@ -47,6 +47,7 @@ BAD_INPUT = {  # the cheapest mistake of each command
     "memorization.audit": ["--site-images=/no/such/folder", "--out=out"],
     "sharing.verify": ["/no/such/package"],
     "studies.calibration_study": ["--site-images=/no/such/folder", "--out=out"],
+    "studies.gate_level": ["--cells=many"],
     "studies.generator_comparison": ["--config-name=no_such", "--generators=ddpm", "--minutes=1", "--out=out"],
     "studies.generator_study": ["--config-name=no_such", "--out=out"],
     "studies.memorization_study": ["--config-name=no_such", "--out=out"],

@@ -274,12 +274,13 @@ def write_audit(folder, n_found):
     planted = {"rule": "fused", "level": 0.05, "kinds": kinds, "strengths": [], **totals, "honest": honest}
     write_json(folder / "planted.json", planted)
     image_io.imsave(folder / "planted.png", shapes(1)[0], check_contrast=False)
-    gate = {"name": "planted-copy recall", "value": totals["mean_recall"], "safer": "higher", "limit": 0.9}
+    gate = {"name": "planted-copy recall", "value": totals["mean_recall"], "unit": "share of copies"}
+    gate |= {"comparison": ">=", "limit": 0.9, "decision": "passed" if n_found == 2 else "failed"}
     gate |= {"reason": "2 of 3 planted copies found", "what_would_help": "the fused rule", "level": None, "p": None}
     passed = n_found == 2
     verdict = {"verdict": "passed" if passed else "refused", "familywise_level": 0.05, "figures": []}
     counts = dict.fromkeys(COUNTS, 5)
-    write_json(folder / "audit.json", counts | verdict | {"gates": [gate | {"passed": passed}]})
+    write_json(folder / "audit.json", counts | verdict | {"gates": [gate]})
 
 
 def test_planted_copies_stand_in_a_table_with_a_column_a_site_and_a_missed_kind_in_red(tmp_path):
@@ -293,6 +294,29 @@ def test_planted_copies_stand_in_a_table_with_a_column_a_site_and_a_missed_kind_
     assert next(row for row in rows if row.startswith("honest images dropped")).count("1 of 9") == 2
     assert text.count("data:image/png;base64") == 2  # every strength, a picture a site
     assert "planted-copy recall: 2 of 3 planted copies found (what would help" in text  # why B shares nothing
+
+
+def test_a_gate_that_is_not_measurable_is_named_and_nowhere_passed(tmp_path):
+    """It read "passed: true" with no value, and the report said that every gate had passed."""
+    folder = tmp_path / "fold_0" / "audit" / "A"
+    write_audit(folder, n_found=2)
+    audit = json.loads((folder / "audit.json").read_text())
+    unmeasured = {"name": "C_T", "unit": "standard errors", "value": None, "comparison": ">=", "limit": -3.0, "p": None}
+    unmeasured |= {"decision": "not measurable", "level": None, "reason": "few patients", "what_would_help": "more"}
+    write_json(folder / "audit.json", audit | {"gates": [*audit["gates"], unmeasured]})
+    text = section(write_report(tmp_path).read_text(encoding="utf-8"), "privacy")
+    assert "Every gate that could be measured passed" in text and "Every gate passed" not in text
+    assert "nothing is known of what they look for: C_T: few patients (what would help: more)" in text
+    assert "&gt;= -3" in text and "standard errors" in text
+
+
+def test_an_audit_of_an_earlier_release_is_named(tmp_path):
+    folder = tmp_path / "fold_0" / "audit" / "A"
+    write_audit(folder, n_found=2)
+    audit = json.loads((folder / "audit.json").read_text())
+    write_json(folder / "audit.json", audit | {"gates": [{"name": "C_T", "value": None, "passed": True}]})
+    text = section(write_report(tmp_path).read_text(encoding="utf-8"), "privacy")
+    assert "Site A, fold 0: this audit was written by an earlier release" in text
 
 
 def test_a_field_of_the_filter_that_applies_to_no_site_is_left_out(tmp_path):

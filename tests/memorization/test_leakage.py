@@ -31,9 +31,16 @@ def test_copies_are_found_by_every_figure(of_copies):
     """Goal P5's figures on a generator that memorized; the other figures leave what an honest one gives, too."""
     assert of_copies["closest-record share"].value > 0.9
     assert of_copies["C_T"].value < -10
-    assert of_copies["AuthPct"].value < 1
+    assert of_copies["AuthPct over held-out"].value < -30
     assert of_copies["FLD gap"].value < -1000
-    for name in ("closest-record share", "C_T", "AuthPct", "Fréchet gap", "membership AUC", "membership TPR"):
+    for name in (
+        "closest-record share",
+        "C_T",
+        "AuthPct over held-out",
+        "Fréchet gap",
+        "membership AUC",
+        "membership TPR",
+    ):
         assert of_copies[name].p <= 0.01, name
     for name in ("Fréchet gap", "NNAA privacy loss", "membership AUC", "membership TPR"):
         assert of_copies[name].low > 0, name
@@ -43,17 +50,17 @@ def test_copies_are_found_by_every_figure(of_copies):
 def test_honest_draws_are_within_their_intervals(of_honest_draws):
     assert abs(of_honest_draws["C_T"].value) < 3
     for name in ("closest-record share", "C_T", "Fréchet gap", "NNAA privacy loss", "membership AUC", "membership TPR"):
-        figure, ideal = of_honest_draws[name], 0.5 if name == "closest-record share" else 0.0
+        figure, (ideal,) = of_honest_draws[name], [metric.ideal for metric in METRICS if metric.name == name]
         assert figure.low <= ideal <= figure.high, name
-    authentic = of_honest_draws["AuthPct"]
-    assert authentic.low <= authentic.baseline <= authentic.high
+    authentic = of_honest_draws["AuthPct over held-out"]
+    assert authentic.low <= 0 <= authentic.high
 
 
 def test_values_lie_in_their_bounds_and_intervals(of_copies, of_honest_draws):
     for figures in (of_copies, of_honest_draws):
         for metric in METRICS:
             figure = figures[metric.name]
-            assert metric.bounds[0] <= figure.low <= figure.value <= figure.high <= metric.bounds[1], metric.name
+            assert metric.lower <= figure.low <= figure.value <= figure.high <= metric.upper, metric.name
 
 
 def test_the_safer_direction_is_where_honest_draws_lie(of_copies, of_honest_draws):
@@ -132,5 +139,7 @@ def test_the_page_shows_the_codes_table():
     page = (REPOSITORY / "docs" / "leakage.md").read_text()
     rows = [line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("|")][2:]
     for row, metric in zip(rows, METRICS, strict=True):
-        bounds = f"{metric.bounds[0]:g} to {metric.bounds[1]:g}".replace("inf", "∞")
-        assert row[:4] == [metric.name, metric.says, metric.direction, bounds]
+        bounds = f"{metric.lower:g} to {metric.upper:g}".replace("inf", "∞")
+        ideal = "depends" if np.isnan(metric.ideal) else f"{metric.ideal:g}"
+        assert row[:4] == [metric.name, metric.says, metric.unit, metric.direction]
+        assert row[4:] == [bounds, ideal, metric.source, metric.cannot_say]

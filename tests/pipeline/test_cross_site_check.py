@@ -32,6 +32,7 @@ from sharing import (
     write_drop_list,
     write_package,
 )
+from sharing.schema import SCHEMA_VERSION
 
 PLANS = {
     "configurations": {
@@ -139,7 +140,7 @@ def test_a_pool_of_which_others_name_every_case_is_an_error(tmp_path: Path) -> N
 
 
 def test_a_refusal_that_no_site_writes_is_no_reason_to_check_nothing(tmp_path: Path) -> None:
-    write_json(tmp_path / "B" / "refused.json", {"why": "a gate"})
+    write_json(tmp_path / "B" / "refused.json", {"schema_version": SCHEMA_VERSION, "why": "a gate"})
     with pytest.raises(PackageError, match="why"):
         run_check(tmp_path / "B", tmp_path / "site", tmp_path / "check")
 

@@ -105,7 +105,10 @@ def test_the_command_says_who_refused_and_why(tmp_path, context, capsys):
     refuse(tmp_path / "B")
     assert main([str(tmp_path / "B")]) == 3
     assert "site B refused to export it" in (said := capsys.readouterr().err) and "C_T: -9" in said
-    assert "| C_T | 0 | 0.5 | 0.7 | **failed** |" in (tmp_path / "B" / "REFUSED.md").read_text()
+    assert (
+        "| C_T | 0.4 | standard errors | >= 0.9 | 0.001 | <= 0.0083 | **failed** |"
+        in (tmp_path / "B" / "REFUSED.md").read_text()
+    )
 
 
 def rewritten(**changes: object) -> Callable[[Path], object]:
@@ -125,11 +128,14 @@ def linked(folder: Path) -> None:
     ("mutate", "words"),
     [
         (rewritten(site="../A"), "names no site"),
-        (rewritten(failed=[]), "no gate that failed"),
+        (rewritten(failed=[]), "other gates than its audit"),
         (rewritten(schema_version=99), "schema_version 99"),
         (rewritten(patients=["Doe"]), "patients"),
         (rewritten(failed=[{"name": "C_T", "reason": "\x1b[2J", "what_would_help": ""}]), "control character"),
-        (rewritten(failed=[{"name": "mine", "reason": "", "what_would_help": ""}]), "no gate that failed"),
+        (rewritten(failed=[{"name": "mine", "reason": "", "what_would_help": ""}]), "other gates than its audit"),
+        (rewritten(schema_version=4), "let both sites use the same release"),
+        (rewritten(audit={**audit_of(("FLD gap",)), "enforced": True}), "other gates than its audit"),
+        (rewritten(audit=audit_of(("C_T",))), "gates were not enforced"),
         (rewritten(audit={**audit_of(), "familywise_level": 2.0}), r"familywise_level 2\.0"),
         (lambda folder: os.truncate(folder / "refused.json", 2**20), "is no file of at most"),
         (linked, "is no file of at most"),

@@ -55,22 +55,25 @@ def test_the_card_says_which_gates_were_passed_and_which_were_not_enforced(tmp_p
     audit = {"audit": audit_of(("C_T", "FLD gap"))}
     write_package(tmp_path / "failed", cases(1), replace(facts(), privacy=facts().privacy | audit), volumetric=False)
     passed, failed = ((tmp_path / name / "CARD.md").read_text() for name in ("passed", "failed"))
-    assert "Every gate had to pass, and did." in passed and "**failed**" not in passed
-    assert "did not enforce its gates; these failed: C_T, FLD gap" in failed
-    assert "| C_T | 0 | 0.5 | 0.7 | **failed** |" in failed
+    assert "**Every gate was measured and passed.**" in passed and "**failed**" not in passed
+    assert "**The site did not enforce its gates (gates.enforce=false).** **Gates that failed: C_T 0.4" in failed
+    assert "| C_T | 0.4 | standard errors | >= 0.9 | 0.001 | <= 0.0083 | **failed** |" in failed
 
 
 def test_the_card_says_what_the_filter_found_of_planted_copies_or_that_none_were_planted(tmp_path: Path) -> None:
     write_package(tmp_path / "planted", cases(1), facts(), volumetric=False)
-    gates = [one | ({"value": None} if one["name"] == PLANTED_RECALL else {}) for one in audit_of()["gates"]]
-    without = {"audit": audit_of() | {"planted": None, "gates": gates}}
+    without = {"audit": audit_of(unmeasured=(PLANTED_RECALL,)) | {"planted": None}}
     write_package(tmp_path / "none", cases(1), replace(facts(), privacy=facts().privacy | without), volumetric=False)
     planted, none = (" ".join((tmp_path / name / "CARD.md").read_text().split()) for name in ("planted", "none"))
     assert (
         "planted 65 copies of its own training images" in planted and "found 63 of them (95.0% as the mean" in planted
     )
     assert "dropped 7%; how many these were is not told" in planted
-    assert "**not measured**: the site planted none" in none and "| planted-copy recall | | 0.9 |" in none
+    assert (
+        "**not measured**: the site planted none" in none
+        and "| planted-copy recall | | share of copies, mean over kinds | >= 0.9 | | | **not measurable** |" in none
+    )
+    assert f"**Gates that were not measurable: {PLANTED_RECALL}; nothing is known of what they look for.**" in none
 
 
 def test_writing_twice_gives_the_same_bytes(tmp_path: Path) -> None:

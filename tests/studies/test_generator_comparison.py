@@ -209,7 +209,7 @@ def test_what_a_run_says_of_its_generator(run: Path) -> None:
     assert figures_of("ddpm", known, None)[0]["dice_real"] is None
     table = format_rows([{**row, "images_per_s": [3.0, 2.0, 4.0]} for row in (both, own, alone)])
     assert {line.count(" | ") for line in table} == {len(HEADER) - 1}
-    assert "B refused: C_T" in table[2] and table[3].endswith("passed |") and " | - | 95.0 [" in table[4]
+    assert "B refused: C_T" in table[2] and table[3].endswith("none refused |") and " | - | 95.0 [" in table[4]
 
 
 def test_the_picture_takes_sites_of_several_sizes_and_few_images(tmp_path: Path) -> None:

@@ -14,24 +14,52 @@ import numpy as np
 from common.files import json_text, sha256_of_file
 from common.settings import from_dict, to_dict
 from gan.settings import GanConfig, GanSettings
-from memorization.gates import EVIDENCE, GATE_NAMES, PLANTED_RECALL
+from memorization.gates import DROPPED_SHARE, EVIDENCE, GATES, LEAKAGE_GATES, PLANTED_RECALL, GateKind
 from memorization.leakage.metrics import METRICS
 from sharing import FailedGate, PackageFacts, Refusal, SharedAudit, SyntheticCase, write_package, write_refusal
 
+FIGURE = {"value": 0.4, "low": 0.3, "high": 0.5}
 
-def audit_of(failed: tuple[str, ...] = (), share: float = 0.2) -> dict[str, Any]:
-    """Of four kept images, ``share`` of all dropped; gates are enforced unless some failed."""
-    measured = [metric.name for metric in METRICS]
-    limits = {"dropped share": (share, 0.5, None), PLANTED_RECALL: (0.95, 0.9, None), EVIDENCE: (6.0, 1.0, None)}
-    gates = [(name, *limits.get(name, (0.0, 0.5, 0.7)), name not in failed) for name in GATE_NAMES]
+
+def audit_of(failed: tuple[str, ...] = (), share: float = 0.2, unmeasured: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Of four kept images, ``share`` of all dropped; gates are enforced unless some failed.
+
+    Every figure of leakage is 0.4: within the limits 0.5 and 0.3, and beyond 0.1 and 0.9, the limits of those that
+    failed.
+    ``unmeasured``: leakage gates for which the site has too few patients.
+    """
+    gates = [gate_of(kind, kind.name in failed, kind.name in unmeasured) for kind in GATES]
+    levels = sum(gate["level"] is not None for gate in gates)
+    for gate in gates:
+        gate |= {} if gate["level"] is None else {"level": 0.05 / levels}
+        gate |= {DROPPED_SHARE: {"value": share}, EVIDENCE: {"value": float(levels)}}.get(gate["name"], {})
+    p_of = {gate["name"]: gate["p"] for gate in gates}
     return {
         "n_audited": 4,
         "enforced": not failed,
         "familywise_level": 0.05,
-        "figures": [{"name": name, "value": 0.4, "low": 0.3, "high": 0.5, "p": None} for name in measured],
+        "figures": [{"name": one.name, "unit": one.unit, **FIGURE, "p": p_of.get(one.name)} for one in METRICS],
         "planted": {"n": 65, "found": 63, "mean_recall": 0.95, "honest_dropped_share": 0.07},
-        "gates": [dict(zip(("name", "value", "limit", "p", "passed"), gate)) for gate in gates],
+        "gates": gates,
     }
+
+
+def gate_of(kind: GateKind, fails: bool, is_unmeasured: bool) -> dict[str, Any]:
+    """A gate as JSON holds it; its level follows from how many have one."""
+    limits = {"<=": (0.5, 0.1), ">=": (0.3, 0.9)}[kind.comparison]
+    gate = {"name": kind.name, "unit": kind.unit, "value": 0.4, "comparison": kind.comparison, "limit": limits[fails]}
+    gate |= {"p": 0.001 if fails else 0.7, "level": 0.05, "decision": "failed" if fails else "passed"}
+    if kind not in LEAKAGE_GATES:
+        gate |= {"p": None, "level": None, "limit": {DROPPED_SHARE: 0.5, PLANTED_RECALL: 0.9, EVIDENCE: 1.0}[kind.name]}
+        gate |= {"value": 0.95}
+    if is_unmeasured:
+        gate |= {"value": None, "p": None, "level": None, "decision": "not measurable"}
+    return gate
+
+
+def gate_named(audit: dict[str, Any], name: str) -> dict[str, Any]:
+    """One gate of an audit, to be changed."""
+    return next(gate for gate in audit["gates"] if gate["name"] == name)
 
 
 PRIVACY = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 import shutil
@@ -86,6 +87,17 @@ def adopt_plan(
     write_json(folder / "dataset_fingerprint.json", {"plan_adopted_from": plans["dataset_name"]})
     adopted = {**plans, "dataset_name": raw_dataset.name}
     return _preprocess(raw_dataset, out, adopted, splits, progress)
+
+
+def with_batch_norm(plans: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan with batch in place of instance normalisation: its running statistics are part of the network."""
+    changed = copy.deepcopy(dict(plans))
+    for configuration in changed["configurations"].values():
+        kwargs = configuration.get("architecture", {}).get("arch_kwargs", {})
+        if "norm_op" in kwargs:
+            n_axes = kwargs["norm_op"][-2:]  # "2d" or "3d"
+            kwargs["norm_op"] = f"torch.nn.modules.batchnorm.BatchNorm{n_axes}"
+    return changed
 
 
 def _check_name(raw_dataset: Path) -> None:

@@ -25,8 +25,9 @@ def federated_stages(make: StageFactory) -> Iterator[Stage]:
         if config.federated.plan_from != "real_all":
             source, settings = "negotiate", {"plan": to_dict(config.plan), "dataset_name": make.dataset_name(ALL)}
             yield make.stage(source, ALL, settings, {f"statistics:{site}": ("statistics", site) for site in make.sites})
+        norm = {} if config.federated.norm == "instance" else {"norm": config.federated.norm}
         for site in make.sites:
-            yield make.stage("adopt", site, {}, {"prepare": site, "common_plan": (source, ALL)})
+            yield make.stage("adopt", site, norm, {"prepare": site, "common_plan": (source, ALL)})
     for strategy in in_rounds:
         yield rounds_stage(make, strategy)
     if DSL in config.federated.strategies:

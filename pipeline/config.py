@@ -28,6 +28,7 @@ C = TypeVar("C", bound="RunConfig")
 N_FOLDS = 5
 PLAN_SOURCES = ("synthetic", "real_all")
 FEDERATED_PLAN_SOURCES = ("statistics", "real_all")
+NORMS = ("instance", "batch")
 DSL = "dsl"
 LABEL_SOURCES = ("network", "generated")
 STRATEGIES = ("fedavg", "fedprox", "fedbn", DSL)
@@ -233,6 +234,7 @@ class FederatedConfig:
     weighting: str = "cases"  # or "equal", as the original
     optimizer: str = "average"  # the momentum; or "keep", as the original, or "reset"
     prox_mu: float = 0.01  # of fedprox
+    norm: str = "instance"  # nnU-Net's, without statistics; or "batch", whose statistics fedbn keeps at each site
     dsl: DslSettings = DslSettings()
     dsl_images_per_mask: int = 1
     plan_from: str = "statistics"  # the sites tell of their images as a whole; or "real_all", the original's
@@ -313,6 +315,7 @@ def check_experiment(config: ExperimentConfig) -> ExperimentConfig:
         "merge.plan_from": _one_of(config.merge.plan_from, PLAN_SOURCES),
         "generator.train_on": _one_of(config.generator.train_on, tuple(TRAIN_SPLITS)),
         "federated.strategies": (strategies, set(strategies) <= set(STRATEGIES), f"some of {STRATEGIES}"),
+        "federated.norm": _one_of(config.federated.norm, NORMS),
         "federated.plan_from": _one_of(config.federated.plan_from, FEDERATED_PLAN_SOURCES),
         "label.source": _one_of(config.label.source, LABEL_SOURCES),
         "cluster.kind": _one_of(config.cluster.kind, ("ray", "inline")),

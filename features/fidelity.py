@@ -51,39 +51,58 @@ def frechet_distance_of_moments(
     return max(0.0, float(distance + np.trace(covariance_a) + np.trace(covariance_b) - 2 * shared))
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray, owners_b: Sequence[str] | None = None) -> float:
+def kernel_distance(
+    a: np.ndarray,
+    b: np.ndarray,
+    owners_b: Sequence[str] | None = None,
+    owners_a: Sequence[str] | None = None,
+) -> float:
     """Unbiased squared maximum mean discrepancy of features (n, d) and (m, d), n, m >= 2, under (x y / d + 1)^3.
 
-    Where ``owners_b`` names each image's patient, two images of one patient are no pair: they are no two draws.
+    Where the owners of a set name each image's patient, two images of one patient are no pair: they are no two draws.
     """
-    kernels, pairs = _kernels(a, b), _pairs(len(a), len(b), owners_b)
+    kernels, pairs = _kernels(a, b), _pairs(len(a), len(b), owners_a, owners_b)
     return float(_weighted_discrepancy(kernels, pairs, np.ones((1, len(a))), np.ones((1, len(b))))[0])
 
 
-def frechet_interval(a: np.ndarray, b: np.ndarray, seed: int, owners_b: Sequence[str] | None = None) -> Estimate:
+def frechet_interval(
+    a: np.ndarray,
+    b: np.ndarray,
+    seed: int,
+    *,
+    owners_a: Sequence[str] | None = None,
+    owners_b: Sequence[str] | None = None,
+) -> Estimate:
     """The Fréchet distance with its bootstrap interval: images of both sets are resampled with replacement.
 
-    Where ``owners_b`` names each image's patient, patients of ``b`` are resampled instead. The repeats in a resample
-    raise the distance, so the resamples are shifted to have the estimate as their mean.
+    Where the owners of a set, its images' patients, are named, patients of it are resampled instead. The repeats in a
+    resample raise the distance, so the resamples are shifted to have the estimate as their mean.
     """
 
     def resample(draw_a: np.ndarray, draw_b: np.ndarray) -> float:
         return frechet_distance(a[np.repeat(np.arange(len(a)), draw_a)], b[np.repeat(np.arange(len(b)), draw_b)])
 
-    draws_a, draws_b = _draws(len(a), len(b), seed, owners_b)
+    draws_a, draws_b = _draws(len(a), len(b), seed, owners_a, owners_b)
     values = np.array([resample(*draw) for draw in zip(draws_a, draws_b, strict=True)])
     return estimate_of(frechet_distance(a, b), values)
 
 
-def kernel_interval(a: np.ndarray, b: np.ndarray, seed: int, owners_b: Sequence[str] | None = None) -> Estimate:
+def kernel_interval(
+    a: np.ndarray,
+    b: np.ndarray,
+    seed: int,
+    *,
+    owners_a: Sequence[str] | None = None,
+    owners_b: Sequence[str] | None = None,
+) -> Estimate:
     """The kernel distance with its bootstrap interval: resampled as in ``frechet_interval``.
 
     An image is never paired with its own repeat (a patient's, with another of that patient), so that a resample is as
     unbiased as the estimate.
     """
-    draws = _draws(len(a), len(b), seed, owners_b)
-    resampled = _weighted_discrepancy(_kernels(a, b), _pairs(len(a), len(b), owners_b), *draws)
-    return estimate_of(kernel_distance(a, b, owners_b), resampled)
+    draws = _draws(len(a), len(b), seed, owners_a, owners_b)
+    resampled = _weighted_discrepancy(_kernels(a, b), _pairs(len(a), len(b), owners_a, owners_b), *draws)
+    return estimate_of(kernel_distance(a, b, owners_b, owners_a), resampled)
 
 
 def _covariance_factor(features: np.ndarray) -> np.ndarray:
@@ -107,11 +126,18 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.asarray((x @ y.T / x.shape[1] + KERNEL_OFFSET) ** KERNEL_DEGREE)
 
 
-def _pairs(n_a: int, n_b: int, owners_b: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pairs(
+    n_a: int, n_b: int, owners_a: Sequence[str] | None, owners_b: Sequence[str] | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """1 where two images are a pair of independent draws, else 0, within ``a``, within ``b`` and between them."""
-    owners = np.arange(n_b) if owners_b is None or len(set(owners_b)) < 2 else np.asarray(owners_b)
-    within_b = (owners[:, None] != owners).astype(np.float64)
-    return 1 - np.eye(n_a), within_b, np.ones((n_a, n_b))
+    within_a, within_b = (
+        (units[:, None] != units).astype(np.float64)
+        for units in (
+            np.arange(n) if owners is None or len(set(owners)) < 2 else np.asarray(owners)
+            for n, owners in ((n_a, owners_a), (n_b, owners_b))
+        )
+    )
+    return within_a, within_b, np.ones((n_a, n_b))
 
 
 def _weighted_discrepancy(
@@ -130,13 +156,16 @@ def _weighted_discrepancy(
     return np.asarray(inside_a + inside_b - 2 * between)
 
 
-def _draws(n_a: int, n_b: int, seed: int, owners_b: Sequence[str] | None) -> tuple[np.ndarray, np.ndarray]:
+def _draws(
+    n_a: int, n_b: int, seed: int, owners_a: Sequence[str] | None, owners_b: Sequence[str] | None
+) -> tuple[np.ndarray, np.ndarray]:
     """How often each image is drawn: (N_RESAMPLES, n_a) and (N_RESAMPLES, n_b)."""
     rng = np.random.default_rng(seed)
-    draws_a = drawn_counts(n_a, N_RESAMPLES, rng)
-    if owners_b is None:
-        return draws_a, drawn_counts(n_b, N_RESAMPLES, rng)
-    return draws_a, bootstrap_weights(owners_b, N_RESAMPLES, rng)
+    draws_a, draws_b = (
+        drawn_counts(n, N_RESAMPLES, rng) if owners is None else bootstrap_weights(owners, N_RESAMPLES, rng)
+        for n, owners in ((n_a, owners_a), (n_b, owners_b))
+    )
+    return draws_a, draws_b
 
 
 def estimate_of(value: float, resampled: np.ndarray) -> Estimate:

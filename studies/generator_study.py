@@ -170,17 +170,18 @@ def _say_progress(done: float, total: float, unit: str) -> None:
 def score(halves: StudySite, samples: np.ndarray, seed: int, device: str) -> dict[str, Any]:
     """Distances of samples and of the training half to the unseen half, and of samples to training images."""
     gauge = FidelityMonitor(halves.trained_on, halves.unseen, seed, device)
-    owners = [entry.patient for entry in halves.unseen.entries]
+    owners, own = ([entry.patient for entry in part.entries] for part in (halves.unseen, halves.own))
+    of_halves = {"owners_a": own, "owners_b": owners}
     unseen, first, features = (gauge.embed(x) for x in (halves.unseen.images, halves.own.images, samples))
     subsets = np.array_split(features, N_SUBSETS)
     real, distances = frechet_distance(first, unseen), [frechet_distance(subset, unseen) for subset in subsets]
     sides = {"training": halves.trained_on, "choice": halves.validation, "unseen": halves.unseen}
     return {
         "n_images": {side: len(images) for side, images in sides.items()},
-        "frechet_halves": numbers_of(frechet_interval(first, unseen, seed, owners_b=owners)),
+        "frechet_halves": numbers_of(frechet_interval(first, unseen, seed, **of_halves)),
         "frechet_samples": numbers_of(frechet_interval(subsets[0], unseen, seed, owners_b=owners)),
         "multiples": [distance / real for distance in distances],
-        "kernel_halves": numbers_of(kernel_interval(first, unseen, seed, owners_b=owners)),
+        "kernel_halves": numbers_of(kernel_interval(first, unseen, seed, **of_halves)),
         "kernel_samples": numbers_of(kernel_interval(features, unseen, seed, owners_b=owners)),
         NEAREST_TRAIN: gauge.measure(samples, gauge.n_references)[NEAREST_TRAIN],
     }

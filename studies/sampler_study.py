@@ -116,7 +116,10 @@ def _study(chosen: argparse.Namespace, progress: Progress) -> list[str]:
                 "images_per_s": chosen.n_images / sampled[setting][1],
             }
         )
-    real = frechet_interval(gauge.embed(training.images, keep=True), heldout, chosen.seed, owners_b=owners)
+    trained_on = [entry.patient for entry in training.entries]
+    real = frechet_interval(
+        gauge.embed(training.images, keep=True), heldout, chosen.seed, owners_a=trained_on, owners_b=owners
+    )
     write_json(chosen.out / RESULT, {"rows": rows, "frechet_training_images": numbers_of(real)})
     lines = [*format_rows(rows), "", _note(chosen, test, len(training), real)]
     write_text(chosen.out / TABLE, "\n".join(lines) + "\n")

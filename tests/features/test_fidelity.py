@@ -82,6 +82,7 @@ def test_intervals_repeat_by_seed_hold_their_estimate_and_widen_where_patients_h
         assert one == interval(a, b, 3) and one.value == pytest.approx(distance(a, b))
         assert one.low < one.value < one.high
         assert interval(a, b, 3, owners_b=owners).standard_error > 1.2 * one.standard_error
+        assert interval(b, a, 3, owners_a=owners).standard_error > 1.2 * interval(b, a, 3).standard_error
 
 
 def test_kernel_distance_is_unbiased_also_where_patients_have_several_images() -> None:

@@ -25,6 +25,7 @@ from common.exit_codes import ExitCode
 from common.image_set import ImageEntry, ImageSet, save_image_set
 from diffusion.data import ImageData
 from diffusion.training_run import train
+from evaluation.results import write_results
 from pipeline.experiments import FEDERATED, NNUNET, SCALING
 from pipeline.launch import run_experiment
 from sharing import write_package
@@ -37,8 +38,14 @@ SHELL = ("sh", "bash")
 ALLOWED_BESIDE = ("srun", "sleep", ".", "ray", "nnUNetv2_plan_and_preprocess", "make")
 MODULES = {"dataset.check", "dataset.export_table", "dataset.prepare", "evaluation.report", "federated.benchmark"}
 MODULES |= {"memorization.audit", "diffusion.plan", "diffusion.train", "diffusion.sample", "diffusion.benchmark"}
-MODULES |= {"studies.generator_comparison", "studies.sampler_study"}
+MODULES |= {
+    "studies.generator_comparison",
+    "studies.sampler_study",
+    "studies.interval_simulation",
+    "evaluation.compare",
+}
 MODULES |= {"gan.benchmark", "gan.sample", "gan.throughput", "studies.generator_study", "sharing.verify"}
+MODULES |= {"studies.interval_simulation"}  # runs in tests/studies/test_interval_simulation.py
 LINK = re.compile(r"\]\(([^)#:]+)(#[\w-]+)?\)")
 NAMED_FILE = re.compile(r"`((\w+)/[\w/.]+\.(?:py|yaml|md))`")  # path and its first folder
 
@@ -300,6 +307,18 @@ def test_report_command_writes_the_report(words, tmp_path):
     ended = run([sys.executable, *words[1:]], tmp_path)
     assert ended.returncode == 0, ended.stderr
     assert (folder / "report.html").is_file()
+
+
+@pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "evaluation.compare"], ids=ids)
+def test_compare_command_sets_runs_side_by_side(words, tmp_path):
+    row = {"model": "real-A", "trained_on": "A", "tested_on": "A", "fold": 0, "seed": 0, "label": "lung"}
+    row |= {"dice": 0.5, "iou": 0.4, "hd95": 2.0, "nsd": 0.3}
+    for folder in words[3:]:
+        rows = [row | {"patient": f"p{number}", "case": f"c{number}"} for number in range(7)]
+        write_results(tmp_path / folder / "fold_0" / "results.csv", rows)
+    ended = run([sys.executable, *words[1:]], tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "no clear difference" in ended.stdout
 
 
 @pytest.mark.parametrize("words", [words for words in MODULE_CALLS if words[2] == "sharing.verify"], ids=ids)

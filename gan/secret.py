@@ -1,0 +1,83 @@
+"""Random numbers of a private training: all of them follow from its whole secret, through AES-256.
+
+PyTorch's CPU generator keeps 32 bits of its seed, so that its noise could be found by trying all of them; AES keeps the
+256 bits of its key. Two uses of the cipher: a stream of numbers (counter mode), and one number for each identity (the
+cipher of the identity), which is the same whoever else is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import math
+import secrets
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from torch import Tensor
+
+SECRET_BYTES = 32
+IDENTITY_BYTES = 16  # a block of AES
+BITS_OF_A_NUMBER = 53  # float64 holds as many
+NUMBERS_AT_ONCE = 2**20  # of a stream: 8 MiB
+
+
+class Secret:
+    """What nobody may guess: who knows it can take the noise off.
+
+    It is kept in the checkpoint, so that a resumed training draws the same, and is gone with it.
+    """
+
+    def __init__(self, hexadecimal: str) -> None:
+        self.hexadecimal = hexadecimal
+        self._key = bytes.fromhex(hexadecimal)
+
+    @classmethod
+    def new(cls) -> Secret:
+        """One of the operating system's random numbers, of ``SECRET_BYTES``."""
+        return cls(secrets.token_hex(SECRET_BYTES))
+
+    def stream(self, *names: object) -> SecretStream:
+        """The numbers of one purpose; other names give numbers that have nothing to do with them."""
+        return SecretStream(self._derived(names))
+
+    def number_of_each(self, identities: np.ndarray, *names: object) -> np.ndarray:
+        """One float64 of [0, 1) for each of the ``identities`` (n, IDENTITY_BYTES) uint8, all different.
+
+        Each follows from the secret, the names and that identity alone.
+        """
+        # the mode with no chaining: every block by itself
+        cipher = Cipher(algorithms.AES(self._derived(names)), modes.ECB()).encryptor()
+        blocks = np.frombuffer(cipher.update(identities.tobytes()), np.uint64)[::2]
+        return (blocks >> np.uint64(64 - BITS_OF_A_NUMBER)) * 2.0**-BITS_OF_A_NUMBER
+
+    def _derived(self, names: Sequence[object]) -> bytes:
+        """A key of AES-256 for these names."""
+        return hmac.new(self._key, "\x1f".join(map(str, names)).encode(), hashlib.sha256).digest()
+
+
+class SecretStream:
+    """Numbers one after the other, from a key of AES-256 in counter mode."""
+
+    def __init__(self, key: bytes) -> None:
+        self._cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(IDENTITY_BYTES))).encryptor()
+
+    def uniform(self, n: int, device: torch.device) -> Tensor:
+        """(n,) float64 of [0, 1), multiples of 2^-53."""
+        drawn = torch.frombuffer(bytearray(self._cipher.update(bytes(8 * n))), dtype=torch.int64).to(device)
+        return (drawn >> (64 - BITS_OF_A_NUMBER)).bitwise_and_(
+            2**BITS_OF_A_NUMBER - 1
+        ).double() * 2.0**-BITS_OF_A_NUMBER
+
+    def gaussian(self, n: int, device: torch.device) -> Tensor:
+        """(n,) float64 of N(0, 1), by Box and Muller 1958; none is beyond 8.6, which one in 10^16 would be."""
+        numbers = torch.empty(n, dtype=torch.float64, device=device)
+        for piece in numbers.split(NUMBERS_AT_ONCE):
+            n_pairs = -(-len(piece) // 2)
+            first, second = self.uniform(2 * n_pairs, device).split(n_pairs)
+            radius = first.neg_().add_(1).log_().mul_(-2).sqrt_()  # of (0, 1]
+            angle = second.mul_(2 * math.pi)
+            piece.copy_(torch.cat([radius * angle.cos(), radius * angle.sin()])[: len(piece)])
+        return numbers

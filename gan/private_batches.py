@@ -76,23 +76,23 @@ class PrivateBatches:
     def at(self, step: int) -> list[UnitImages]:
         """The units of ``step``, as many as it comes."""
         # who takes part
-        drawn = self.secret.number_of_each(self.unit_identities, step, "sampling")
+        drawn = self.secret.numbers_of_each(self.unit_identities, 1, step, "sampling")[:, 0]
         members = [self._members[unit] for unit in np.flatnonzero(drawn < self.sampling_rate)]
+        if not members:
+            return []
         # of a patient with many images, some: those with the smallest numbers
         if any(len(indices) > self.most_images for indices in members):
-            lots = self.secret.number_of_each(self.image_identities, step, "images of a patient")
+            lots = self.secret.numbers_of_each(self.image_identities, 1, step, "images of a patient")[:, 0]
             members = [np.sort(indices[np.argsort(lots[indices])[: self.most_images]]) for indices in members]
-        return [self._shown(indices, step) for indices in members]
-
-    def _shown(self, indices: np.ndarray, step: int) -> UnitImages:
-        identities = self.image_identities[indices]
-        images = as_tensor(self.images[indices])
+        # how each image is shown, by its own numbers; all images at once
+        chosen = np.concatenate(members)
+        numbers = self.secret.numbers_of_each(self.image_identities[chosen], 1 + self.n_numbers, step, "shown")
+        images = as_tensor(self.images[chosen])
         if self.mirror:
-            images = mirrored(images, torch.from_numpy(self.secret.number_of_each(identities, step, "mirror") < 0.5))
-        numbers = np.zeros((len(indices), self.n_numbers), np.float32)
-        for i, column in enumerate(numbers.T):
-            column[:] = self.secret.number_of_each(identities, step, "augmentation", i)
-        return UnitImages(images, torch.from_numpy(numbers))
+            images = mirrored(images, torch.from_numpy(numbers[:, 0] < 0.5))
+        sizes = [len(indices) for indices in members]
+        of_augmentation = torch.from_numpy(numbers[:, 1:]).float()
+        return [UnitImages(*parts) for parts in zip(images.split(sizes), of_augmentation.split(sizes), strict=True)]
 
 
 def _identities_of_images(images: np.ndarray, owners: Sequence[str]) -> np.ndarray:

@@ -43,15 +43,18 @@ class Secret:
         """The numbers of one purpose; other names give numbers that have nothing to do with them."""
         return SecretStream(self._derived(names))
 
-    def number_of_each(self, identities: np.ndarray, *names: object) -> np.ndarray:
-        """One float64 of [0, 1) for each of the ``identities`` (n, IDENTITY_BYTES) uint8, all different.
+    def numbers_of_each(self, identities: np.ndarray, n_numbers: int, *names: object) -> np.ndarray:
+        """(n, n_numbers) float64 of [0, 1), a row for each of the ``identities`` (n, IDENTITY_BYTES) uint8.
 
-        Each follows from the secret, the names and that identity alone.
+        A row follows from the secret, the names and that identity alone. Identities are hashes, all different.
         """
+        # an identity stands in one block of the cipher for every two numbers; its last byte counts them
+        blocks = np.repeat(identities[:, None], -(-n_numbers // 2), axis=1)
+        blocks[:, :, -1] ^= np.arange(blocks.shape[1], dtype=np.uint8)
         # the mode with no chaining: every block by itself
         cipher = Cipher(algorithms.AES(self._derived(names)), modes.ECB()).encryptor()
-        blocks = np.frombuffer(cipher.update(identities.tobytes()), np.uint64)[::2]
-        return (blocks >> np.uint64(64 - BITS_OF_A_NUMBER)) * 2.0**-BITS_OF_A_NUMBER
+        drawn = np.frombuffer(cipher.update(blocks.tobytes()), np.uint64).reshape(len(identities), -1)
+        return (drawn[:, :n_numbers] >> np.uint64(64 - BITS_OF_A_NUMBER)) * 2.0**-BITS_OF_A_NUMBER
 
     def _derived(self, names: Sequence[object]) -> bytes:
         """A key of AES-256 for these names."""
@@ -67,9 +70,8 @@ class SecretStream:
     def uniform(self, n: int, device: torch.device) -> Tensor:
         """(n,) float64 of [0, 1), multiples of 2^-53."""
         drawn = torch.frombuffer(bytearray(self._cipher.update(bytes(8 * n))), dtype=torch.int64).to(device)
-        return (drawn >> (64 - BITS_OF_A_NUMBER)).bitwise_and_(
-            2**BITS_OF_A_NUMBER - 1
-        ).double() * 2.0**-BITS_OF_A_NUMBER
+        whole = (drawn >> (64 - BITS_OF_A_NUMBER)).bitwise_and_(2**BITS_OF_A_NUMBER - 1)
+        return whole.double().mul_(2.0**-BITS_OF_A_NUMBER)
 
     def gaussian(self, n: int, device: torch.device) -> Tensor:
         """(n,) float64 of N(0, 1), by Box and Muller 1958; none is beyond 8.6, which one in 10^16 would be."""

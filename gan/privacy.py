@@ -9,6 +9,7 @@ of R1.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -131,14 +132,15 @@ def clipped_sum(
         which makes no norm longer, and whole numbers of this size add up without rounding, so that one unit more moves
         the sum by at most ``GRID_OF_A_CLIP``.
     """
-    n_numbers = sum(parameter.numel() for parameter in parameters)
-    summed = torch.zeros(n_numbers, dtype=torch.float64, device=parameters[0].device)
+    sizes = [parameter.numel() for parameter in parameters]
+    summed = torch.zeros(sum(sizes), dtype=torch.float64, device=parameters[0].device)
+    gradient = torch.empty_like(summed)
+    parts = [part.view(of.shape) for part, of in zip(gradient.split(sizes), parameters, strict=True)]
     for unit in units:
-        gradients = torch.autograd.grad(loss(unit), parameters)
-        gradient = torch.cat([part.flatten() for part in gradients]).double()
-        norm = torch.linalg.vector_norm(gradient)
-        gradient.mul_(GRID_OF_A_CLIP / norm.clamp_min(clip_norm)).trunc_()
-        summed += torch.where(norm.isfinite(), gradient, 0.0)
+        torch._foreach_copy_(parts, torch.autograd.grad(loss(unit), parameters))
+        norm = float(torch.linalg.vector_norm(gradient))
+        if math.isfinite(norm):
+            summed += gradient.mul_(GRID_OF_A_CLIP / max(norm, clip_norm)).trunc_()
     return summed
 
 

@@ -73,7 +73,7 @@ class SecretStream:
         return drawn.to(device).bitwise_and_(2**BITS_OF_A_NUMBER - 1).double()
 
     def gaussian(self, n: int, device: torch.device) -> Tensor:
-        """(n,) float64 of N(0, 1), by Box and Muller 1958; none is beyond 8.6, which one in 10^16 would be."""
+        """(n,) float64 of N(0, 1), by Box and Muller 1958; none is beyond 8.6, which one in 10^17 would be."""
         numbers = torch.empty(n, dtype=torch.float64, device=device)
         for piece in numbers.split(NUMBERS_AT_ONCE[device.type]):
             n_pairs = -(-len(piece) // 2)

@@ -5,7 +5,7 @@
 
 The other accountant is Google's dp-accounting, whose pins conflict with those of autoshare. Install it in an
 environment of its own (``pip install dp-accounting numpy``) and call this command there from the repository's folder:
-nothing else is needed. Both figures are upper bounds of the same mechanism, the other one up to a discretisation of 0.001.
+nothing else is needed. Both figures are upper bounds for the same mechanism.
 """
 
 from __future__ import annotations

@@ -196,6 +196,25 @@ def test_the_card_of_a_training_that_goes_on_counts_the_steps_done(tmp_path: Pat
     assert card["privacy"]["epsilon"] == mechanism.epsilon_after(4) < 4
 
 
+def test_the_card_states_the_guarantee_of_the_patient_with_most_images(tmp_path: Path) -> None:
+    """It is larger than so many times the epsilon of an image; where the patient is the unit, it is the epsilon."""
+    patients = ["a", "b", "a", "c", "a"]
+    train(noise_images(), tmp_path / "image", settings(), seed=3, patients=patients)
+    train(noise_images(), tmp_path / "nobody", settings(), seed=3)
+    unit = replace(settings().config.privacy, unit="patient")
+    train(noise_images(), tmp_path / "patient", settings(privacy=unit), seed=3, patients=patients)
+    cards = {path.parent.name: json.loads(path.read_text())["privacy"] for path in tmp_path.glob(f"*/{CARD}")}
+    texts = {path.parent.name: path.read_text() for path in tmp_path.glob(f"*/{CARD_TEXT}")}
+    mechanism = derive_mechanism(settings(), Population(5))
+    assert mechanism is not None and cards["image"]["patient"]["most_images"] == 3
+    assert cards["image"]["patient"]["epsilon"] == mechanism.epsilon_after(16, 3) > 3 * cards["image"]["epsilon"]
+    assert f"(at most 3) epsilon is {mechanism.epsilon_after(16, 3):.3f}" in texts["image"]
+    assert cards["nobody"]["patient"] is None and "is not known" in texts["nobody"]
+    assert cards["patient"]["unit"] == "one patient with all images, added or removed"
+    assert cards["patient"]["sampling_rate"] == 2 / 3
+    assert cards["patient"]["patient"] == {"epsilon": cards["patient"]["epsilon"], "most_images": 3}
+
+
 def test_without_privacy_card_and_checkpoint_say_so(tmp_path: Path) -> None:
     train(noise_images(), tmp_path, tiny_settings(n_steps=2), seed=3)
     assert load_tensors(tmp_path / RESULT)[1]["privacy"] is None
@@ -308,11 +327,16 @@ def test_an_attacker_with_a_canary_never_proves_more_than_epsilon() -> None:
 
 def test_the_packages_card_says_whether_there_is_privacy_and_what_it_does_not_cover(tmp_path: Path) -> None:
     texts = {}
-    for name, trained in (("without", tiny_settings()), ("private", settings())):
+    of_patients = settings(privacy=Privacy(epsilon=4.0, unit="patient"))
+    for name, trained in (("without", tiny_settings()), ("private", settings()), ("of patients", of_patients)):
         generator = {"name": "stylegan2", **to_dict(trained)}
         write_package(tmp_path / name, cases(1), replace(facts(), generator=generator), volumetric=False)
         verify_package(tmp_path / name)
         texts[name] = (tmp_path / name / "CARD.md").read_text()
     assert "was trained without differential privacy" in texts["without"] and "epsilon" not in texts["without"]
     assert "epsilon 4" in texts["private"] and "labels" in texts["private"].split("epsilon 4")[1]
+    # k images together have more than k times epsilon at the same delta (tests/gan/test_accountant.py)
+    assert "for one image added" in texts["private"] and "has k times" not in texts["private"]
+    assert "more than k" in texts["private"] and "for one patient" in texts["of patients"]
+    assert "how many images and patients" in " ".join(texts["private"].split())
     assert all("evidence, not a guarantee" in text for text in texts.values())

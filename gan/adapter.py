@@ -62,6 +62,7 @@ class StyleGan2(GeneratorBackend):
             request.progress,
             request.monitor,
             n_processes,
+            request.patients,
         )
         return to_dict(derived)
 

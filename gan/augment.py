@@ -12,6 +12,7 @@ from training.batch_shard import SINGLE_PROCESS, BatchShard
 
 TRANSLATION = 0.125  # of each side, at most
 CUTOUT = 0.5  # of each side
+NUMBERS_OF = {"color": 3, "translation": 2, "cutout": 2}  # that each draws for an image
 
 Uniform = Callable[[], Tensor]  # one number of [0, 1) an image
 
@@ -30,6 +31,21 @@ def augment(
     def uniform() -> Tensor:
         return shard.of(torch.rand(len(images) * shard.n_processes, generator=generator)).to(images.device)
 
+    return _augmented(images, names, uniform)
+
+
+def n_numbers(names: Sequence[str]) -> int:
+    """How many random numbers these augmentations draw for an image."""
+    return sum(NUMBERS_OF[name] for name in names)
+
+
+def augment_by(images: Tensor, names: Sequence[str], numbers: Tensor) -> Tensor:
+    """As ``augment``, with the numbers of every image given: (b, ``n_numbers(names)``) of [0, 1]."""
+    columns = iter(numbers.to(images.device).unbind(dim=1))
+    return _augmented(images, names, lambda: next(columns))
+
+
+def _augmented(images: Tensor, names: Sequence[str], uniform: Uniform) -> Tensor:
     for name in names:
         images = _AUGMENTATIONS[name](images, uniform)
     return images

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from common.settings import to_dict
-from gan.privacy import privacy_record
+from gan.privacy import Population, privacy_record
 from gan.settings import GanSettings
 from training.card import CARD, CARD_TEXT, TrainingCard
 from training.curves import EVENTS, Events, Rows
@@ -30,7 +30,16 @@ class Record:
     Of ``images`` (n, channels, height, width) only shape and type are written down.
     """
 
-    def __init__(self, out: Path, images: np.ndarray, settings: GanSettings, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        out: Path,
+        images: np.ndarray,
+        settings: GanSettings,
+        seed: int,
+        device: torch.device,
+        population: Population | None = None,
+    ) -> None:
+        self.population = population or Population(len(images))
         self.out, self.images, self.settings, self.seed = out, images, settings, seed
         self._card = TrainingCard(out, device, "Generator", "gan.sample")
         self._events: Events | None = None
@@ -52,7 +61,7 @@ class Record:
         """
         settings = self.settings
         n_images, n_channels, height, width = self.images.shape
-        privacy = privacy_record(settings, n_images, round(kimg * 1000 / settings.config.batch_size))
+        privacy = privacy_record(settings, self.population, round(kimg * 1000 / settings.config.batch_size))
         data = {"n_images": n_images, "height_px": height, "width_px": width, "n_channels": n_channels}
         facts = {
             "generator": "stylegan2",
@@ -88,6 +97,15 @@ def _privacy_text(privacy: Mapping[str, Any] | None) -> str:
     return (
         f"epsilon {privacy['epsilon']:.3f} at delta {privacy['delta']:.3g} for {privacy['unit']}: noise of "
         f"{privacy['noise_multiplier']:.3f} clipping norms of {privacy['clip_norm']:g}, sampling rate "
-        f"{privacy['sampling_rate']:.3g}, {privacy['n_steps']} steps. It covers the weights and what is made of them, "
-        "not labels, filter or plan; for a patient of k images epsilon is k times that"
+        f"{privacy['sampling_rate']:.3g}, {privacy['n_steps']} steps. {_patient_text(privacy['patient'])} It covers "
+        "the weights and what is made of them, not labels, filter, plan, intensity window or the number of images"
+    )
+
+
+def _patient_text(patient: Mapping[str, Any] | None) -> str:
+    if patient is None:
+        return "A patient with several images has a larger epsilon, which is not known: nobody said whose they are."
+    return (
+        f"For one patient with all images (at most {patient['most_images']}) epsilon is {patient['epsilon']:.3f} at "
+        "the same delta."
     )

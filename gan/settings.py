@@ -14,6 +14,7 @@ SNAPSHOTS = ("heldout", "last", "fid")
 PRECISIONS = ("fp32", "bf16")
 AUTO_LENGTHS = ("images", "device")
 AUTO = "auto"
+IMAGE, PATIENT = UNITS = ("image", "patient")
 WEIGHTS = ("r1_gamma", "path_length_weight", "path_length_decay")
 COUNTS = (
     "batch_size",
@@ -33,11 +34,14 @@ SHORTEST_EMA_SHARE = 0.05  # of the training, where the preset's half-life would
 
 @dataclass(frozen=True)
 class Privacy:
-    """Differential privacy of the weights, one image more or less; the noise follows (``gan/privacy.py``)."""
+    """Differential privacy of the weights, one unit more or less; the noise follows (``gan/privacy.py``)."""
 
     epsilon: float = 8.0
-    delta: float | str = AUTO  # 1 / (10 images)
-    clip_norm: float = 1.0  # largest norm of what one real image adds to the discriminator's gradient
+    delta: float | str = AUTO  # 1 / (10 units)
+    clip_norm: float = 1.0  # largest norm of what one unit adds to the discriminator's gradient
+    unit: str = IMAGE  # or "patient": all images of a patient together
+    images_per_patient: int = 4  # at most so many of a patient's images in one step; only for the unit "patient"
+    sampling_rate: float | str = AUTO  # with which a unit is in a step; batch size / units
 
 
 @dataclass(frozen=True)
@@ -158,10 +162,16 @@ def _privacy_checks(config: GanConfig) -> list[Check]:
         return []
     privacy, group, rule = config.privacy, config.minibatch_std_group, config.snapshot
     delta_is_valid = privacy.delta == AUTO or (isinstance(privacy.delta, float) and 0 < privacy.delta < 1)
+    rate = privacy.sampling_rate
+    rate_is_valid = rate == AUTO or (isinstance(rate, int | float) and 0 < rate <= 1)
+    n_of_a_patient = privacy.images_per_patient
     return [
         ("privacy.epsilon", privacy.epsilon, 0 < privacy.epsilon < math.inf, "a number above 0"),
         ("privacy.delta", privacy.delta, delta_is_valid, "auto or a number between 0 and 1"),
         ("privacy.clip_norm", privacy.clip_norm, 0 < privacy.clip_norm < math.inf, "a number above 0"),
+        ("privacy.unit", privacy.unit, privacy.unit in UNITS, f"one of {UNITS}"),
+        ("privacy.images_per_patient", n_of_a_patient, n_of_a_patient >= 1, "at least 1"),
+        ("privacy.sampling_rate", rate, rate_is_valid, "auto or a number above 0, at most 1"),
         # a deviation over several images would make the gradient of one depend on the others: none could be bounded
         ("minibatch_std_group", group, group == 1, "1 with privacy: a gradient is then that of one image"),
         ("snapshot", rule, rule == "last", "last with privacy: the other rules look at real images"),

@@ -22,10 +22,13 @@ from torch.utils.flop_counter import flop_registry
 
 from common.plan import square_plan
 from common.settings import from_dict
+from gan.augment import n_numbers
 from gan.privacy import Mechanism
+from gan.private_batches import UnitImages
+from gan.secret import Secret
 from gan.settings import GanConfig, derive_settings
 from gan.textbook import as_textbook
-from gan.train_step import TrainStep
+from gan.train_step import PrivateReals, TrainStep
 from training.timing import interleaved_seconds
 
 PHASES = ("gmain", "greg", "dmain", "dreg")
@@ -87,7 +90,10 @@ class PrivateSteps(Steps):
     def dmain(self, real: Tensor) -> None:
         """Discriminator loss, every real image's gradient by itself."""
         mechanism = Mechanism(clip_norm=1.0, noise_multiplier=1.0, sampling_rate=0.1, delta=1e-5, n_expected=len(real))
-        self.train_step.private_discriminator_main(real, self.draws, mechanism, self.draws)
+        numbers = torch.rand(len(real), n_numbers(self.train_step.settings.config.augment))
+        units = [UnitImages(image[None], own[None]) for image, own in zip(real, numbers, strict=True)]
+        reals = PrivateReals(mechanism, units, Secret.new().stream("noise"))
+        self.train_step.private_discriminator_main(reals, self.draws)
 
     def dreg(self, real: Tensor) -> None:
         """R2; ``real`` is not used."""

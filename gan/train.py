@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ def train(
     progress: Progress = silent,
     monitor: Monitor | None = None,
     n_processes: int = 1,
+    patients: Sequence[str] | None = None,
 ) -> None:
     """Train on ``images`` (n, channels, height, width), uint8 or uint16, and write the averaged generator.
 
@@ -39,7 +41,8 @@ def train(
     monitor's scores have lines of their own), pictures (``gan.pictures``), the card and events of ``gan.record`` and,
     after a failure, ``alarms.jsonl``; while it runs also ``training.safetensors``, from which the same call resumes:
     N + N steps equal 2 N bit for bit on a CPU. With several processes, one a GPU on ``cuda``, each computes its share
-    of every step, and this one does all else; a training may be resumed with another number of them.
+    of every step, and this one does all else; a training may be resumed with another number of them. ``patients`` are
+    whose each image is: differential privacy counts by them, nothing else does.
 
     Raises:
         InputError: images that fit neither the plan nor a training, or a batch that so many processes cannot share.
@@ -55,8 +58,9 @@ def train(
         return
 
     def lead(shard: BatchShard, own_device: str) -> None:
-        run = Training(batches, settings, seed, torch.device(own_device), monitor, shard)
-        _lead(run, Record(out, images, settings, seed, run.train_step.device), out, progress)
+        run = Training(batches, settings, seed, torch.device(own_device), monitor, shard, patients)
+        record = Record(out, images, settings, seed, run.train_step.device, run.population)
+        _lead(run, record, out, progress)
 
     run_distributed(n_processes, out, device, lead, _follow, images, out, settings, seed)
 

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.seeds import derive_seed
-from gan.augment import augment
+from gan.augment import augment, augment_by
 from gan.functions import gradients_of_activations
 from gan.layers import ResampledConv
 from gan.model import Discriminator, GeneratorNetwork, on_device
 from gan.privacy import Mechanism
+from gan.private_batches import UnitImages
+from gan.secret import SecretStream
 from gan.settings import GanSettings
 from training.batch_shard import SINGLE_PROCESS, BatchShard
 from training.training_state import load_state, state_to_tensors
@@ -28,6 +31,15 @@ LARGEST_GRADIENT = 1e5
 
 Measured = dict[str, Tensor]  # scalars on the device; reading one waits for it
 Draws = Callable[[str], torch.Generator]  # random numbers of one step for a purpose
+
+
+@dataclass(frozen=True)
+class PrivateReals:
+    """The real images of a step under differential privacy, and what is done to their gradient."""
+
+    mechanism: Mechanism
+    units: Sequence[UnitImages]
+    noise: SecretStream
 
 
 class TrainStep:
@@ -65,36 +77,32 @@ class TrainStep:
     def update(
         self,
         step: int,
-        reals: Tensor,
+        reals: Tensor | PrivateReals,
         draws: Draws,
-        mechanism: Mechanism | None = None,
-        secret_draws: torch.Generator | None = None,
     ) -> Measured:
         """The whole step: at most four phases, each with its own step of Adam, then the average of the weights.
 
         Args:
             step: counted from 0; the two regularisations come every few steps ("lazy", appendix B).
-            reals: (b, channels, height, width) in [-1, 1], the whole batch.
-            mechanism: differential privacy; ``secret_draws`` is then where its noise comes from.
+            reals: (b, channels, height, width) in [-1, 1], the whole batch; or what differential privacy makes of it.
 
         Returns:
             What was measured, by name.
         """
         config = self.settings.config
-        reals = reals.to(self.device)
         measured = self.generator_main(draws("generator"))
         if step % config.path_length_interval == 0:
             measured |= self.path_length(draws("path length"))
         is_penalised = step % config.r1_interval == 0
-        if mechanism is None:
+        if isinstance(reals, PrivateReals):
+            measured |= self.private_discriminator_main(reals, draws("discriminator"))
+            if is_penalised:
+                measured |= self.r2(draws("r1"))
+        else:
+            reals = reals.to(self.device)
             measured |= self.discriminator_main(reals, draws("discriminator"))
             if is_penalised:
                 measured |= self.r1(reals, draws("r1"))
-        else:
-            assert secret_draws is not None
-            measured |= self.private_discriminator_main(reals, draws("discriminator"), mechanism, secret_draws)
-            if is_penalised:
-                measured |= self.r2(draws("r1"))
         self.average_weights()
         return measured
 
@@ -110,7 +118,9 @@ class TrainStep:
     def path_length(self, draws: torch.Generator) -> Measured:
         """Greg: ``weight * (|J_w^T y| - a)^2`` (equation 4) on half a batch, times the interval between two.
 
-        J_w is the Jacobian of the image by the styles, y an image of N(0, 1), a the running mean of the lengths.
+        J_w is the Jacobian of the image by the styles, y an image of N(0, 1), a the running mean of the lengths. The
+        paper's a is a number that is set, not a function of the weights: no derivative is taken through it, also not
+        through the share (``path_length_decay``) that these lengths have in it.
         """
         config = self.settings.config
         n_images = max(1, config.batch_size // 2)
@@ -134,25 +144,23 @@ class TrainStep:
         measured = {"loss_d": loss, "real_logit": real_logits.mean(), "fake_logit": fake_logits.mean()}
         return {name: self.shard.mean(value.detach()) for name, value in measured.items()}
 
-    def private_discriminator_main(
-        self, reals: Tensor, draws: torch.Generator, mechanism: Mechanism, secret_draws: torch.Generator
-    ) -> Measured:
-        """Dmain under differential privacy: the gradient of the real images is what ``mechanism`` makes of it.
+    def private_discriminator_main(self, reals: PrivateReals, draws: torch.Generator) -> Measured:
+        """Dmain under differential privacy: the gradient of the real images is what the mechanism makes of it.
 
         Only numbers of the fakes are measured. The gradient of the fakes needs no clipping: it follows from weights
-        that are private already, and is the same whatever the real images are.
+        that are private already, and is the same whatever the real images are. ``draws`` are for the fakes alone.
         """
         loss_of_fakes, fake_logits = self._differentiate_fakes(draws)
         parameters = list(self.discriminator.parameters())
-        gradients = mechanism.gradient(
-            lambda image: loss_as_real(self.discriminator(image)),
-            self._augmented(reals, draws),
-            parameters,
-            on_device(secret_draws, self.device),
-        )
+        gradients = reals.mechanism.gradient(self._loss_of_unit, reals.units, parameters, reals.noise)
         torch._foreach_add_([parameter.grad for parameter in parameters if parameter.grad is not None], gradients)
         self._follow_gradients("discriminator")
         return {"loss_d_fake": loss_of_fakes, "fake_logit": fake_logits.detach().mean()}
+
+    def _loss_of_unit(self, unit: UnitImages) -> Tensor:
+        """Mean over its images; each is augmented by its own numbers, so that nobody else's images change anything."""
+        augmented = augment_by(unit.images.to(self.device), self.settings.config.augment, unit.numbers)
+        return loss_as_real(self.discriminator(augmented))
 
     def r1(self, reals: Tensor, draws: torch.Generator) -> Measured:
         """Dreg: ``gamma / 2 * |grad_x D(T(x))|^2`` at real x (R1, Mescheder et al. 2018), times the interval."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,18 @@ import numpy as np
 import torch
 
 from common.checkpoints import load_tensors, save_tensors
+from common.errors import InputError
 from common.files import atomic_path
 from common.seeds import derive_seed
 from common.settings import from_dict, to_dict
-from gan.batches import Batches, PoissonBatches
+from gan.batches import Batches
 from gan.pictures import INTERPOLATION, draw_fixed_samples, draw_interpolation, draw_sheet, write_pictures
-from gan.privacy import derive_mechanism, new_secret, privacy_record
+from gan.privacy import Population, derive_mechanism, privacy_record
+from gan.private_batches import PrivateBatches
 from gan.schedule import derive_schedule, snapshot_interval
+from gan.secret import Secret
 from gan.settings import GanSettings
-from gan.train_step import TrainStep
+from gan.train_step import PrivateReals, TrainStep
 from training.alarms import (
     ALARMS,
     LAST_GOOD,
@@ -77,12 +80,15 @@ class Training:
         device: torch.device,
         monitor: Monitor | None = None,
         shard: BatchShard = SINGLE_PROCESS,
+        patients: Sequence[str] | None = None,
     ) -> None:
         self.batches, self.settings, self.seed, self.monitor, self.shard = batches, settings, seed, monitor, shard
-        self.dtype = str(batches.images.dtype)
-        self.mechanism = derive_mechanism(settings, len(batches.images))
+        self.dtype, self.patients = str(batches.images.dtype), patients
+        self.population = Population.of(len(batches.images), patients)
+        self.mechanism = derive_mechanism(settings, self.population)
+        self.private_batches: PrivateBatches | None = None
         if self.mechanism is not None:
-            self.batches = PoissonBatches(batches.images, settings, seed, new_secret())
+            self.private_batches = self._private_batches(Secret.new())
         self.schedule = NEVER
         if monitor is not None and self.mechanism is None:  # with privacy, scores would tell of real images
             self.schedule = derive_schedule(settings, monitor.seconds_per_image, monitor.n_references, device.type)
@@ -106,17 +112,25 @@ class Training:
         if attempt:
             self.batches = Batches(self.batches.images, self.settings, seed_of_attempt(self.seed, attempt))
 
+    def _private_batches(self, secret: Secret) -> PrivateBatches:
+        assert self.mechanism is not None
+        rate = self.mechanism.sampling_rate
+        return PrivateBatches(self.batches.images, self.settings, rate, secret, self.patients)
+
+    def _reals(self) -> torch.Tensor | PrivateReals:
+        """Those of the step."""
+        if self.mechanism is None or self.private_batches is None:
+            return self.batches.at(self.step)
+        noise = self.private_batches.secret.stream(self.step, "noise")
+        return PrivateReals(self.mechanism, self.private_batches.at(self.step), noise)
+
     def advance(self) -> None:
         """One step, and every now and then a row in the curves.
 
         Raises:
             TrainingFailedError: what it measured is no number any more, or too large.
         """
-        secret_draws = None
-        if isinstance(self.batches, PoissonBatches):
-            secret_draws = torch.Generator().manual_seed(derive_seed(self.batches.secret, self.step, "noise"))
-        reals = self.batches.at(self.step)
-        measured = self.train_step.update(self.step, reals, self._draws, self.mechanism, secret_draws)
+        measured = self.train_step.update(self.step, self._reals(), self._draws)
         self.step += 1
         values = torch.stack(list(measured.values())).tolist()  # one wait for the device
         self.measured |= dict(zip(measured, values, strict=True))
@@ -234,8 +248,9 @@ class Training:
             "health": to_dict(self.health),
             "schedule": to_dict(self.schedule),
         }
-        if isinstance(self.batches, PoissonBatches):
-            metadata["secret"] = self.batches.secret
+        if self.private_batches is not None:
+            metadata["secret"] = self.private_batches.secret.hexadecimal
+            metadata["data_digest"] = self.private_batches.digest
         save_tensors(out / CHECKPOINT, self.train_step.tensors(), metadata)
 
     def resume(self, out: Path) -> None:
@@ -248,17 +263,26 @@ class Training:
         log.info("resumed at step %d of %d", self.step, self.settings.n_steps)
 
     def load(self, path: Path) -> None:
-        """Take over everything from a checkpoint; InputError if it is of other settings or another seed."""
+        """Take over everything from a checkpoint; InputError if it is of other settings or another seed.
+
+        Under differential privacy also if it is of other images: the same noise on both would give the difference away.
+        """
         tensors, metadata = load_tensors(path)
         check_same_run(path, metadata, self.settings, self.seed)
+        if self.private_batches is not None and metadata.get("data_digest") != self.private_batches.digest:
+            raise InputError(
+                "this private training began with other images, other patients or an earlier version",
+                where=path,
+                fix="delete its folder: a new training draws a new secret",
+            )
         self.train_step.load(tensors)
         self.step, self.rows, self.measured = metadata["step"], metadata["rows"], metadata["measured"]
         self.alarms, self.health = metadata["alarms"], from_dict(Health, metadata["health"])
         self.candidates = [from_dict(Candidate, one) for one in metadata["candidates"]]
         self.schedule = from_dict(MonitorSchedule, metadata["schedule"])
         self._set_attempt(metadata["attempt"])
-        if self.mechanism is not None:
-            self.batches = PoissonBatches(self.batches.images, self.settings, self.seed, metadata["secret"])
+        if self.private_batches is not None:
+            self.private_batches = self._private_batches(Secret(metadata["secret"]))
 
     def choose(self, out: Path) -> dict[str, Any]:
         """Make the chosen snapshot's weights the averaged ones, draw its pictures; returns which it is and why."""
@@ -278,7 +302,7 @@ class Training:
     def finish(self, out: Path, chosen: Mapping[str, Any]) -> None:
         """Write the averaged generator and which snapshot it is; what was kept for resuming goes."""
         metadata = {**self._identity(), "snapshot": dict(chosen), "n_alarms": len(self.alarms)}
-        metadata["privacy"] = privacy_record(self.settings, len(self.batches.images), self.step)
+        metadata["privacy"] = privacy_record(self.settings, self.population, self.step)
         save_tensors(out / RESULT, self.train_step.average.state_dict(), metadata)
         remove_state(out)
 

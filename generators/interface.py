@@ -42,6 +42,7 @@ class TrainRequest:
     second_domain: np.ndarray | None = None  # images of the domain that is translated to or from
     progress: Progress = field(default=silent)
     monitor: Monitor | None = None  # scores samples during the training; may be ignored
+    patients: Sequence[str] | None = None  # whose each image is; may be ignored
 
 
 @dataclass(frozen=True)

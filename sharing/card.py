@@ -80,10 +80,16 @@ WITHOUT_PRIVACY = "The generator was trained without differential privacy."
 EXTERNAL = "The generator is not part of autoshare, which promises no differential privacy of its training."
 WITH_PRIVACY = """
 
-The generator's weights were trained with differential privacy: epsilon {epsilon:g}, delta {delta}, for one image added
-or removed; a patient with k images has k times that epsilon. This covers the generated images. It does not cover the
-labels, which come from a network trained without it, nor the plan, nor which images the filter kept and its figures."""
-AUTO_DELTA = "a tenth of one over the number of training images"
+The generator's weights were trained with differential privacy: epsilon {epsilon:g}, delta {delta}, for {unit}
+This covers the generated images before the filter. It does not cover the labels, which come from a network trained
+without it, nor the plan and the intensity window, nor how many images and patients the site has, nor which images the
+filter kept and its figures."""
+UNIT_IMAGE = """one image added
+or removed. A patient with several images is protected less: at the same delta, k images together may have more than k
+times this epsilon. The site's own card of the training states the figure."""
+UNIT_PATIENT = """one patient
+added or removed with all images."""
+AUTO_DELTA = "a tenth of one over the number of training {unit}s"
 
 
 def render_card(manifest: Manifest, figures: Mapping[str, Any]) -> str:
@@ -154,5 +160,6 @@ def _guarantee(generator: Mapping[str, Any]) -> str:
     asked = None if "external" in generator else generator.get("config", {}).get("privacy")
     if asked is None:
         return EXTERNAL if "external" in generator else WITHOUT_PRIVACY
-    delta = AUTO_DELTA if asked["delta"] == "auto" else f"{asked['delta']:g}"
-    return WITH_PRIVACY.format(epsilon=asked["epsilon"], delta=delta)
+    unit, text = ("patient", UNIT_PATIENT) if asked.get("unit") == "patient" else ("image", UNIT_IMAGE)
+    delta = AUTO_DELTA.format(unit=unit) if asked["delta"] == "auto" else f"{asked['delta']:g}"
+    return WITH_PRIVACY.format(epsilon=asked["epsilon"], delta=delta, unit=text)

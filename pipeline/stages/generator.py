@@ -38,6 +38,7 @@ def train_generator(context: StageContext) -> None:
         n_mask_labels=n_mask_labels,
         progress=context.progress,
         monitor=monitor,
+        patients=[entry.patient for entry in images.entries],
     )
     resolved = generator.train(request)
     told: dict[str, object] = {"name": settings["name"], "n_images": len(images)}

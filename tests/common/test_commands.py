@@ -46,6 +46,7 @@ BAD_INPUT = {  # the cheapest mistake of each command
     "gan.throughput": ["--checkpoint=/no/such.safetensors", "--device=cpu"],
     "memorization.audit": ["--site-images=/no/such/folder", "--out=out"],
     "sharing.verify": ["/no/such/package"],
+    "studies.accountant_comparison": ["--steps=many"],
     "studies.calibration_study": ["--site-images=/no/such/folder", "--out=out"],
     "studies.gate_level": ["--cells=many"],
     "studies.generator_comparison": ["--config-name=no_such", "--generators=ddpm", "--minutes=1", "--out=out"],

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import integrate, stats
+from scipy import integrate, special, stats
 
 from gan.accountant import ORDERS, epsilon_after, noise_for, rdp_of_a_step
 
@@ -44,6 +44,14 @@ GOLDEN_DIVERGENCES = [
     (20.0, 1.0, 8.0, 0.01),
     (20.0, 1.0, 64.0, 0.08),
 ]
+# dp-accounting 0.6.0's accountant of privacy-loss distributions: python -m studies.accountant_comparison
+GOLDEN_TOGETHER = [
+    (6000, 4.43, 0.016, 1e-4, 1, 0.901),
+    (6000, 4.43, 0.016, 1e-4, 2, 1.974),
+    (6000, 4.43, 0.016, 1e-4, 5, 5.820),
+    (6000, 0.983, 0.016, 1e-4, 2, 17.660),
+    (6000, 0.983, 0.016, 1e-4, 5, 64.749),
+]
 
 
 @pytest.mark.parametrize("n_steps,noise,rate,delta,expected", GOLDEN)
@@ -73,6 +81,53 @@ def test_a_steps_divergence_bounds_both_directions_of_the_definition(order: floa
 
     assert rdp_of_a_step(order, noise, rate) == pytest.approx(divergence(mixed, base), rel=1e-6)
     assert divergence(base, mixed) <= rdp_of_a_step(order, noise, rate) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("n_steps,noise,rate,delta,n_units,expected", GOLDEN_TOGETHER)
+def test_epsilon_of_several_units_is_little_above_that_of_their_loss_distribution(
+    n_steps: int, noise: float, rate: float, delta: float, n_units: int, expected: float
+) -> None:
+    """And, both ways, above what one unit's epsilon times their number would be."""
+    found, alone = epsilon_after(n_steps, noise, rate, delta, n_units), epsilon_after(n_steps, noise, rate, delta)
+    assert expected < found < 1.12 * expected
+    of_one = {4.43: 0.901, 0.983: 7.265}[noise]
+    assert n_units == 1 or (expected > n_units * of_one and found > n_units * alone)
+
+
+def test_k_units_have_more_than_k_times_epsilon_already_in_one_step_of_all_images() -> None:
+    """The exact Gaussian mechanism (Balle and Wang 2018, theorem 8), and its divergence at k clipping norms."""
+
+    def delta_at(epsilon: float, distance: float) -> float:
+        return stats.norm.cdf(distance / 2 - epsilon / distance) - math.exp(epsilon) * stats.norm.cdf(
+            -distance / 2 - epsilon / distance
+        )
+
+    delta = delta_at(1.0, 0.3)
+    assert delta_at(5 * 1.0, 5 * 0.3) > 20 * delta
+    assert rdp_of_a_step(4.0, 1 / 0.3, 1.0, 5) == pytest.approx(4.0 * (5 * 0.3) ** 2 / 2)
+    assert rdp_of_a_step(4.0, 1 / 0.3, 1 - 1e-12, 5) == pytest.approx(4.0 * (5 * 0.3) ** 2 / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("order,noise,rate,n_units", [(2.0, 1.0, 0.2, 3), (4.5, 0.8, 0.05, 2), (1.5, 3.0, 0.6, 4)])
+def test_a_steps_divergence_of_several_units_is_the_larger_of_both_directions(
+    order: float, noise: float, rate: float, n_units: int
+) -> None:
+    chances = stats.binom.pmf(range(n_units + 1), n_units, rate)
+
+    def mixed(z: float) -> float:
+        logarithms = [stats.norm.logpdf(z, j, noise) for j in range(n_units + 1)]
+        return float(special.logsumexp(logarithms, b=chances))
+
+    def base(z: float) -> float:
+        return float(stats.norm.logpdf(z, 0, noise))
+
+    def divergence(p, q) -> float:
+        low, high = -9 * noise, n_units * order + 9 * noise
+        value, _ = integrate.quad(lambda z: math.exp(order * p(z) + (1 - order) * q(z)), low, high, limit=500)
+        return math.log(value) / (order - 1)
+
+    expected = max(divergence(mixed, base), divergence(base, mixed))
+    assert rdp_of_a_step(order, noise, rate, n_units) == pytest.approx(expected, rel=1e-5)
 
 
 @settings(max_examples=25, deadline=None)

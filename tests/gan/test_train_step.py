@@ -11,6 +11,7 @@ import torch
 from support.slow_references import activated, assert_equal_to_second_order, normal
 from torch import Tensor, nn
 
+import gan.train_step
 from common.plan import Plan
 from gan.batches import Batches
 from gan.layers import Linear
@@ -63,6 +64,33 @@ def test_the_gradients_of_r1_are_its_finite_differences() -> None:
     discriminator = with_random_biases(Discriminator(settings()).double())
     reals = normal(4, 2, 12, 6).double().requires_grad_(True)
     assert_gradients_are_finite_differences(discriminator, lambda: r1_penalty(discriminator, reals, reals * 1.0))
+
+
+def test_the_mean_of_path_lengths_is_a_number_and_not_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equation 4 has a number in its place; a derivative through these lengths' share in it would differ by little."""
+    run = TrainStep(settings(), 3, torch.device("cpu"))
+    run.mean_path_length += 0.01
+    before, parameters = run.mean_path_length, list(run.generator.parameters())
+    lengths: list[Tensor] = []
+    penalties: list[Tensor] = []
+    monkeypatch.setattr(
+        gan.train_step, "path_lengths", lambda *arguments: lengths.append(path_lengths(*arguments)) or lengths[-1]
+    )
+    monkeypatch.setattr(run, "_descend", lambda _, penalty: penalties.append(penalty))
+    run.path_length(torch.Generator().manual_seed(5))
+
+    def gradient(penalty: Tensor) -> Tensor:
+        of_each = torch.autograd.grad(penalty, parameters, retain_graph=True, allow_unused=True)
+        return torch.cat([one.flatten() for one in of_each if one is not None])
+
+    def formula(mean: Tensor) -> Tensor:
+        return (lengths[0] - mean).square().mean() * CONFIG.path_length_weight * CONFIG.path_length_interval
+
+    mean = before.lerp(lengths[0].mean(), CONFIG.path_length_decay)
+    found = gradient(penalties[0])
+    assert torch.allclose(found, gradient(formula(mean.detach())), rtol=1e-5, atol=1e-9)
+    share = float((gradient(formula(mean)) - found).norm() / found.norm())
+    assert 0 < share < 0.02
 
 
 def test_the_gradients_of_the_path_length_penalty_are_its_finite_differences() -> None:

@@ -181,10 +181,12 @@ def p_values(calibration: np.ndarray, queries: np.ndarray) -> np.ndarray:
     depend less on a single statistic of a single calibration image.
 
     Median and spread are taken over the calibration images *and* the image in question (full conformal prediction, Vovk
-    et al. 2005, ch. 2), so that the score treats all of them alike: if the image is exchangeable with the calibration
-    images, P(p <= a) <= a for every a, however many statistics there are and however they depend on each other. Only
-    patients are exchangeable: where they have several images each, the guarantee is that of as many calibration images
-    as there are patients, and a rate measured at one site varies more (docs/results/filter.md).
+    et al. 2005, ch. 2), so that the score treats all of them alike: if their rows are exchangeable, P(p <= a) <= a for
+    every a, however many statistics there are and however they depend on each other. The rows of a site are not quite:
+    a calibration image was never compared with the image in question, which was compared with all of them, and nearest
+    pairs are mutual. So an image of a new patient is dropped with up to about twice the level at small sites. Only
+    patients are exchangeable: where they have several images each, the rate is that of as many calibration images as
+    there are patients, and varies more from site to site (docs/results/filter.md).
 
     A smallest or Bonferroni-corrected p over the statistics has the same guarantee and no power at a small site: with
     30 images no single p is below 1/31, so no corrected one below 23/31.

@@ -6,7 +6,7 @@ nobody chose a snapshot, a threshold or a length by them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from common.image_set import ImageSet, load_image_set
 from common.resampling import bootstrap_weights, clopper_pearson, drawn_counts, percentile_interval
 from common.seeds import derive_seed
 from dataset.training_splits import HELD_OUT_SPLITS, TRAIN_SPLITS
-from evaluation.approaches import LOCAL, OURS, at_own_site
+from evaluation.approaches import LOCAL, OURS
 from evaluation.report.run import RunFiles, find_folds
-from evaluation.statistics import Scores, estimate, interval, mean_of
+from evaluation.statistics import ScoreTable, estimate, interval, mean_of
 from features.fidelity import N_RESAMPLES
 from features.fidelity_comparison import ComparedSets, compare_frechet
 from features.fidelity_monitor import FidelityMonitor
@@ -34,7 +34,6 @@ from studies.heldout_images import images_of_split
 if TYPE_CHECKING:
     import pandas as pd
 
-GAIN = f"{OURS} - {LOCAL}"
 Numbers = list[float]
 """A value and its 95 % interval: ``[value, low, high]``, as JSON holds it."""
 
@@ -169,38 +168,16 @@ def _nearest_ratio(part: Features, seed: int, n_resamples: int) -> tuple[float, 
 
 
 def _dice(places: Mapping[Place, Features], results: pd.DataFrame | None) -> dict[str, Numbers | None]:
-    """Of syn-real-X and real-X on X's test cases, and their difference; None where a network was not trained."""
+    """Of syn-real-X and real-X on X's test images, and their difference; None where a network was not trained."""
     found: dict[str, Numbers | None] = dict.fromkeys(("dice", "dice_real", "dice_gain"))
     if results is None:
         return found
-    own = at_own_site(results, [OURS, LOCAL])
-    by_site = [_dice_values(own, site, places) for site in sorted({place.site for place in places})]
-    for name, family in zip(found, (OURS, LOCAL, GAIN), strict=True):
-        values = [(of_site[family], owners) for of_site, owners in by_site if family in of_site]
-        if len(values) == len(by_site):
-            found[name] = _mean_over_sites(values)
+    scores, sites = ScoreTable.of(results, "dice").scores, sorted({place.site for place in places})
+    ours, local = ([scores.get((f"{family}-{site}", site)) for site in sites] for family in (OURS, LOCAL))
+    gains = [a.minus(b) if a and b else None for a, b in zip(ours, local, strict=True)]
+    for name, of_sites in zip(found, (ours, local, gains), strict=True):
+        known = [one for one in of_sites if one is not None]
+        if len(known) == len(sites):
+            shown = interval(mean_of([estimate(one) for one in known]))
+            found[name] = [shown.mean, shown.low, shown.high]
     return found
-
-
-def _dice_values(own: pd.DataFrame, site: str, places: Iterable[Place]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """(cases, labels) of both networks and their difference at one site, and each case's patient."""
-    of_site = own[own["tested_on"] == site]
-    wide = of_site.pivot(index=["fold", "case"], columns=["model", "label"], values="dice").sort_index()
-    values = {family: wide[family].to_numpy(float) for family in set(wide.columns.get_level_values("model"))}
-    if {OURS, LOCAL} <= values.keys():
-        values[GAIN] = values[OURS] - values[LOCAL]
-    patients: dict[str, str] = {}
-    for place in places:
-        if place.site == site:
-            patients |= place.read("prepare", "raw/patients.json")
-    return values, [patients[case] for _, case in wide.index]
-
-
-def _mean_over_sites(values: Sequence[tuple[np.ndarray, Sequence[str]]]) -> Numbers:
-    """The mean over sites of each one's mean over patients, then labels, with its interval over patients."""
-    found = []
-    for cases, owners in values:
-        nothing = np.zeros(len(cases), int)
-        found.append(estimate(Scores(cases, np.asarray(owners), folds=nothing, seeds=nothing)))
-    shown = interval(mean_of(found), min_patients=2)
-    return [shown.mean, shown.low, shown.high]

@@ -15,6 +15,7 @@ from support.paths import REPOSITORY
 from support.tiny_experiment import TINY, composed
 
 from common.errors import InputError
+from common.exit_codes import ExitCode
 from engine.dependencies import code_of
 from generators.registry import find_generator
 from pipeline.config import ExperimentConfig, GeneratorConfig, check_experiment
@@ -82,7 +83,7 @@ def test_the_toy_runs_the_whole_experiment(toy_run: Path) -> None:
 def test_a_receiver_without_the_toy_verifies_its_package(toy_run: Path) -> None:
     package = toy_run / "fold_0" / "share" / "A"
     verified = python("-m", "sharing.verify", str(package), cwd=toy_run, knows_toy=False)
-    assert verified.returncode == 0, verified.stderr
+    assert verified.returncode == ExitCode.PARTIAL, verified.stderr  # sound; of so few patients no gate is measurable
     generator = json.loads((package / "manifest.json").read_text())["generator"]
     assert (generator["name"], generator["external"]) == (TOY["name"], True)
     assert "not part of autoshare" in " ".join((package / "CARD.md").read_text().split())
@@ -135,7 +136,8 @@ def test_a_generator_of_the_working_directory_runs_the_experiment(own_package: P
     ended = python(str(REPOSITORY / "run_nnunet.py"), *chosen, cwd=cwd, knows_toy=False)
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     package = cwd / "runs" / "tiny" / "fold_0" / "share" / "A"
-    assert python("-m", "sharing.verify", str(package), cwd=REPOSITORY, knows_toy=False).returncode == 0
+    verified = python("-m", "sharing.verify", str(package), cwd=REPOSITORY, knows_toy=False)
+    assert verified.returncode == ExitCode.PARTIAL, verified.stderr  # sound; of so few patients no gate is measurable
     generator = json.loads((package / "manifest.json").read_text())["generator"]
     assert generator == {"external": True, "grey": 90, "name": "white_noise"}
     own_package.write_text(WHITE_NOISE.replace("LOUDNESS = 40", "LOUDNESS = 41"))

@@ -164,14 +164,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def results_of(*models: str) -> pd.DataFrame:
-    """Two cases a site; syn-real is better by 0.1 in each."""
-    rows = [
-        (f"{model}-{site}", site, site, 0, f"{site}{case}", "lung", 0.5 + 0.1 * case + 0.1 * (model == "syn-real"))
-        for model in models
-        for site in "AB"
-        for case in (4, 5)
-    ]
-    return pd.DataFrame(rows, columns=list(COLUMNS[:7]))
+    """Four cases of as many patients a site; syn-real is better by 0.1 in each."""
+    rows = []
+    for model in models:
+        for site in "AB":
+            for case in range(4):
+                dice = 0.9 + 0.1 * (case % 2) + 0.1 * (model == "syn-real")
+                rows.append((f"{model}-{site}", site, site, 0, 0, f"p{case}", f"{site}{case}", "lung", dice))
+    return pd.DataFrame(rows, columns=list(COLUMNS[:9]))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

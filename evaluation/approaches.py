@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 OURS = "syn-real"
 LOCAL, LOCAL_LONG = "real", "real-long"
 POOLED, POOLED_LONG = "real-all", "real-long-all"
+LONGER = {LOCAL: LOCAL_LONG, POOLED: POOLED_LONG}  # the same images, trained on as long as autoshare in all
 ALL_SITES = "all"
 FEWER = "syn-union-real"
 OTHER = "other"

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from evaluation.approaches import COMPARED, LOCAL, LOCAL_LONG, OURS, model_of_sites
+from evaluation.approaches import COMPARED, LOCAL, LOCAL_LONG, LONGER, OURS, model_of_sites
 from evaluation.statistics import Estimate, Interval, Judgement, ScoreTable, interval, judge
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Comparison:
     by_site: Mapping[str, Interval]
     mean: float
     difference_by_site: Mapping[str, Interval]  # each by itself, not judged
-    over_sites: Judgement | None  # ours minus this one, mean over sites; None for ours
+    over_sites: Judgement | None  # ours minus this one, mean over sites; None: ours, or a longer training judges
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def judge_all(
     """Every difference that a report judges: (what, site or approach) -> its judgement.
 
     At each site, autoshare's network minus its control, on own and on other sites' images; over all sites, autoshare
-    minus each other approach.
+    minus each other approach, of two trainings on the same real images minus the longer one only.
     """
     models = models_of_approaches(table)
     ours = models.get(OURS, {})
@@ -98,7 +98,8 @@ def judge_all(
                 differences[what, site], names[what, site] = table.difference(*pair), {ours[site], control}
     for approach, of_site in models.items():
         shared = ours.keys() & of_site.keys()
-        if approach != OURS and shared:
+        # a training of half the length is no baseline where there is one of the same length
+        if approach != OURS and shared and LONGER.get(approach) not in models:
             differences["approach", approach] = table.difference(ours, of_site)
             names["approach", approach] = {model[site] for model in (ours, of_site) for site in shared}
     measured = {key: found for key, found in differences.items() if not math.isnan(found.mean)}
@@ -144,9 +145,8 @@ def _comparison(
         site: table.mean(model, site, "dice") for site, model in of_site.items() if (model, site) in table.scores
     }
     all_sites = {site for found in models.values() for site in found}
-    apart = {
-        site: interval(table.difference({site: ours[site]}, of_site)) for site in by_site if over_sites and site in ours
-    }
+    compared = [site for site in by_site if approach != OURS and site in ours]
+    apart = {site: interval(table.difference({site: ours[site]}, of_site)) for site in compared}
     return Comparison(
         approach=approach,
         by_site=by_site,

@@ -91,7 +91,8 @@ def _verdicts_table(found: Sequence[Comparison]) -> Html:
         return Html("")
     caption = (
         "Dice points, mean over sites. Two-sided paired t test over patients; interval and p are corrected for the "
-        "number of all verdicts of this report, by the same rule."
+        "number of all verdicts of this report, by the same rule. Of two trainings on the same real images only the "
+        "one that trains as long as autoshare is a baseline."
     )
     header = ["Autoshare minus", "mean over sites [corrected 95 % interval]", "verdict", "p, corrected"]
     return join(heading("Autoshare against each other approach, over all sites"), table(header, rows, caption))

@@ -96,6 +96,9 @@ def test_a_gain_is_claimed_against_a_training_of_equal_length(results):
     assert [gain.own_images.verdict for gain in equal.gains] == [LOSS, LOSS]
     # the other sites' images, where there is still a gain
     assert equal.gains[0].other_images.verdict == GAIN
+    # and no other table claims a gain against half the length
+    judged = {row.approach: row.over_sites for row in equal.comparisons}
+    assert judged["real"] is None and judged["real-long"].verdict == LOSS and judged["real-all"] is not None
 
 
 def test_the_control_is_the_one_with_the_better_validation_dice_not_with_the_better_test():

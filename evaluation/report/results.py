@@ -106,7 +106,7 @@ def about_verdicts(verdicts: Verdicts, results: pd.DataFrame) -> list[str]:
     if verdicts.n_comparisons > 1:
         sentences.append(
             f"This report judges {verdicts.n_comparisons} comparisons. Their intervals and p are corrected for that "
-            "number (Bonferroni): where nothing differs, the chance of any false verdict in the report is at most 5 %."
+            "number (Bonferroni): where nothing differs, about 5 % of reports or fewer hold any verdict."
         )
     sentences.append(
         f"The intervals count the patients and {n_seeds} trainings of each network."
